@@ -1,0 +1,49 @@
+"""How long a step may train: a count of epochs, steps or seconds, written "3 epochs", "200 steps" or "60 s"."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from paredown.core.errors import BudgetError
+
+Unit = Literal["epochs", "steps", "seconds"]
+_UNITS: dict[str, Unit] = {
+    "epoch": "epochs", "epochs": "epochs", "step": "steps", "steps": "steps",
+    "s": "seconds", "sec": "seconds", "second": "seconds", "seconds": "seconds",
+}  # fmt: skip
+_SECONDS = {"min": 60.0, "minute": 60.0, "minutes": 60.0, "h": 3600.0, "hour": 3600.0, "hours": 3600.0}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """`amount` of `unit`. A step that trains stops after it; the learning-rate schedule spans exactly it."""
+
+    amount: float
+    unit: Unit = "epochs"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.amount < float("inf"):
+            raise BudgetError("an effort must be a positive amount", got=self.amount, remedy='write "3 epochs" or "60 s"')
+        if self.unit not in ("epochs", "steps", "seconds"):
+            raise BudgetError(
+                "an effort's unit must be epochs, steps or seconds", got=self.unit, remedy='write "3 epochs" or "60 s"'
+            )
+
+    @classmethod
+    def parse(cls, value: "str | Effort") -> Self | "Effort":
+        """`"3 epochs"`, `"200 steps"`, `"60 s"`, `"5 min"`; an Effort passes through."""
+        if isinstance(value, Effort):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", str(value).lower())
+        unit = match.group(2) if match else ""
+        if match is None or (unit not in _UNITS and unit not in _SECONDS):
+            raise BudgetError(
+                "an effort is a number and a unit (epochs, steps, s, min, h)",
+                got=repr(value),
+                remedy='write "3 epochs" or "60 s"',
+            )
+        amount = float(match.group(1))
+        return cls(amount, _UNITS[unit]) if unit in _UNITS else cls(amount * _SECONDS[unit], "seconds")
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"

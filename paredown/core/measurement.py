@@ -1,0 +1,28 @@
+"""One measured number with its unit, its sample size and its interval."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """metric: what was measured ("latency_ms", "latency_ratio", "drop", "top1", "size_bytes", "memory_mb", ...).
+    value: the estimate, in `unit` ("ms", "x", "B", "MB", or "" for metric units).
+    n: how many samples or pairs it rests on; 1 for an exact count.
+    low, high: its interval at `confidence`. Of a drop each end is a one-sided bound at that confidence
+    (the gate looks at one end only); of a latency the interval is two-sided. None: exact.
+    device: machine, runtime and threads, as text.
+    """
+
+    metric: str
+    value: float
+    unit: str = ""
+    n: int = 1
+    low: float | None = None
+    high: float | None = None
+    confidence: float = 0.95
+    device: str = ""
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit and self.unit != "x" else self.unit
+        interval = "" if self.low is None or self.high is None else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g}{unit}{interval}"

@@ -1,0 +1,49 @@
+"""Our fake-quantize operator, `paredown::fake_quantize`: rounds to a linear grid and back; gradients pass straight through.
+
+q = clamp(round(x / scale) + zero_point, low, high); y = (q - zero_point) * scale, rounding half to even,
+as ONNX QuantizeLinear and DequantizeLinear do. Straight-through estimator: arXiv:1308.3432.
+It stands in exported graphs, where `deploy` translates it to Q/DQ nodes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("paredown::fake_quantize", mutates_args=())
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int) -> Tensor:
+    """x: any shape, floating point. scale: positive, x's type; zero_point: int32; both of shape (1,) for a grid per tensor
+    (axis = -1) or (x.shape[axis],) for one per channel. low, high: the integers of the grid, inclusive. -> x's shape and type.
+    """
+    s, z = _along(scale, x, axis), _along(zero_point, x, axis)
+    return (torch.clamp(torch.round(x / s) + z, low, high) - z) * s
+
+
+@fake_quantize.register_fake
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int) -> Tensor:  # noqa: ARG001 (the operator's)
+    return torch.empty_like(x)
+
+
+def _along(value: Tensor, x: Tensor, axis: int) -> Tensor:
+    """(channels,) -> a shape that broadcasts along `axis` of x."""
+    if axis < 0:
+        return value.to(x.dtype)
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    return value.to(x.dtype).view(shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 (torch names it)
+    x, scale, zero_point, axis, low, high = inputs
+    s, z = _along(scale, x, axis), _along(zero_point, x, axis)
+    q = torch.round(x / s) + z
+    ctx.save_for_backward((q >= low) & (q <= high))
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    (inside,) = ctx.saved_tensors
+    return gradient * inside, None, None, None, None, None
+
+
+fake_quantize.register_autograd(_backward, setup_context=_save)

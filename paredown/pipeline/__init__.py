@@ -1,0 +1,1 @@
+"""The main job: analyze, plan, apply, compress; checkpoints and the store."""

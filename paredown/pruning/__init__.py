@@ -1,0 +1,1 @@
+"""What to cut: importances, selection under a goal."""

@@ -1,0 +1,1 @@
+"""One criterion a file: free functions over tensors."""

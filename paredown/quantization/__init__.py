@@ -1,0 +1,1 @@
+"""Linear integer grids: observers, calibration, the fake-quantized model."""

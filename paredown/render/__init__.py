@@ -1,0 +1,1 @@
+"""A report as a page or a table. Never imports torch."""

@@ -1,0 +1,121 @@
+"""Batches as the user gives them: (inputs, target), inputs a tensor, a tuple (positional) or a dict (by name)."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paredown.core.errors import BatchError, NotFiniteError
+
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+Batch = tuple[Inputs, Any]
+Batches = Iterable[Batch]
+
+
+def call(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """`model(x)`, `model(*inputs)` or `model(**inputs)`, by the type of the inputs."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in a nest of tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return [tensor for item in items for tensor in tensors(item)]
+
+
+def apply_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
+    """The same nest with `function` applied to every tensor."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: apply_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(apply_tensors(item, function) for item in value)
+    return value
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Samples in a batch: dimension 0 of its first tensor."""
+    return int(tensors(inputs)[0].shape[0])
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lives; the CPU for a model without any."""
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def each(batches: Batches, name: str, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """The batches one by one, each checked (form, finite inputs) and moved to `device`.
+
+    Raises BatchError where there is none, where the iterator can be used only once, or where a batch isn't (inputs, target).
+    """
+    if isinstance(batches, Iterator):
+        raise BatchError(
+            f"{name} must be re-iterable, so that every pass sees the same data", got=type(batches).__name__,
+            remedy="pass a list or a DataLoader, not a generator",
+        )  # fmt: skip
+    if not isinstance(batches, Iterable):
+        raise BatchError(
+            f"{name} must be an iterable of (inputs, target)",
+            got=type(batches).__name__,
+            remedy="pass a list or a DataLoader",
+        )
+    empty = True
+    for index, batch in enumerate(batches):
+        empty = False
+        inputs, target = _pair(batch, name, index)
+        yield apply_tensors(inputs, lambda t: t.to(device)), apply_tensors(target, lambda t: t.to(device))
+    if empty:
+        raise BatchError(
+            f"{name} must hold at least one batch",
+            got="an empty iterator",
+            remedy="check the data set's path and split",
+        )
+
+
+def check_finite(value: Any, what: str) -> None:
+    """Raises NotFiniteError where a floating-point tensor in `value` holds NaN or infinity."""
+    for tensor in tensors(value):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            kind = "NaN" if bool(torch.isnan(tensor).any()) else "infinity"
+            raise NotFiniteError(
+                f"{what} must be finite", got=kind, remedy="look for a division by zero, or a missing value in the data"
+            )
+
+
+def _pair(batch: Any, name: str, index: int) -> Batch:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise BatchError(
+            f"each batch of {name} must be a pair (inputs, target)",
+            got=_form(batch),
+            remedy="write (inputs, None) where there is no target",
+        )
+    inputs, target = batch
+    inputs = tuple(inputs) if isinstance(inputs, list) else inputs
+    if not isinstance(inputs, Tensor | tuple | dict) or not tensors(inputs):
+        raise BatchError(
+            f"inputs of {name} must be a tensor, a tuple or a dict of tensors",
+            got=_form(inputs),
+            remedy="convert arrays by torch.as_tensor",
+        )
+    if tensors(inputs)[0].dim() == 0 or batch_size(inputs) == 0:
+        raise BatchError(
+            f"inputs of {name} must have the batch on dimension 0",
+            got=tuple(tensors(inputs)[0].shape),
+            remedy="add a batch dimension",
+        )
+    check_finite(inputs, f"inputs of {name}, batch {index},")
+    return inputs, target
+
+
+def _form(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__

@@ -1,0 +1,70 @@
+"""Shared fixtures: a small residual convnet, and the data beside the project (skipped where it is absent)."""
+
+import importlib.util
+import pathlib
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+class SmallBlock(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or c_in != c_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """Inputs (batch, 1, 8, 8); 10 classes."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.block1 = SmallBlock(width, width, 1)
+        self.block2 = SmallBlock(width, 2 * width, 2)
+        self.head = nn.Linear(2 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block2(self.block1(self.stem(x)))
+        return self.head(x.mean((2, 3)))
+
+
+def make_small_resnet(width: int = 8, seed: int = 0) -> SmallResNet:
+    """A SmallResNet in evaluation mode whose batch norms have seen data (no statistic is left at 0 or 1)."""
+    torch.manual_seed(seed)
+    model = SmallResNet(width)
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.randn(32, 1, 8, 8))
+    return model.eval()
+
+
+@pytest.fixture
+def small_resnet() -> SmallResNet:
+    return make_small_resnet()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> ModuleType:
+    """The `load` module of the data beside the project."""
+    path = SHARED / "load.py"
+    if not path.exists():
+        pytest.skip("the data beside the project (../shared/data) is absent")
+    spec = importlib.util.spec_from_file_location("shared_data_load", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
