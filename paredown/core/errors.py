@@ -50,6 +50,10 @@ class CertificationError(ParedownError):
     """The validation set is too small to certify the drop that was asked for."""
 
 
+class MeasurementError(ParedownError):
+    """A measurement was asked for in a way that can't give a sound number, or what was to be measured failed."""
+
+
 class TraceError(ParedownError):
     """torch.export can't take the model; the message names the user's source line."""
 

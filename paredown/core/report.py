@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
@@ -15,6 +15,7 @@ from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
 from paredown.core.target import Target
 
+_T = TypeVar("_T")
 _FORBID = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
@@ -49,6 +50,71 @@ class Barrier:
     operator: str
     where: str
     reason: str
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A dependency group. name: of the module that gives it its name. size: channels. macs_share: of the model's MACs that
+    its channels take part in, in [0, 1]; groups overlap, so the shares of a model don't sum to 1.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    name: str
+    size: int
+    macs_share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `analyze` found of a task, before anything is changed.
+
+    quality: the metric on validation data. latency: in ms, of the exported fp32 file in the target's runtime, whose size is
+    `size_bytes`. macs: for one sample. groups: what can be pruned; barriers: what can't. seconds: what the analysis took.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    task: str
+    target: Target
+    metric: str
+    quality: Measurement
+    latency: Measurement
+    size_bytes: int
+    macs: int
+    parameters: int
+    groups: tuple[GroupRow, ...]
+    barriers: tuple[Barrier, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> str:
+        """The whole profile as JSON; `Profile.from_json` reads it back equal."""
+        return pydantic.TypeAdapter(Profile).dump_json(self, indent=2).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Profile":
+        """Raises ArtifactError where the text is not a profile of this version."""
+        return _read(Profile, text, "the text must be a profile", "run `paredown doctor` again")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One file against another, both timed in turn in one process. latency_ratio: of the file to the other, paired.
+
+    difference: of their outputs on the same inputs, max |difference| / max |y|; agreement: share of samples whose largest
+    output stands at the same place. None where their outputs can't be compared.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    file: str
+    against: str
+    target: Target
+    latency: Measurement
+    latency_against: Measurement
+    latency_ratio: Measurement
+    size_bytes: int
+    size_bytes_against: int
+    difference: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,16 +169,7 @@ class Report:
     @classmethod
     def from_json(cls, text: str | bytes) -> "Report":
         """Raises ArtifactError where the text is not a report of this version."""
-        try:
-            return pydantic.TypeAdapter(Report).validate_json(text)
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ArtifactError(
-                "report.json must be a report of paredown",
-                got=f"{where}: {first['msg']}",
-                remedy="run `paredown compress` again",
-            ) from None
+        return _read(Report, text, "report.json must be a report", "run `paredown compress` again")
 
     def save_html(self, path: str | pathlib.Path) -> pathlib.Path:
         """One self-contained page that opens offline."""
@@ -124,6 +181,16 @@ class Report:
 
     def with_renderer(self, render: Callable[["Report"], str]) -> "Report":
         return dataclasses.replace(self, render=render)
+
+
+def _read(cls: type[_T], text: str | bytes, what: str, remedy: str) -> _T:
+    """`text` as a `cls`; ArtifactError names the first field that doesn't fit."""
+    try:
+        return pydantic.TypeAdapter(cls).validate_json(text)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{what} of paredown", got=f"{where}: {first['msg']}", remedy=remedy) from None
 
 
 _CANDIDATE: Any = {"load"}

@@ -13,11 +13,11 @@ from torch import Tensor
 
 @torch.library.custom_op("paredown::fake_quantize", mutates_args=())
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int) -> Tensor:
-    """x: any shape, floating point. scale: positive, x's type; zero_point: int32; both of shape (1,) for a grid per tensor
+    """x: any shape, floating point. scale: positive; zero_point: int32; both of shape (1,) for a grid per tensor
     (axis = -1) or (x.shape[axis],) for one per channel. low, high: the integers of the grid, inclusive. -> x's shape and type.
     """
     s, z = _along(scale, x, axis), _along(zero_point, x, axis)
-    return (torch.clamp(torch.round(x / s) + z, low, high) - z) * s
+    return _rounded(x, s, z).clamp_(low, high).sub_(z).mul_(s)
 
 
 @fake_quantize.register_fake
@@ -25,10 +25,15 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: i
     return torch.empty_like(x)
 
 
+def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """A new tensor, round(x / scale) + zero_point."""
+    return torch.div(x, scale).round_().add_(zero_point)
+
+
 def _along(value: Tensor, x: Tensor, axis: int) -> Tensor:
-    """(channels,) -> a shape that broadcasts along `axis` of x."""
+    """(channels,) -> a shape that broadcasts along `axis` of x; () per tensor."""
     if axis < 0:
-        return value.to(x.dtype)
+        return value.to(x.dtype).reshape(())
     shape = [1] * x.dim()
     shape[axis] = -1
     return value.to(x.dtype).view(shape)
@@ -36,8 +41,7 @@ def _along(value: Tensor, x: Tensor, axis: int) -> Tensor:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 (torch names it)
     x, scale, zero_point, axis, low, high = inputs
-    s, z = _along(scale, x, axis), _along(zero_point, x, axis)
-    q = torch.round(x / s) + z
+    q = _rounded(x, _along(scale, x, axis), _along(zero_point, x, axis))
     ctx.save_for_backward((q >= low) & (q <= high))
 
 

@@ -12,9 +12,10 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from paredown.core.errors import TraceError
-from paredown.task.batches import Inputs
+from paredown.task.batches import Inputs, evaluating
 
 Dynamic = dict[str, dict[int, str]]
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 
 def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> ExportedProgram:
@@ -24,19 +25,15 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> E
     Raises TraceError, naming the user's source line, where torch.export can't follow the model.
     """
     args, kwargs = as_call(inputs)
-    modes = {module: module.training for module in model.modules()}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), evaluating(model):
             warnings.simplefilter("ignore")
-            return torch.export.export(model.eval(), args, kwargs, dynamic_shapes=_shapes(model, inputs, dynamic))
+            return torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, inputs, dynamic))
     except Exception as error:
         raise TraceError(
             "torch.export must be able to follow the model", got=f"{_line(error)}{_first_sentence(error)}",
-            remedy="replace control flow on tensor values by torch.where or torch.cond, and constants of the batch size by x.shape[0]",
+            remedy="replace control flow on tensor values by torch.where, and literal batch sizes by x.shape[0]",
         ) from error  # fmt: skip
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -55,11 +52,9 @@ def module_path(node: fx.Node) -> str:
 
 def source_line(node: fx.Node) -> str:
     """Where a node stands in the user's code: "model.py:12, in forward"; "" where unknown."""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', node.meta.get("stack_trace") or "")
-    if not frames:
-        return ""
-    path, line, function = frames[-1]
-    return f"{pathlib.PurePath(path).name}:{line}, in {function}"
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [frame for frame in frames if not frame[0].startswith(torch.__path__[0])]
+    return _place((own or frames)[-1]) if frames else ""
 
 
 def _shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None) -> Any:
@@ -93,11 +88,12 @@ def _first_sentence(error: BaseException) -> str:
 
 def _line(error: BaseException) -> str:
     """The innermost frame of the user's own code, from the traceback or from the message."""
-    own = (torch.__path__[0], str(pathlib.Path(__file__).parent), sys.prefix + "/lib", sys.base_prefix + "/lib")
-    frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(error.__traceback__)]
-    frames += re.findall(r'File "([^"]+)", line (\d+), in (\w+)', str(error))
-    user = [(path, line, name) for path, line, name in frames if not path.startswith(own) and not path.startswith("<")]
-    if not user:
-        return ""
-    path, line, name = user[-1]
-    return f"{pathlib.PurePath(path).name}:{line}, in {name}: "
+    libraries = (torch.__path__[0], str(pathlib.Path(__file__).parent), f"{sys.prefix}/lib", f"{sys.base_prefix}/lib", "<")
+    frames = [(f.filename, str(f.lineno), f.name) for f in traceback.extract_tb(error.__traceback__)]
+    user = [frame for frame in frames + _FRAME.findall(str(error)) if not frame[0].startswith(libraries)]
+    return f"{_place(user[-1])}: " if user else ""
+
+
+def _place(frame: tuple[str, str, str]) -> str:
+    path, line, function = frame
+    return f"{pathlib.PurePath(path).name}:{line}, in {function}"

@@ -1,5 +1,7 @@
 """Batches as the user gives them: (inputs, target), inputs a tensor, a tuple (positional) or a dict (by name)."""
 
+import contextlib
+import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -49,6 +51,31 @@ def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lives; the CPU for a model without any."""
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def digests(inputs: Inputs) -> list[bytes]:
+    """For each sample of a batch 16 bytes that tell it from any other, by its values, shapes and types."""
+    samples = batch_size(inputs)
+    states = [hashlib.blake2b(digest_size=16) for _ in range(samples)]
+    for tensor in tensors(inputs):
+        rows = tensor if tensor.dim() and tensor.shape[0] == samples else tensor.expand(samples, *tensor.shape)
+        head = f"{tuple(rows.shape[1:])}{rows.dtype}".encode()
+        flat = rows.detach().cpu().contiguous().reshape(samples, -1).view(torch.uint8).numpy()
+        for state, row in zip(states, flat, strict=True):
+            state.update(head)
+            state.update(row)
+    return [state.digest() for state in states]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in evaluation mode; each of its modules gets its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def each(batches: Batches, name: str, device: torch.device | str = "cpu") -> Iterator[Batch]:

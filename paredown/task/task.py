@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import BatchError, MetricError, NotFiniteError, NotTrainableError, TaskError
-from paredown.task.batches import Batches, Inputs, batch_size, call, check_finite, device_of, each, tensors
+from paredown.task.batches import Batches, Inputs, batch_size, call, check_finite, device_of, each, evaluating, tensors
 from paredown.task.metric import Kind, Metric, top1
 
 
@@ -137,7 +137,7 @@ def _scored(task: Task, score: Callable[[], Any]) -> None:
         raise
     except Exception as error:
         raise MetricError(
-            f"metric {task.scorer} must take (output, target) as the model and the data give them", got=f"{type(error).__name__}: {error}",
+            f"metric {task.scorer} must take (output, target) as the model and the data give them", got=_brief(error),
             remedy="call it on model(inputs) and a target to see",
         ) from error  # fmt: skip
 
@@ -148,7 +148,7 @@ def _check_loss(task: Task, output: Any, target: Any) -> None:
             value = task.loss(output, target)
     except Exception as error:
         raise TaskError(
-            "loss must take (output, target) as the model and the data give them", got=f"{type(error).__name__}: {error}",
+            "loss must take (output, target) as the model and the data give them", got=_brief(error),
             remedy="call it on model(inputs) and a target to see",
         ) from error  # fmt: skip
     if not isinstance(value, Tensor) or value.dim() != 0:
@@ -161,16 +161,15 @@ def _check_loss(task: Task, output: Any, target: Any) -> None:
 
 
 def _run(task: Task, inputs: Inputs, what: str) -> Any:
-    training = task.model.training
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            return call(task.model.eval(), inputs)
+        with torch.no_grad(), warnings.catch_warnings(), evaluating(task.model):
+            return call(task.model, inputs)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors(inputs))
         raise BatchError(
-            f"{what} must fit the model",
-            got=f"{shapes} ({type(error).__name__}: {error})",
-            remedy="compare with what forward takes",
+            f"{what} must fit the model", got=f"{shapes} ({_brief(error)})", remedy="compare with what forward takes"
         ) from error
-    finally:
-        task.model.train(training)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,39 @@
+# paredown: `make demo` shows the main job, `make test` proves it. Everything else is listed by `make help`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help demo test test-all check bench clean
+.DEFAULT_GOAL := help
+
+help:           ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+demo: $(READY)  ## train a small convnet on digits, compress it, write runs/demo (under 3 minutes)
+	$(BIN)/paredown demo --out runs/demo
+
+test: $(READY)  ## the tests that CI runs
+	$(BIN)/python -m pytest
+
+test-all: $(READY) ## every test, the slow ones too
+	$(BIN)/python -m pytest -m ''
+
+check: $(READY) ## format, lint, types, layers, and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/core tests/task tests/graph tests/measure tests/render
+
+bench: $(READY) ## the figures that the documents state, into benchmarks/results/ (an hour and more)
+	$(BIN)/python -m benchmarks.resnet20
+
+clean:          ## remove what the targets above made, except results
+	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Installed once, and again only when pyproject.toml changed.
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@

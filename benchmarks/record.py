@@ -1,0 +1,35 @@
+"""Result tables: one CSV a benchmark, each row with its environment, its n and its interval; written whole or not at all."""
+
+import csv
+import dataclasses
+import datetime
+import pathlib
+from typing import Any
+
+import paredown
+from paredown.core.measurement import Measurement
+from paredown.core.target import Target
+from paredown.deploy.capabilities import environment
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+
+def row(name: str, measurement: Measurement, **extra: Any) -> dict[str, Any]:
+    """One figure as a flat row."""
+    return {"case": name, **{k: v for k, v in dataclasses.asdict(measurement).items() if v is not None}, **extra}
+
+
+def write(file: str, rows: list[dict[str, Any]], target: Target | None = None) -> pathlib.Path:
+    """RESULTS/file, its columns the union of the rows', with date and environment appended to each row."""
+    stamp = {"date": datetime.date.today().isoformat(), "paredown": paredown.__version__}
+    where = "; ".join(f"{key}={value}" for key, value in environment(target or Target()).items())
+    full = [{**each, **stamp, "environment": where} for each in rows]
+    columns = list(dict.fromkeys(key for each in full for key in each))
+    RESULTS.mkdir(exist_ok=True)
+    path, unfinished = RESULTS / file, RESULTS / f".{file}"
+    with unfinished.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(full)
+    unfinished.replace(path)
+    return path

@@ -1,0 +1,219 @@
+"""The command line. Exit status: 0 the budget is met, 1 it is not (the front is still written), 2 bad input."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from paredown.core.budget import Budget
+from paredown.core.errors import ArtifactError, ParedownError, RecipeError, TaskError
+from paredown.core.report import Report
+from paredown.core.target import Target
+
+app = typer.Typer(
+    help="Pare a trained PyTorch model down to a budget, measured on the file that ships.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_out, _err = Console(), Console(stderr=True)
+
+TaskFile = Annotated[str, typer.Argument(metavar="TASK.py[:NAME]", help="a file that defines task() or NAME(), returning a Task")]
+Runtime = Annotated[str, typer.Option("--target", help="onnxruntime or openvino")]
+BatchSize = Annotated[int, typer.Option("--batch", help="samples per call when latency is measured")]
+Threads = Annotated[int, typer.Option("--threads", help="of the runtime")]
+_THREADS = Target().threads
+
+
+@app.command()
+def compress(  # noqa: PLR0913, PLR0917 (typer reads a command's options from its signature)
+    task: TaskFile,
+    max_drop: Annotated[str, typer.Option(help='"1%" of the baseline, or 0.01 in metric units')] = "1%",
+    latency: Annotated[str | None, typer.Option(help='"0.4x" or "3 ms"')] = None,
+    size: Annotated[str | None, typer.Option(help='"0.25x" or "5 MB"')] = None,
+    target: Runtime = "onnxruntime",
+    batch: BatchSize = 1,
+    threads: Threads = _THREADS,
+    recipe: Annotated[Path | None, typer.Option(help="a fixed recipe (YAML or JSON) instead of a planned one")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/run"),
+    effort: Annotated[str, typer.Option(help='of each recovery: "3 epochs", "200 steps", "60 s"')] = "3 epochs",
+    seed: int = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="take up the finished stages in --out")] = False,
+) -> None:
+    """Compress a task under a budget; write model, checkpoint, recipe and report to --out."""
+    from paredown.pipeline.compress import compress as run
+    from paredown.render.terminal import ProgressBars
+
+    budget = Budget(_drop(max_drop), latency, size)
+    chosen = Target(target, batch, threads)  # type: ignore[arg-type]  # Target checks the name
+    steps = None if recipe is None else _recipe(recipe)
+    with ProgressBars(_err) as progress:
+        report = run(
+            load_task(task), budget, target=chosen, out=out, recipe=steps, effort=effort, seed=seed, progress=progress,
+            existing="resume" if resume else "refuse",
+        )  # fmt: skip
+    _conclude(report, out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder of the run; an earlier demo in it is replaced")] = Path("runs/demo"),
+) -> None:
+    """Train a small convnet on scikit-learn's digits, then compress it: drop 2 points, 0.6x latency, 0.18x size."""
+    from paredown.pipeline.demo import run_demo
+    from paredown.render.terminal import ProgressBars
+
+    with ProgressBars(_err) as progress:
+        report = run_demo(out, progress=progress)
+    _conclude(report, out)
+
+
+@app.command()
+def doctor(task: TaskFile, target: Runtime = "onnxruntime", batch: BatchSize = 1, threads: Threads = _THREADS) -> None:
+    """What can be pruned and what can't, and where the model stands: metric, latency, size, MACs. Changes nothing."""
+    from paredown.pipeline.analyze import analyze
+    from paredown.render.terminal import doctor_table
+
+    _out.print(doctor_table(analyze(load_task(task), Target(target, batch, threads))))  # type: ignore[arg-type]  # Target checks
+
+
+@app.command()
+def measure(
+    file: Annotated[Path, typer.Argument(metavar="A.onnx")],
+    against: Annotated[Path, typer.Option(metavar="B.onnx", help="the baseline")],
+    target: Annotated[str | None, typer.Option(help="onnxruntime or openvino; default: what the file was made for")] = None,
+    batch: BatchSize = 1,
+    threads: Threads = _THREADS,
+) -> None:
+    """Paired latency, bytes and outputs of one file against another, on random inputs. Also on another machine."""
+    from paredown.pipeline.compare import compare_files
+    from paredown.render.terminal import measure_table
+
+    _out.print(measure_table(compare_files(file, against, runtime=target, batch=batch, threads=threads)))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="the --out folder of a finished run")]) -> None:
+    """Print the report of a finished run and draw report.html anew."""
+    from paredown.pipeline.store import read_report
+    from paredown.render.html import render_html
+    from paredown.render.terminal import summary
+
+    found = read_report(folder)
+    page = folder / "report.html"
+    found.with_renderer(render_html).save_html(page)
+    _out.print(summary(found))
+    _out.print(f"{page}", highlight=False)
+
+
+def load_task(spec: str) -> Any:
+    """The Task that a user's file defines: `FILE.py` (its function `task`) or `FILE.py:NAME`.
+
+    The file is the user's own code, named on the command line; it is executed. Raises TaskError.
+    """
+    from paredown.task.task import Task
+
+    path, _, name = spec.partition(":") if not Path(spec).is_file() else (spec, "", "")
+    function = getattr(_module(Path(path)), name or "task", None)
+    if not callable(function):
+        raise TaskError(
+            f"{Path(path).name} must define {name or 'task'}()", got="no such function", remedy="or name it: FILE.py:NAME"
+        )
+    try:
+        task = function()
+    except ParedownError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"{name or 'task'}() must return a Task", got=_brief(error), remedy="run it in Python to see where"
+        ) from error
+    if not isinstance(task, Task):
+        raise TaskError(
+            f"{name or 'task'}() must return a paredown.Task", got=type(task).__name__, remedy="return paredown.Task(...)"
+        )
+    return task
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit status of one command line. paredown's own errors are one line on stderr and exit status 2."""
+    try:
+        return int(app(list(arguments), standalone_mode=False) or 0)
+    except ParedownError as error:
+        return _fail(f"{type(error).__name__.removesuffix('Error')}: {error}")
+    except (typer.Abort, KeyboardInterrupt):
+        _err.print("stopped; finished stages are kept: run the same command with --resume", highlight=False)
+        return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail(error.format_message())  # the command line itself was wrong
+
+
+def _fail(message: str) -> int:
+    if not message:
+        return 2  # the help was shown instead
+    _err.print("[bold red]error:[/] ", end="")
+    _err.print(message, markup=False, highlight=False, soft_wrap=True)
+    return 2
+
+
+def _conclude(found: Report, out: Path) -> None:
+    from paredown.render.terminal import summary
+
+    _out.print(summary(found))
+    _out.print(f"{out}/model.onnx  {out}/report.html", highlight=False)
+    raise typer.Exit(0 if found.met else 1)
+
+
+def _module(path: Path) -> Any:
+    if not path.is_file() or path.suffix != ".py":
+        raise TaskError("the task must be a Python file", got=str(path), remedy="write TASK.py or TASK.py:NAME")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise TaskError("the task must be a Python file", got=str(path), remedy="write TASK.py or TASK.py:NAME")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except ParedownError:
+        raise
+    except Exception as error:
+        raise TaskError(f"{path.name} must be importable", got=_brief(error), remedy=f"run: python {path.name}") from error
+    return module
+
+
+def _recipe(path: Path) -> Any:
+    from paredown.core.recipe import Recipe
+
+    if not path.is_file():
+        raise RecipeError("the recipe must be a file", got=str(path), remedy="see `recipe.yaml` of any finished run")
+    try:
+        return Recipe.parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ArtifactError("a recipe is UTF-8 text", got=str(error), remedy="save it as YAML or JSON") from None
+
+
+def _drop(text: str) -> float | str:
+    """ "1%" stays text; "0.01" is a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Our fake-quantize operator in ONNX: a placeholder while the graph is built, then QuantizeLinear and DequantizeLinear.
+
+A constant (a weight) becomes an 8-bit initializer with a DequantizeLinear behind it, and the bias of an operator whose
+input and weight are dequantized a 32-bit one with scale s_x * s_w: what QLinearConv and QGemm expect.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto, NodeProto, helper
+from onnx.defs import OpSchema
+
+from paredown.core.errors import ExportError
+from paredown.deploy.constants import Constants
+
+DOMAIN, PLACEHOLDER = "paredown", "FakeQuantize"
+_TYPES: dict[str, tuple[Any, int, int]] = {"uint8": (np.uint8, 0, 255), "int8": (np.int8, -128, 127)}
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
+
+
+def translate() -> Any:
+    """The onnxscript translation of `paredown::fake_quantize`: one placeholder node, lowered later by `lower_`."""
+    from onnxscript import values
+
+    operator = values.Op(values.Opset(DOMAIN, 1), PLACEHOLDER, _schema())
+
+    def fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int) -> Any:
+        return operator(x, scale, zero_point, axis=axis, low=low, high=high)
+
+    return fake_quantize
+
+
+def _schema() -> OpSchema:
+    """(x: float, scale: float, zero_point: int32; axis, low, high) -> y: float."""
+    kinds = {"x": "tensor(float)", "scale": "tensor(float)", "zero_point": "tensor(int32)"}
+    return OpSchema(
+        PLACEHOLDER,
+        DOMAIN,
+        1,
+        inputs=[OpSchema.FormalParameter(name, kind) for name, kind in kinds.items()],
+        outputs=[OpSchema.FormalParameter("y", "tensor(float)")],
+        attributes=[OpSchema.Attribute(name, OpSchema.AttrType.INT, "") for name in ("axis", "low", "high")],
+    )
+
+
+def lower_(model: ModelProto) -> int:
+    """Replaces every placeholder; returns how many there were.
+
+    Raises ExportError where a scale isn't constant, or where an activation's grid is not a full 8-bit type.
+    """
+    constants = Constants(model)
+    nodes: list[NodeProto] = []
+    count = 0
+    for node in model.graph.node:
+        if (node.domain, node.op_type) == (DOMAIN, PLACEHOLDER):
+            nodes += _lowered(node, constants)
+            count += 1
+        else:
+            nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    return count
+
+
+def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
+    """Q and DQ, or for a constant DQ alone."""
+    settings = {a.name: a.i for a in node.attribute}
+    axis, low, high = settings["axis"], settings["low"], settings["high"]
+    x, output = node.input[0], node.output[0]
+    scale, zero_point = _grid(node, constants, per_tensor=axis < 0)
+    kind, first, last = _TYPES["uint8" if low >= 0 else "int8"]
+    if low < first or high > last:
+        raise ExportError("a grid must fit 8 bits", got=f"[{low}, {high}] at {node.name}", remedy="quantize with bits=8")
+    names = [
+        constants.add(f"{output}_scale", scale.astype(np.float32)),
+        constants.add(f"{output}_zero_point", zero_point.astype(kind)),
+    ]
+    along = {} if axis < 0 else {"axis": axis}
+    value = constants.get(x)
+    if value is not None:
+        q = _quantized(value, scale, zero_point, axis).clip(low, high).astype(kind)
+        return [_node("DequantizeLinear", [constants.add(f"{x}_quantized", q), *names], output, node, along)]
+    if (low, high) != (first, last):
+        raise ExportError(
+            "an activation's grid must span a full 8-bit type, 0..255 or -128..127", got=f"[{low}, {high}] at {node.name}",
+            remedy="give the activation quantizer the full range; only weights may have a reduced one",
+        )  # fmt: skip
+    quantized = f"{output}_quantized"
+    return [
+        _node("QuantizeLinear", [x, *names], quantized, node, along),
+        _node("DequantizeLinear", [quantized, *names], output, node, along),
+    ]
+
+
+def _grid(node: NodeProto, constants: Constants, *, per_tensor: bool) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Scale and zero point, () or (channels,). Raises ExportError where they aren't constant or not positive."""
+    scale, zero_point = constants.get(node.input[1]), constants.get(node.input[2])
+    if scale is None or zero_point is None:
+        raise ExportError(
+            "scale and zero point of a quantizer must be constant", got=node.name, remedy="make them buffers of the model"
+        )
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise ExportError(
+            "a quantizer's scale must be positive and finite", got=f"{scale.min()} at {node.name}", remedy="calibrate it first"
+        )
+    return (scale.reshape(()), zero_point.reshape(())) if per_tensor else (scale, zero_point)
+
+
+def _quantized(value: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
+    """round(x / scale) + zero_point, before the clamp; in float32, as the torch operator does it."""
+    shape = [-1 if d == axis else 1 for d in range(value.ndim)] if axis >= 0 else []
+    return np.round(value / scale.astype(value.dtype).reshape(shape)) + zero_point.reshape(shape)
+
+
+def _node(op: str, inputs: list[str], output: str, like: NodeProto, attributes: dict[str, int]) -> NodeProto:
+    """A node named after its output, with the metadata of the one it replaces."""
+    made = helper.make_node(op, inputs, [output], name=f"{op}_{output}", **attributes)
+    made.metadata_props.extend(like.metadata_props)
+    return made
+
+
+def transpose_weights_(model: ModelProto) -> int:
+    """Transpose of a dequantized constant -> DequantizeLinear of the transposed constant; how many.
+
+    A linear layer over more than 2 dimensions exports as MatMul(x, Transpose(w)).
+    """
+    constants = Constants(model)
+    made = {node.output[0]: node for node in model.graph.node}
+    count = 0
+    for node in model.graph.node:
+        weight = made.get(node.input[0]) if node.op_type == "Transpose" else None
+        value = constants.get(weight.input[0]) if weight is not None and weight.op_type == "DequantizeLinear" else None
+        if weight is None or value is None:
+            continue
+        order = list(attribute(node, "perm", list(range(value.ndim))[::-1]))
+        name = constants.add(f"{weight.input[0]}_transposed", np.ascontiguousarray(value.transpose(order)))
+        axis = attribute(weight, "axis", 1) % value.ndim
+        per_channel = constants.rank(weight.input[1]) > 0
+        along = {"axis": order.index(axis)} if per_channel else {}
+        node.CopyFrom(_node("DequantizeLinear", [name, *weight.input[1:]], node.output[0], node, along))
+        count += 1
+    return count
+
+
+def quantize_biases_(model: ModelProto) -> int:
+    """Float biases of operators on dequantized inputs and weights -> 32-bit ones; how many.
+
+    b_q = round(b / (s_x * s_w)), zero point 0. Left in float where 32 bits don't hold it.
+    """
+    constants = Constants(model)
+    made = {node.output[0]: node for node in model.graph.node}
+    nodes: list[NodeProto] = []
+    count = 0
+    for node in model.graph.node:
+        added = _bias(node, made, constants) if node.op_type in _BIASED and len(node.input) == 3 else None
+        if added is not None:
+            node.input[2] = added.output[0]
+            nodes.append(added)
+            count += 1
+        nodes.append(node)
+    ordered = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+    return count
+
+
+def _bias(node: NodeProto, made: dict[str, NodeProto], constants: Constants) -> NodeProto | None:
+    """The DequantizeLinear of a 32-bit bias, or None where the bias has to stay in float."""
+    x, weight = (made.get(name) for name in node.input[:2])
+    bias = constants.get(node.input[2])
+    if bias is None or bias.ndim != 1 or x is None or weight is None or {x.op_type, weight.op_type} != {"DequantizeLinear"}:
+        return None
+    if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+        return None
+    s_x, s_w = constants.get(x.input[1]), constants.get(weight.input[1])
+    if s_x is None or s_w is None or s_x.ndim:
+        return None
+    scale = np.broadcast_to((s_x * s_w).astype(np.float32), bias.shape)
+    q = np.round(bias.astype(np.float64) / scale)
+    if np.abs(q).max(initial=0) > np.iinfo(np.int32).max:
+        return None
+    name, output = node.input[2], f"{node.output[0]}_bias"
+    inputs = [constants.add(f"{output}_quantized", q.astype(np.int32)), constants.add(f"{output}_scale", scale.copy())]
+    return _node("DequantizeLinear", inputs, f"{name}_{output}", node, {"axis": 0})
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """The value of an attribute, or `default` where the node doesn't set it."""
+    for entry in node.attribute:
+        if entry.name == name:
+            return helper.get_attribute_value(entry)
+    return default

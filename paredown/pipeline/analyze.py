@@ -1,0 +1,66 @@
+"""`analyze(task)`: where a model stands, what of it can be pruned, and what can't, with the reason. Changes nothing."""
+
+import math
+import tempfile
+import time
+from pathlib import Path
+
+from paredown.core.recipe import Recipe
+from paredown.core.report import GroupRow, Profile
+from paredown.core.target import Target
+from paredown.graph.groups import Groups, dependency_groups
+from paredown.measure.quality import Scores, samples_needed
+from paredown.pipeline.evaluate import candidate_of, export_checked
+from paredown.task.task import Task
+
+_POINT = 0.01  # the drop that the warning about small validation sets speaks of
+_CONFIDENCE = 0.95
+
+
+def analyze(task: Task, target: Target | str = "onnxruntime") -> Profile:
+    """Quality, latency, bytes and MACs of the task's model as an fp32 file, its dependency groups and its barriers.
+
+    Raises TraceError, ExportError or ParityError where the model can't be exported rightly.
+    """
+    began = time.monotonic()
+    chosen = Target.of(target)
+    groups = dependency_groups(task.model, task.inputs, dynamic=task.dynamic, protect=task.protect)
+    with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
+        artifact, _ = export_checked(task.model, task, chosen, Path(folder) / "model.onnx")
+        found, scores = candidate_of(task.model, task, artifact, recipe=Recipe(), baseline=None, confidence=_CONFIDENCE)
+    return Profile(
+        task=task.name,
+        target=chosen,
+        metric=str(task.scorer),
+        quality=found.quality,
+        latency=found.latency,
+        size_bytes=artifact.size_bytes,
+        macs=found.macs,
+        parameters=found.parameters,
+        groups=_rows(groups),
+        barriers=groups.barriers,
+        warnings=_warnings(groups, scores),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _rows(groups: Groups) -> tuple[GroupRow, ...]:
+    """Each group with its share of the MACs: of the products in which its channels stand."""
+    costs = [(factor * math.prod(extent.size for extent in extents), extents) for factor, extents in groups.products]
+    total = sum(cost for cost, _ in costs) or 1.0
+    shares = [0.0] * len(groups.groups)
+    for cost, extents in costs:
+        for index in {owner for extent in extents for owner, _, _ in extent.owners}:
+            shares[index] += cost / total
+    return tuple(GroupRow(group.name, group.size, share) for group, share in zip(groups.groups, shares, strict=True))
+
+
+def _warnings(groups: Groups, scores: Scores) -> tuple[str, ...]:
+    """What to mind before compressing."""
+    lines: list[str] = []
+    needed = samples_needed(_POINT, _CONFIDENCE)
+    if scores.is_binary and scores.n < needed:
+        lines.append(f"{scores.n} validation samples can't certify a drop of one point: that takes {needed}")
+    if not groups.groups:
+        lines.append("no channel of this model can be pruned: the barriers say why")
+    return tuple(lines)

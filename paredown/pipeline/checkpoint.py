@@ -1,0 +1,177 @@
+"""A model on disk without pickle: safetensors, and JSON for what was cut and quantized.
+
+    checkpoint/
+      model.safetensors   the plain state_dict
+      manifest.json       kept indices, quantizers, the class it fits, the digest of the weights
+      widths.json         {module: {attribute: width}}: enough to use a pruned model without paredown
+
+`load_checkpoint` cuts, traces, folds, inserts and loads, in that order, into a fresh model of the user's own class.
+"""
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from paredown.core.errors import CheckpointError, OutputError, ParedownError
+from paredown.core.recipe import Quantize, Recipe
+from paredown.graph.manifest import Manifest, manifest_of
+from paredown.graph.surgery import cut
+from paredown.pipeline.evaluate import scratch_folder
+from paredown.quantization.model import QuantizedModel
+from paredown.quantization.static import prepare
+
+_FORMAT, _VERSION = "paredown checkpoint", 1
+_WEIGHTS, _MANIFEST, _WIDTHS = "model.safetensors", "manifest.json", "widths.json"
+_ATTRIBUTES = ("in_channels", "out_channels", "in_features", "out_features", "num_features", "groups")
+
+
+def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
+    """A pruned, quantized or untouched model as a folder, whole or not at all. An existing checkpoint there is replaced.
+
+    Raises OutputError where `path` is something else than a checkpoint.
+    """
+    folder = Path(path)
+    if folder.exists() and not (folder / _MANIFEST).is_file():
+        raise OutputError("a checkpoint is a folder of its own", got=folder.name, remedy="name a folder that doesn't exist yet")
+    with scratch_folder(folder) as scratch:
+        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+        safetensors.torch.save_file(state, scratch / _WEIGHTS)
+        description = _describe(model) | {"sha256": _digest(scratch / _WEIGHTS)}
+        (scratch / _MANIFEST).write_text(json.dumps(description, indent=1))
+        (scratch / _WIDTHS).write_text(json.dumps(_widths(model), indent=1))
+        if folder.exists():
+            folder.rename(scratch / "replaced")
+        final = scratch.with_name(f"{scratch.name}-new")
+        final.mkdir()
+        for name in (_WEIGHTS, _MANIFEST, _WIDTHS):
+            (scratch / name).rename(final / name)
+        final.rename(folder)
+    return folder
+
+
+def load_checkpoint(path: str | Path, fresh_model: nn.Module) -> nn.Module:
+    """The saved model, trainable (and prunable again, unless quantized), from a fresh model of the user's own class.
+
+    `fresh_model` may have any weights; it is not touched. Raises CheckpointError: missing, corrupt, truncated, or another class.
+    """
+    folder = Path(path)
+    description = _read(folder)
+    expected, found = description["class"], type(fresh_model).__qualname__
+    if expected != found:
+        raise CheckpointError(f"this checkpoint was made from class {expected}", got=found, remedy=f"pass a fresh {expected}")
+    try:
+        manifest = Manifest.from_dict({"kept": description["kept"]}) if description["kept"] is not None else None
+        model = cut(fresh_model, manifest) if manifest is not None else copy.deepcopy(fresh_model)
+        if description["quantized"] is not None:
+            model = _prepared(model, description["quantized"])
+        model.load_state_dict(_weights(folder, description))
+    except CheckpointError:
+        raise
+    except (ParedownError, RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"this checkpoint must fit a fresh {expected}",
+            got=str(error).splitlines()[0][:200],
+            remedy="build the model as it was when saved",
+        ) from error
+    return model.eval()
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    quantized = model if isinstance(model, QuantizedModel) else None
+    manifest = quantized.manifest if quantized is not None else manifest_of(model)
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "class": quantized.source_class if quantized is not None else type(model).__qualname__,
+        "kept": None if manifest is None else manifest.to_dict()["kept"],
+        "quantized": None if quantized is None else _quantized(quantized),
+    }
+
+
+def _quantized(model: QuantizedModel) -> dict[str, Any]:
+    """What `prepare` needs to build the same graph again: config, weight range, and the form of the inputs."""
+    (step,) = Recipe((model.config,)).to_dict()["steps"]
+    inputs = model.example_inputs
+    named = inputs.items() if isinstance(inputs, dict) else enumerate(inputs if isinstance(inputs, tuple) else (inputs,))
+    form = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in named]
+    dynamic = {name: {str(d): label for d, label in dims.items()} for name, dims in (model.dynamic or {}).items()}
+    return {"step": step, "reduced": model.reduced, "inputs": form, "dynamic": dynamic or None}
+
+
+def _prepared(model: nn.Module, quantized: dict[str, Any]) -> QuantizedModel:
+    (config,) = Recipe.from_dict({"steps": [quantized["step"]]}).steps
+    if not isinstance(config, Quantize):
+        raise CheckpointError(
+            "`quantized` must hold a quantize step", got=type(config).__name__, remedy="save the checkpoint again"
+        )
+    built = {name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, shape, dtype in quantized["inputs"]}
+    inputs = built if all(isinstance(name, str) for name in built) else tuple(built.values())
+    dynamic = {name: {int(d): label for d, label in dims.items()} for name, dims in (quantized["dynamic"] or {}).items()}
+    return prepare(model, inputs, config, reduced=quantized["reduced"], dynamic=dynamic or None)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """manifest.json, checked for its form. Nothing in it is executed."""
+    try:
+        description = json.loads((folder / _MANIFEST).read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            "a checkpoint is a folder with manifest.json", got=folder.name, remedy="pass what save_checkpoint wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError("manifest.json must be valid JSON", got=str(error), remedy="save the checkpoint again") from None
+    if not isinstance(description, dict) or description.get("format") != _FORMAT:
+        raise CheckpointError(
+            "manifest.json must be that of a paredown checkpoint", got=folder.name, remedy="pass what save_checkpoint wrote"
+        )
+    if description.get("version") != _VERSION:
+        raise CheckpointError(
+            f"this paredown reads version {_VERSION}",
+            got=description.get("version"),
+            remedy="load it with the paredown that wrote it",
+        )
+    missing = {"class", "kept", "quantized", "sha256"} - set(description)
+    if missing:
+        raise CheckpointError(
+            "manifest.json must be complete", got=f"no {sorted(missing)[0]!r}", remedy="save the checkpoint again"
+        )
+    return description
+
+
+def _weights(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / _WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"a checkpoint holds {_WEIGHTS}", got="no such file", remedy="copy the whole folder")
+    if _digest(path) != description["sha256"]:
+        raise CheckpointError(
+            f"{_WEIGHTS} must be as it was saved", got="another SHA-256: corrupt or truncated", remedy="copy it again"
+        )
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{_WEIGHTS} must be a safetensors file", got=str(error), remedy="save the checkpoint again"
+        ) from None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _widths(model: nn.Module) -> dict[str, dict[str, int]]:
+    found = {
+        name: {
+            attribute: int(getattr(module, attribute))
+            for attribute in _ATTRIBUTES
+            if isinstance(getattr(module, attribute, None), int)
+        }
+        for name, module in model.named_modules()
+    }
+    return {name: widths for name, widths in found.items() if widths}

@@ -1,0 +1,261 @@
+"""The main job: from a task and a budget to a file within it, with the proof.
+
+    baseline -> (plan -> apply -> recover -> export -> verify and measure -> gate)* -> choose -> report
+
+A stage is on disk before the next begins, so a killed run is taken up where it stopped.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from paredown.core.artifact import Artifact, Candidate
+from paredown.core.budget import Budget
+from paredown.core.effort import Effort
+from paredown.core.errors import CertificationError, NothingToPruneError
+from paredown.core.progress import Progress, silent
+from paredown.core.recipe import Recipe
+from paredown.core.report import Parity, Report, Stage
+from paredown.core.target import Target
+from paredown.deploy.capabilities import environment
+from paredown.graph.groups import dependency_groups
+from paredown.measure.quality import Scores, samples_needed
+from paredown.pipeline.apply import apply
+from paredown.pipeline.checkpoint import load_checkpoint
+from paredown.pipeline.evaluate import candidate_of, compare_latency, export_checked, score_file, scratch_folder, with_final
+from paredown.pipeline.front import choose, pareto
+from paredown.pipeline.gate import Verdict, binding, judge, violations
+from paredown.pipeline.plan import Outcome, Planner
+from paredown.pipeline.store import Existing, Store, Stored, identity
+from paredown.pipeline.widths import widths
+from paredown.render.html import render_html
+from paredown.task.task import Task
+
+_EFFORT = Effort(3, "epochs")
+
+
+def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
+    task: Task,
+    budget: Budget,
+    *,
+    target: Target | str = "onnxruntime",
+    out: str | Path,
+    recipe: Recipe | None = None,
+    effort: Effort | str = _EFFORT,
+    seed: int = 0,
+    progress: Progress = silent,
+    existing: Existing = "refuse",
+) -> Report:
+    """The smallest drop that meets the budget, as a file in `out`, with the report of how it was found.
+
+    recipe: a fixed one; None: planned from the budget. effort: of each recovery that the plan holds.
+    existing: what to do where `out` is not empty: refuse, resume (take up finished stages) or replace.
+
+    Raises CertificationError where the validation set is too small for the drop asked; OutputError; and what a step raises.
+    Not meeting the budget is no error: `report.met` is False, `report.best` the nearest point, `report.binding` says what binds.
+    """
+    started = time.monotonic()
+    chosen, recovery = Target.of(target), Effort.parse(effort)
+    store = Store.open(out, identity(task, budget, chosen, seed), existing)
+    run = _Run(task, budget, chosen, seed, progress, store)
+    run.measure_baseline()
+    if recipe is not None:
+        _follow(run, recipe)
+    else:
+        _plan(run, recovery)
+    return _finish(run, started)
+
+
+@dataclass
+class _Run:
+    """What a run knows: its settings, the baseline, and the stages so far, by the key of their recipe."""
+
+    task: Task
+    budget: Budget
+    target: Target
+    seed: int
+    progress: Progress
+    store: Store
+    stages: dict[str, Stored] = field(default_factory=dict)
+    scores: Scores | None = None
+
+    @property
+    def baseline(self) -> Candidate:
+        return self.stages[self.store.key(Recipe())].stage.candidate
+
+    def measure_baseline(self) -> None:
+        """The task's own model as a file, measured. Raises CertificationError before anything is written."""
+        self.progress("baseline", 0.0)
+        stored = self.store.find(Recipe())
+        if stored is None:
+            with scratch_folder(self.store.folder(Recipe())) as scratch:
+                began = time.monotonic()
+                artifact, parity = export_checked(self.task.model, self.task, self.target, scratch / "model.onnx")
+                candidate, self.scores = candidate_of(
+                    self.task.model, self.task, artifact, recipe=Recipe(), baseline=None, confidence=self.budget.confidence
+                )
+                _require_certifiable(self.budget, candidate, self.scores)
+                stage = Stage(
+                    "baseline", Recipe(), candidate, True, "the baseline", candidate.latency_ratio, 1.0, time.monotonic() - began
+                )
+                stored = self.store.save(Recipe(), Stored(stage, parity), self.task.model, scratch / "model.onnx")
+        self.stages[self.store.key(Recipe())] = stored
+        self.progress("baseline", 1.0)
+
+    def baseline_pair(self) -> tuple[Artifact, Scores]:
+        """File and scores of the baseline; after a resume the scores are taken again from the file."""
+        artifact = self.baseline.artifact
+        if self.scores is None:
+            self.scores = score_file(self.task, Path(artifact.path), self.target, "validation")
+        return artifact, self.scores
+
+    def model_of(self, candidate: Candidate) -> nn.Module:
+        return self.task.model if not candidate.recipe.steps else load_checkpoint(str(candidate.checkpoint), self.task.model)
+
+
+def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) -> None:
+    """Raises CertificationError where even a result without a single flip could not be certified."""
+    limit = budget.drop_limit(baseline.quality.value)
+    if not scores.is_binary:
+        return
+    needed = samples_needed(limit, budget.confidence)
+    if scores.n < needed:
+        raise CertificationError(
+            f"a drop of at most {limit:.3g} at {budget.confidence:.0%} takes {needed:,} validation samples", got=f"{scores.n:,}",
+            remedy=f"add samples, or allow a larger max_drop (with {scores.n:,} samples: {_certifiable(scores.n, budget.confidence):.2g})",
+        )  # fmt: skip
+
+
+def _certifiable(samples: int, confidence: float) -> float:
+    """The smallest drop, rounded up to two digits, that so many samples can certify."""
+    step = next(drop / 1000 for drop in range(1, 1000) if samples_needed(drop / 1000, confidence) <= samples)
+    return float(f"{step:.3f}")
+
+
+def _plan(run: _Run, effort: Effort) -> None:
+    """Proposals until the budget is met or the planner has no more to try."""
+    baseline = run.baseline
+    absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
+    limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
+    planner = Planner(limits, effort)
+    while (proposal := planner.ask()) is not None:
+        try:
+            planner.tell(_outcome(run, proposal, _follow(run, proposal)))
+        except NothingToPruneError:
+            planner.tell(Outcome(dict.fromkeys(limits, 1.0), drop_met=False, possible=False))
+
+
+def _outcome(run: _Run, proposal: Recipe, final: Stored) -> Outcome:
+    """What the last stage of a proposal measured, whether or not the gate kept it."""
+    candidate, latency = final.stage.candidate, final.stage.candidate.latency_ratio
+    broken = violations(run.budget, run.baseline, candidate)
+    complete = candidate.recipe == proposal
+    return Outcome(
+        ratios={"latency": latency.value if latency.high is None else latency.high, "size": candidate.size_ratio},
+        drop_met="drop" not in broken and complete,
+        possible=True,
+    )
+
+
+def _follow(run: _Run, recipe: Recipe) -> Stored:
+    """The stages of a recipe in order; one that the gate rolls back is left out of what follows. -> the last stage done."""
+    kept = last = run.stages[run.store.key(Recipe())]
+    for stage in recipe.stages():
+        whole = kept.stage.candidate.recipe + stage
+        key = run.store.key(whole)
+        if key not in run.stages:
+            run.stages[key] = run.store.find(whole) or _execute(run, stage, whole, kept.stage.candidate)
+        last = run.stages[key]
+        kept = last if last.stage.kept else kept
+    return last
+
+
+def _execute(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate) -> Stored:
+    """One stage: apply its steps, export, check, measure, judge, and put it on disk."""
+    began, label = time.monotonic(), str(whole)
+    model = apply(
+        run.task, steps, model=run.model_of(previous), target=run.target, seed=run.seed, progress=_labelled(run.progress, label)
+    )
+    with scratch_folder(run.store.folder(whole)) as scratch:
+        run.progress(f"{label}: measure", 0.0)
+        artifact, parity = export_checked(model, run.task, run.target, scratch / "model.onnx")
+        candidate, _ = candidate_of(
+            model, run.task, artifact, recipe=whole, baseline=run.baseline_pair(), confidence=run.budget.confidence
+        )
+        stage = _judged(run, steps, candidate, previous, began)
+        rows = tuple(dataclasses.replace(row, candidate=candidate.name) for row in parity)
+        run.progress(f"{label}: measure", 1.0)
+        return run.store.save(whole, Stored(stage, rows), model, scratch / "model.onnx")
+
+
+def _judged(run: _Run, steps: Recipe, candidate: Candidate, previous: Candidate, began: float) -> Stage:
+    ratio = candidate.latency_ratio
+    if previous.recipe.steps:
+        paths = Path(previous.artifact.path), Path(candidate.artifact.path)
+        ratio = compare_latency(run.task, *paths, run.target, confidence=run.budget.confidence).ratio
+    size_ratio = candidate.artifact.size_bytes / previous.artifact.size_bytes
+    verdict: Verdict = judge(run.budget, run.baseline, candidate, ratio, size_ratio)
+    return Stage(
+        str(steps), candidate.recipe, candidate, verdict.kept, verdict.reason, ratio, size_ratio, time.monotonic() - began
+    )
+
+
+def _labelled(progress: Progress, stage: str) -> Progress:
+    return lambda label, fraction: progress(f"{stage}: {label}", fraction)
+
+
+def _finish(run: _Run, started: float) -> Report:
+    """Choose among what was kept, measure the choice afresh (and on the test split), and write the result."""
+    run.progress("report", 0.0)
+    candidates = [stored.stage.candidate for stored in run.stages.values() if stored.stage.kept]
+    confidence = run.budget.confidence
+    chosen = choose(run.budget, run.baseline, candidates)
+    baseline = with_final(run.baseline, run.task, run.baseline, confidence)
+    best = with_final(chosen, run.task, run.baseline, confidence)
+    groups = dependency_groups(run.task.model, run.task.inputs, dynamic=run.task.dynamic, protect=run.task.protect)
+    report = Report(
+        task=run.task.name,
+        metric=str(run.task.scorer),
+        budget=run.budget,
+        target=run.target,
+        met=not violations(run.budget, baseline, best),
+        binding=binding(run.budget, baseline, best),
+        baseline=baseline,
+        best=best,
+        front=pareto([*candidates, best]),
+        stages=tuple(stored.stage for stored in run.stages.values() if stored.stage.recipe.steps),
+        widths=widths(run.task.model, str(chosen.checkpoint)),
+        parity=_parity_rows(run),
+        barriers=groups.barriers,
+        environment=environment(run.target),
+        seed=run.seed,
+        seconds=time.monotonic() - started,
+    )
+    published = run.store.publish(report, render_html)
+    run.progress("report", 1.0)
+    return _with_modules(published, run.task.model).with_renderer(render_html)
+
+
+def _parity_rows(run: _Run) -> tuple[Parity, ...]:
+    return tuple(row for stored in run.stages.values() for row in stored.parity)
+
+
+def _with_modules(report: Report, model: nn.Module) -> Report:
+    """The report whose candidates can give their torch models, from their checkpoints."""
+
+    def ready(candidate: Candidate) -> Candidate:
+        load: Callable[[], nn.Module] = functools.partial(load_checkpoint, str(candidate.checkpoint), model)
+        return dataclasses.replace(candidate, load=load)
+
+    return dataclasses.replace(
+        report,
+        baseline=ready(report.baseline),
+        best=ready(report.best),
+        front=tuple(ready(candidate) for candidate in report.front),
+        stages=tuple(dataclasses.replace(stage, candidate=ready(stage.candidate)) for stage in report.stages),
+    )

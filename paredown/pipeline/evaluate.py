@@ -1,0 +1,173 @@
+"""From a model to a candidate: export it, check the file against torch, and measure the file in the target's runtime."""
+
+import dataclasses
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from paredown.core.artifact import Artifact, Candidate
+from paredown.core.measurement import Measurement
+from paredown.core.recipe import Recipe
+from paredown.core.report import Parity
+from paredown.core.target import Target
+from paredown.deploy.onnx import export_onnx
+from paredown.deploy.parity import check_parity
+from paredown.deploy.session import Session, load
+from paredown.measure.cost import count_macs, count_parameters
+from paredown.measure.latency import PairedLatency, paired_latency
+from paredown.measure.memory import peak_memory
+from paredown.measure.quality import Scores, drop, quality, score
+from paredown.quantization.model import QuantizedModel
+from paredown.task.batches import Inputs, apply_tensors, call, evaluating, tensors
+from paredown.task.task import Task
+
+Arrays = tuple[np.ndarray[Any, Any], ...]
+
+
+def precision_of(model: nn.Module) -> str:
+    """ "int8" for a quantized model, else "fp32"."""
+    return "int8" if isinstance(model, QuantizedModel) else "fp32"
+
+
+def export_checked(model: nn.Module, task: Task, target: Target, path: Path) -> tuple[Artifact, tuple[Parity, ...]]:
+    """The exported file and its parity rows. Raises ExportError or ParityError."""
+    artifact = export_onnx(model, task.inputs, path, target=target, dynamic=task.dynamic)
+    rows = check_parity(model, task.inputs, path, target, dynamic=task.dynamic, precision=precision_of(model))
+    return artifact, rows
+
+
+def predictor(session: Session, task: Task) -> Callable[[Inputs], Any]:
+    """The file as a function of torch inputs, giving outputs in the form in which the model gives them."""
+    with torch.no_grad(), evaluating(task.model):
+        _, form = pytree.tree_flatten(call(task.model, task.inputs))
+
+    def predict(inputs: Inputs) -> Any:
+        outputs = session(*arrays_of(inputs))
+        leaves = outputs if isinstance(outputs, tuple) else (outputs,)
+        return pytree.tree_unflatten([torch.from_numpy(leaf) for leaf in leaves], form)
+
+    return predict
+
+
+def arrays_of(inputs: Inputs) -> Arrays:
+    """The tensors of the inputs as arrays, in the order of the file's inputs."""
+    return tuple(tensor.detach().cpu().numpy() for tensor in tensors(inputs))
+
+
+def runner(session: Session, task: Task, batch: int) -> Callable[[], object]:
+    """One inference at a batch size, on the example inputs repeated: what latency is taken of."""
+    arrays = arrays_of(apply_tensors(task.inputs, lambda tensor: _tiled(tensor, batch)))
+    return lambda: session(*arrays)
+
+
+def compare_latency(
+    task: Task, baseline: Path, candidate: Path, target: Target, *, pairs: int = 60, confidence: float = 0.95
+) -> PairedLatency:
+    """Paired latency of two files in one process: the ratio is candidate / baseline."""
+    before, after = (runner(load(path, target), task, target.batch) for path in (baseline, candidate))
+    return paired_latency(before, after, pairs=pairs, confidence=confidence, device=str(target))
+
+
+def latency_of(task: Task, target: Target) -> Callable[[nn.Module], float]:
+    """A function from a model to its latency in ms, for selection under a latency goal; every call exports to a scratch folder.
+
+    Each latency is the paired ratio against the task's own model times that model's latency at the first call, so that
+    a machine that slows down meanwhile doesn't mislead.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="paredown-")
+    baseline = Path(folder.name) / "baseline.onnx"
+    reference: list[float] = []
+
+    def measure(model: nn.Module) -> float:
+        if not reference:
+            export_onnx(task.model, task.inputs, baseline, target=target, dynamic=task.dynamic)
+        path = Path(folder.name) / "candidate.onnx"
+        export_onnx(model, task.inputs, path, target=target, dynamic=task.dynamic)
+        result = compare_latency(task, baseline, path, target)
+        reference.append(result.a.value)
+        return result.ratio.value * reference[0]
+
+    return measure
+
+
+def score_file(task: Task, path: Path, target: Target, split: str) -> Scores:
+    """The metric of a file over a split of the task, per sample where the metric is."""
+    return score(predictor(load(path, target), task), task, split)
+
+
+def candidate_of(
+    model: nn.Module,
+    task: Task,
+    artifact: Artifact,
+    *,
+    recipe: Recipe,
+    baseline: tuple[Artifact, Scores] | None,
+    confidence: float,
+) -> tuple[Candidate, Scores]:
+    """Everything measured on one file. baseline: file and scores that it is held against; None: it is the baseline itself."""
+    target, path = artifact.target, Path(artifact.path)
+    scores = score_file(task, path, target, "validation")
+    first, first_scores = baseline or (artifact, scores)
+    latency = compare_latency(task, Path(first.path), path, target, confidence=confidence)
+    one = Measurement("latency_ratio", 1.0, "x", latency.ratio.n, 1.0, 1.0, confidence, str(target))
+    found = Candidate(
+        name=str(recipe),
+        recipe=recipe,
+        artifact=artifact,
+        quality=quality(scores, confidence),
+        drop=drop(first_scores, scores, confidence),
+        latency=latency.b,
+        latency_ratio=latency.ratio if baseline else one,
+        size_ratio=artifact.size_bytes / first.size_bytes,
+        macs=count_macs(model, task.inputs),
+        parameters=count_parameters(model),
+    )
+    return found, scores
+
+
+def with_final(candidate: Candidate, task: Task, baseline: Candidate, confidence: float) -> Candidate:
+    """A candidate with what is measured only once, at the end: memory, the test split, and its latency afresh.
+
+    The latency that chose a candidate flatters it (it was the smallest of several), so the winner is timed again.
+    """
+    artifact = candidate.artifact
+    path, target = Path(artifact.path), artifact.target
+    child = [sys.executable, "-m", "paredown.deploy.child", str(path), "--runtime", target.runtime]
+    child += ["--batch", str(target.batch), "--threads", str(target.threads)]
+    final = dataclasses.replace(candidate, memory=peak_memory(child))
+    if candidate.artifact.digest != baseline.artifact.digest:
+        latency = compare_latency(task, Path(baseline.artifact.path), path, target, pairs=100, confidence=confidence)
+        final = dataclasses.replace(final, latency=latency.b, latency_ratio=latency.ratio)
+    if task.test is None:
+        return final
+    before = score_file(task, Path(baseline.artifact.path), target, "test")
+    after = score_file(task, path, target, "test")
+    return dataclasses.replace(final, test_quality=quality(after, confidence), test_drop=drop(before, after, confidence))
+
+
+@contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """A folder next to `beside`, on the same disk, gone afterwards whatever happens."""
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{beside.name}-", dir=beside.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tiled(tensor: Tensor, batch: int) -> Tensor:
+    """The samples of a tensor repeated, or cut, to `batch`."""
+    if tensor.dim() == 0:
+        return tensor
+    repeats = -(-batch // tensor.shape[0])
+    return torch.cat([tensor] * repeats)[:batch]

@@ -1,0 +1,90 @@
+"""The ship gate: a stage stays only if its file, in the target's runtime, proves better within the allowed drop.
+
+It stays if no axis that the budget names got significantly worse, at least one got significantly better, and the upper
+bound of the drop (against the baseline, at the budget's confidence) is within `max_drop`. Latency is significantly better
+or worse where the interval of its paired ratio excludes 1; bytes are exact.
+"""
+
+from dataclasses import dataclass
+
+from paredown.core.artifact import Candidate
+from paredown.core.budget import Budget
+from paredown.core.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """kept: whether the stage stays. reason: why, in words, with the numbers."""
+
+    kept: bool
+    reason: str
+
+
+def judge(budget: Budget, baseline: Candidate, candidate: Candidate, latency_ratio: Measurement, size_ratio: float) -> Verdict:
+    """latency_ratio, size_ratio: of the candidate against the stage before it that was kept."""
+    limit, bound = budget.drop_limit(baseline.quality.value), _high(candidate.drop)
+    if bound > limit:
+        return Verdict(
+            False,
+            f"rolled back: the drop is {candidate.drop.value:.4g}, at most {bound:.4g} at {budget.confidence:.0%}; allowed {limit:.4g}",
+        )
+    moves = {axis: _move(axis, latency_ratio, size_ratio) for axis in budget.axes}
+    words = ", ".join(_words(axis, move, latency_ratio, size_ratio) for axis, move in moves.items())
+    if "worse" in moves.values():
+        return Verdict(False, f"rolled back: {words}")
+    if "better" not in moves.values():
+        return Verdict(False, f"rolled back: nothing that the budget names got better ({words})")
+    return Verdict(True, f"kept: {words}; the drop is at most {bound:.4g} at {budget.confidence:.0%}, allowed {limit:.4g}")
+
+
+def violations(budget: Budget, baseline: Candidate, candidate: Candidate) -> dict[str, float]:
+    """The constraints that a candidate breaks, with how far each is exceeded, as a fraction of its limit.
+
+    Each is held against the bad end of its interval: a budget is met when that is certain at the budget's confidence.
+    """
+    broken: dict[str, float] = {}
+    limit = budget.drop_limit(baseline.quality.value)
+    if _high(candidate.drop) > limit:
+        broken["drop"] = (_high(candidate.drop) - limit) / max(limit, 1e-9)
+    latency, size = budget.limit("latency"), budget.limit("size")
+    if latency is not None:
+        found = _high(candidate.latency_ratio) if latency.relative else _high(candidate.latency)
+        if found > latency.value:
+            broken["latency"] = found / latency.value - 1
+    if size is not None:
+        found = candidate.size_ratio if size.relative else candidate.artifact.size_bytes
+        if found > size.value:
+            broken["size"] = found / size.value - 1
+    return broken
+
+
+def binding(budget: Budget, baseline: Candidate, candidate: Candidate) -> tuple[str, ...]:
+    """What a candidate still breaks, in words."""
+    lines = {
+        "drop": f"drop: at most {_high(candidate.drop):.4g}, allowed {budget.drop_limit(baseline.quality.value):.4g}",
+        "latency": f"latency: {candidate.latency_ratio}, {candidate.latency}; asked {budget.latency}",
+        "size": f"size: {candidate.size_ratio:.3g}x, {candidate.artifact.size_bytes:,} B; asked {budget.size}",
+    }
+    return tuple(lines[axis] for axis in violations(budget, baseline, candidate))
+
+
+def _move(axis: str, latency_ratio: Measurement, size_ratio: float) -> str:
+    low, high = (_low(latency_ratio), _high(latency_ratio)) if axis == "latency" else (size_ratio, size_ratio)
+    return "better" if high < 1 else "worse" if low > 1 else "unchanged"
+
+
+def _words(axis: str, move: str, latency_ratio: Measurement, size_ratio: float) -> str:
+    value = (
+        f"{latency_ratio.value:.3g}x [{_low(latency_ratio):.3g}, {_high(latency_ratio):.3g}]"
+        if axis == "latency"
+        else f"{size_ratio:.3g}x"
+    )
+    return f"{axis} {move}: {value}"
+
+
+def _high(measurement: Measurement) -> float:
+    return measurement.value if measurement.high is None else measurement.high
+
+
+def _low(measurement: Measurement) -> float:
+    return measurement.value if measurement.low is None else measurement.low

@@ -1,0 +1,90 @@
+"""The steps as public functions: step(task, config, *, model=None) -> nn.Module. The input model is never touched."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from paredown.core.artifact import Artifact
+from paredown.core.errors import OrderError, RecipeError
+from paredown.core.progress import Progress, silent
+from paredown.core.recipe import Distill, Prune, Quantize
+from paredown.core.target import Target
+from paredown.deploy.capabilities import has_vnni
+from paredown.deploy.onnx import export_onnx
+from paredown.deploy.parity import check_parity
+from paredown.distillation.recover import distill_model
+from paredown.pipeline.evaluate import latency_of, precision_of
+from paredown.pruning.prune import prune_model
+from paredown.quantization.model import QuantizedModel
+from paredown.quantization.static import quantize_model
+from paredown.task.task import Task
+
+
+def prune(
+    task: Task,
+    config: Prune,
+    *,
+    model: nn.Module | None = None,
+    target: Target | str | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> nn.Module:
+    """The model with whole channels removed: same class, really smaller, equal to the masked original (checked).
+
+    target: where latency is measured; needed only where the config's goal is a latency.
+    Raises NothingToPruneError where the goal can't be reached, OrderError for a quantized model.
+    """
+    source = task.model if model is None else model
+    if isinstance(source, QuantizedModel):
+        raise OrderError(
+            "a quantized model can't be pruned: its channels are fixed", remedy="prune first, then distill, then quantize"
+        )
+    latency = _latency(task, target) if config.latency is not None else None
+    return prune_model(source, task, config, latency=latency, seed=seed, progress=progress)
+
+
+def distill(
+    task: Task, config: Distill, *, model: nn.Module | None = None, seed: int = 0, progress: Progress = silent
+) -> nn.Module:
+    """The model trained against the soft labels of `task.model`; batch norms recalibrated first.
+
+    Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case).
+    """
+    return distill_model(task.model if model is None else model, task, config, seed=seed, progress=progress)
+
+
+def quantize(task: Task, config: Quantize, *, model: nn.Module | None = None, progress: Progress = silent) -> QuantizedModel:
+    """The model on int8 grids, calibrated on `task.train`: batch norms folded, fake-quantize operators in its graph.
+
+    Raises NothingToQuantizeError where no operator can run in int8, OrderError where the model is quantized already.
+    """
+    source = task.model if model is None else model
+    if isinstance(source, QuantizedModel):
+        raise OrderError("a model is quantized once", got="a QuantizedModel", remedy="quantize the float model it was made from")
+    reduced = config.weight_range == "reduced" or (config.weight_range == "auto" and not has_vnni())
+    return quantize_model(source, task, config, reduced=reduced, progress=progress)
+
+
+def export(model: nn.Module, task: Task, *, target: Target | str = "onnxruntime", path: str | Path) -> Artifact:
+    """The model as an ONNX file, checked against torch in the target's runtime at three batch sizes.
+
+    Raises ExportError, or ParityError naming the first operator that diverges; then no file is left behind.
+    """
+    chosen, file = Target.of(target), Path(path)
+    if file.is_dir() or file.suffix != ".onnx":
+        raise RecipeError("path must be a file that ends in .onnx", got=file.name, remedy='write path="model.onnx"')
+    unchecked = file.with_name(f".{file.name}.unchecked")
+    try:
+        artifact = export_onnx(model, task.inputs, unchecked, target=chosen, dynamic=task.dynamic)
+        check_parity(model, task.inputs, unchecked, chosen, dynamic=task.dynamic, precision=precision_of(model))
+        unchecked.replace(file)
+    finally:
+        unchecked.unlink(missing_ok=True)
+    return Artifact(str(file), chosen, artifact.precision, artifact.size_bytes, artifact.digest)
+
+
+def _latency(task: Task, target: Target | str | None) -> Callable[[nn.Module], float]:
+    if target is None:
+        raise RecipeError("a latency goal needs a target to measure in", remedy='pass target="onnxruntime"')
+    return latency_of(task, Target.of(target))

@@ -1,0 +1,183 @@
+"""The run's folder: every finished stage is on disk, whole, before the next begins; a later run can take them up.
+
+    out/
+      model.onnx  checkpoint/  recipe.yaml  report.json  report.html     the result
+      stages/<key>/  model.onnx  checkpoint/  stage.json                  one finished stage each
+
+A key is a digest of everything that a stage depends on: model, data, target, budget, seed, and the steps up to it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+import torch
+from torch import nn
+
+from paredown.core.artifact import Candidate
+from paredown.core.budget import Budget
+from paredown.core.errors import ArtifactError, OutputError
+from paredown.core.recipe import Recipe
+from paredown.core.report import Parity, Report, Stage
+from paredown.core.target import Target
+from paredown.pipeline.checkpoint import save_checkpoint
+from paredown.pipeline.evaluate import scratch_folder
+from paredown.task.batches import each, tensors
+from paredown.task.task import Task
+
+Existing = Literal["refuse", "resume", "replace"]
+_OURS = ("model.onnx", "checkpoint", "recipe.yaml", "report.json", "report.html", "stages")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A finished stage as it lies on disk: the gate's verdict and its parity rows."""
+
+    stage: Stage
+    parity: tuple[Parity, ...]
+
+
+_ADAPTER = pydantic.TypeAdapter(Stored, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of one run. identity: what all its stages depend on."""
+
+    out: Path
+    identity: str
+
+    @classmethod
+    def open(cls, out: str | Path, identity: str, existing: Existing) -> "Store":
+        """Raises OutputError where the folder holds something and `existing` doesn't say what to do with it."""
+        if existing not in ("refuse", "resume", "replace"):
+            raise OutputError("existing must be refuse, resume or replace", got=existing, remedy='write existing="resume"')
+        folder = Path(out)
+        if folder.exists() and not folder.is_dir():
+            raise OutputError("out must be a folder", got=folder.name, remedy="name another")
+        held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        foreign = [name for name in held if name not in _OURS and not name.startswith(".")]
+        if held and (existing == "refuse" or (existing == "replace" and foreign)):
+            raise OutputError(
+                "out must be empty, or a run to take up",
+                got=f"{folder.name} with {(foreign or held)[0]}",
+                remedy="pass --resume, or another folder",
+            )
+        if existing == "replace":
+            for name in held:
+                _remove(folder / name)
+        return cls(folder, identity)
+
+    def key(self, recipe: Recipe) -> str:
+        return hashlib.sha256(f"{self.identity}\n{recipe.to_json()}".encode()).hexdigest()[:16]
+
+    def folder(self, recipe: Recipe) -> Path:
+        return self.out / "stages" / self.key(recipe)
+
+    def find(self, recipe: Recipe) -> Stored | None:
+        """The finished stage, its paths made absolute; None where there is none, or where its files are not as they were."""
+        folder = self.folder(recipe)
+        try:
+            stored = _ADAPTER.validate_json((folder / "stage.json").read_bytes())
+        except (OSError, pydantic.ValidationError):
+            return None
+        stage = relocated(stored.stage, lambda path: str(folder / path))
+        path = Path(stage.candidate.artifact.path)
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != stage.candidate.artifact.digest:
+            return None
+        return Stored(stage, stored.parity)
+
+    def save(self, recipe: Recipe, stored: Stored, model: nn.Module, file: Path) -> Stored:
+        """Writes a stage to a scratch folder beside its place, then renames it: it is there whole, or not at all."""
+        folder = self.folder(recipe)
+        with scratch_folder(folder) as scratch:
+            ready = scratch / "ready"
+            ready.mkdir()
+            shutil.copyfile(file, ready / "model.onnx")
+            save_checkpoint(model, ready / "checkpoint")
+            candidate = dataclasses.replace(stored.stage.candidate, checkpoint="checkpoint")
+            stage = relocated(dataclasses.replace(stored.stage, candidate=candidate), lambda path: Path(path).name)
+            text = _ADAPTER.dump_json(Stored(stage, stored.parity), indent=1, exclude={"stage": {"candidate": {"load"}}})
+            (ready / "stage.json").write_bytes(text)
+            if folder.exists():
+                shutil.rmtree(folder)
+            ready.rename(folder)
+        return Stored(relocated(stage, lambda path: str(folder / path)), stored.parity)
+
+    def publish(self, report: Report, render: Callable[[Report], str]) -> Report:
+        """The result at the top of the folder, each file whole: model, checkpoint, recipe, report. -> the report with its paths."""
+        best, written = report.best, self._relative(report)
+        with scratch_folder(self.out / "result") as scratch:
+            shutil.copyfile(best.artifact.path, scratch / "model.onnx")
+            shutil.copytree(str(best.checkpoint), scratch / "checkpoint")
+            (scratch / "recipe.yaml").write_text(best.recipe.to_yaml(), encoding="utf-8")
+            (scratch / "report.json").write_text(written.to_json(), encoding="utf-8")
+            (scratch / "report.html").write_text(render(written), encoding="utf-8")
+            for path in scratch.iterdir():
+                _remove(self.out / path.name)
+                path.rename(self.out / path.name)
+        return dataclasses.replace(report, best=_at(best, lambda path: str(self.out / Path(path).name)))
+
+    def _relative(self, report: Report) -> Report:
+        """The report with paths relative to the run's folder: it may be moved."""
+
+        def inside(path: str) -> str:
+            return Path(path).relative_to(self.out).as_posix()
+
+        return dataclasses.replace(
+            report,
+            baseline=_at(report.baseline, inside),
+            best=_at(report.best, lambda path: Path(path).name),
+            front=tuple(_at(candidate, inside) for candidate in report.front),
+            stages=tuple(relocated(stage, inside) for stage in report.stages),
+        )
+
+
+def identity(task: Task, budget: Budget, target: Target, seed: int) -> str:
+    """A digest of the model's class and weights, the first batch of each split, the budget, the target and the seed."""
+    digest = hashlib.sha256(type(task.model).__qualname__.encode())
+    for name, tensor in sorted(task.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    inputs, target_values = next(each(task.validation, "validation"))
+    for tensor in [*tensors(inputs), *tensors(target_values)]:
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(
+        json.dumps([dataclasses.asdict(budget), dataclasses.asdict(target), seed, task.scorer.name, task.protect]).encode()
+    )
+    return digest.hexdigest()
+
+
+def read_report(out: str | Path) -> Report:
+    """report.json of a finished run, with its paths made absolute. Raises ArtifactError."""
+    folder = Path(out)
+    path = folder / "report.json" if folder.is_dir() else folder
+    if not path.is_file():
+        raise ArtifactError(
+            "a finished run holds report.json", got=folder.name, remedy="name the --out folder of `paredown compress`"
+        )
+    return Report.from_json(path.read_bytes())
+
+
+def relocated(stage: Stage, place: Callable[[str], str]) -> Stage:
+    """The stage with `place` applied to the paths of its candidate."""
+    return dataclasses.replace(stage, candidate=_at(stage.candidate, place))
+
+
+def _at(candidate: Candidate, place: Callable[[str], str]) -> Candidate:
+    artifact = dataclasses.replace(candidate.artifact, path=place(candidate.artifact.path))
+    checkpoint = None if candidate.checkpoint is None else place(candidate.checkpoint)
+    return dataclasses.replace(candidate, artifact=artifact, checkpoint=checkpoint)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""In-place operators of an exported graph as the functional ones: `relu_(x)` becomes `relu(x)`.
+
+Whatever read x after the operator reads its result. Where x shares its memory with another tensor (it is a view, has
+views, or is an input) the operator stays as it is, and no quantizer is put at x.
+"""
+
+import torch
+from torch import fx
+
+from paredown.quantization.nodes import name_of, value_of
+
+_VIEWS = frozenset(
+    ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "slice", "select", "squeeze", "unsqueeze", "expand",
+     "expand_as", "narrow", "chunk", "split", "split_with_sizes", "unbind", "view_as", "detach", "alias", "diagonal", "unfold",
+     "movedim", "swapaxes", "contiguous", "to", "dropout", "feature_dropout", "dropout_", "feature_dropout_", "numpy_T", "mT"]
+)  # fmt: skip
+
+
+def is_inplace(node: fx.Node) -> bool:
+    """Whether the node changes its first argument."""
+    name = name_of(node)
+    return name.endswith("_") and not name.startswith("_")
+
+
+def functionalize_(graph: fx.Graph) -> int:
+    """Replaces the in-place operators that safely can be; returns how many."""
+    count = 0
+    for node in list(graph.nodes):
+        if not is_inplace(node):
+            continue
+        counterpart = _counterpart(node)
+        x = node.args[0]
+        if counterpart is None or not isinstance(x, fx.Node) or _aliased(x):
+            continue
+        later = set(_after(node))
+        node.target = counterpart
+        x.replace_all_uses_with(node, delete_user_cb=lambda user, later=later: user in later)  # type: ignore[misc]
+        count += 1
+    return count
+
+
+def _counterpart(node: fx.Node) -> torch._ops.OpOverload | None:
+    """aten.relu_.default -> aten.relu.default, None where there is no such operator."""
+    packet = getattr(torch.ops.aten, name_of(node).removesuffix("_"), None)
+    overload = node.target._overloadname  # type: ignore[union-attr]  # an ATen operator
+    return getattr(packet, overload, None)
+
+
+def _aliased(x: fx.Node) -> bool:
+    """Whether another tensor may share x's memory."""
+    if x.op != "call_function" or name_of(x) in _VIEWS or value_of(x) is None:
+        return True
+    return any(name_of(user) in _VIEWS for user in x.users if not is_inplace(user) and _may_precede(user, x))
+
+
+def _may_precede(user: fx.Node, x: fx.Node) -> bool:
+    """Whether a view of x was taken before the first in-place operator on it."""
+    return next((u for u in sorted(x.users) if is_inplace(u)), user) > user
+
+
+def _after(node: fx.Node) -> list[fx.Node]:
+    rest, current = [], node.next
+    while current.op != "root":
+        rest.append(current)
+        current = current.next
+    return rest

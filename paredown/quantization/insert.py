@@ -1,0 +1,64 @@
+"""Putting quantizers and dropouts into a traced graph as modules, where a placement says."""
+
+from collections import Counter
+
+from torch import fx, nn
+
+from paredown.graph.trace import module_path
+from paredown.quantization.grid import ACTIVATIONS, BIASES, Grid
+from paredown.quantization.model import FakeQuantizer
+from paredown.quantization.nodes import argument, constant, name_of, value_of
+from paredown.quantization.placement import Placement, Site
+
+
+def insert_quantizers_(module: fx.GraphModule, placement: Placement, weights: Grid) -> None:
+    """Adds `module.quantizers`, and a call of one at every site; weights: their grid, per channel on dimension 0."""
+    quantizers = nn.ModuleDict()
+    for sites, grid in ((placement.weights, weights), (placement.biases, BIASES)):
+        for site in sites:
+            value = constant(module, site.node)
+            assert value is not None  # the placement takes constant weights and biases only
+            quantizers[site.key] = FakeQuantizer(grid, value.shape[0], axis=0).to(value.device)
+    device = next(iter(quantizers.buffers())).device
+    for site in placement.activations:
+        quantizers[site.key] = FakeQuantizer(ACTIVATIONS).to(device)
+    module.add_module("quantizers", quantizers)
+    for site in (*placement.weights, *placement.biases, *placement.activations, *placement.restated):
+        _call_(module.graph, f"quantizers.{site.key}", site)
+
+
+def insert_dropouts_(module: fx.GraphModule) -> None:
+    """Adds `module.dropouts`: dropout operators, traced in evaluation mode, become modules that follow the model's mode."""
+    dropouts, seen = nn.ModuleDict(), Counter[str]()
+    for node in list(module.graph.nodes):
+        name = name_of(node).removesuffix("_")
+        value = value_of(node)
+        if name not in ("dropout", "feature_dropout") or value is None:
+            continue
+        path = module_path(node).replace(".", "/")
+        key = f"{path}@{seen[path]}"
+        seen[path] += 1
+        dropouts[key] = _dropout(name, value.dim())(float(argument(node, 1)))
+        with module.graph.inserting_before(node):
+            made = module.graph.call_module(f"dropouts.{key}", (node.args[0],))
+        made.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        module.graph.erase_node(node)
+    module.add_module("dropouts", dropouts)
+
+
+def _call_(graph: fx.Graph, target: str, site: Site) -> None:
+    """One call behind the site's node (behind all inputs, where that is an input), read by the site's readers."""
+    inputs = graph.find_nodes(op="placeholder")
+    with graph.inserting_after(inputs[-1] if site.node.op == "placeholder" else site.node):
+        made = graph.call_module(target, (site.node,))
+    made.meta = {key: site.node.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in site.node.meta}
+    for reader in site.readers:
+        reader.replace_input_with(site.node, made)
+
+
+def _dropout(name: str, dimensions: int) -> type[nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d]:
+    """A feature dropout zeroes whole channels, of inputs with a batch."""
+    if name == "dropout":
+        return nn.Dropout
+    return {3: nn.Dropout1d, 4: nn.Dropout2d}.get(dimensions, nn.Dropout3d)

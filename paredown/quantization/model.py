@@ -1,0 +1,93 @@
+"""A model with fake-quantizers in its exported graph: what it computes is what an int8 file of it computes, to rounding.
+
+Its parameters are its own, under their original names; batch norms are folded into the operator before them, and one that
+can't be folded keeps its running statistics, in training too. Dropouts follow `train()` and `eval()`. Parameters train by
+the straight-through estimator (quantization-aware training); scales and zero points are buffers, fixed by calibration.
+"""
+
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from paredown.core.recipe import Quantize
+from paredown.graph import fake_quantize as _operator  # noqa: F401 (importing it registers the operator)
+from paredown.graph.manifest import Manifest
+from paredown.graph.trace import Dynamic
+from paredown.quantization.grid import Grid
+from paredown.task.batches import Inputs
+
+
+class FakeQuantizer(nn.Module):
+    """Rounds a tensor to a grid and back. scale, zero_point: (1,), or (channels,) along `axis`; NaN and 0 until calibrated.
+
+    While `enabled` is False it passes its input through, so that calibration sees the float model.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, grid: Grid, channels: int = 1, axis: int = -1) -> None:
+        super().__init__()
+        self.grid, self.axis, self.enabled = grid, axis, True
+        self.register_buffer("scale", torch.full((channels,), torch.nan))
+        self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.enabled:
+            return x
+        grid = self.grid
+        result: Tensor = torch.ops.paredown.fake_quantize(x, self.scale, self.zero_point, self.axis, grid.low, grid.high)
+        return result
+
+    def set_(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Takes over scale and zero point, of its own shape."""
+        self.scale.copy_(scale.reshape_as(self.scale))
+        self.zero_point.copy_(zero_point.reshape_as(self.zero_point))
+
+    def extra_repr(self) -> str:
+        return f"[{self.grid.low}, {self.grid.high}], axis={self.axis}"
+
+
+class QuantizedModel(fx.GraphModule):
+    """Takes and returns what the original model does. Made by `prepare` or `quantize_model`.
+
+    quantizers: FakeQuantizer by module path, call index and role: "layer1/0/conv1@0:weight".
+    config, reduced (7-bit weights), example_inputs, dynamic: what it was made with. manifest: of the pruned model it was
+    made from. prunable is False: pruning comes before quantization.
+    """
+
+    prunable: ClassVar[bool] = False
+    config: Quantize
+    reduced: bool
+    example_inputs: Inputs
+    dynamic: Dynamic | None
+    manifest: Manifest | None
+    quantizers: nn.ModuleDict
+    dropouts: nn.ModuleDict
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, about: dict[str, Any]) -> None:
+        """root: holds what the graph reads, `quantizers` and `dropouts` among it; about: the five attributes."""
+        super().__init__(root, graph, type(self).__mro__[1].__name__)
+        for name in ("quantizers", "dropouts"):
+            setattr(self, name, getattr(root, name))
+        for name in ABOUT:
+            setattr(self, name, about[name])
+
+    def quantizer(self, key: str) -> FakeQuantizer:
+        """The quantizer of a key. Raises KeyError."""
+        found = self.quantizers[key]
+        assert isinstance(found, FakeQuantizer)  # nothing else is put there
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModel":
+        copied = super().__deepcopy__(memo)
+        assert isinstance(copied, QuantizedModel)  # GraphModule keeps the class
+        for name in ABOUT:
+            setattr(copied, name, copy.deepcopy(getattr(self, name), memo))
+        type(copied).__name__ = QuantizedModel.__name__
+        return copied
+
+
+ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest")

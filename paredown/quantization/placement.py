@@ -1,0 +1,235 @@
+"""Where quantizers stand: what each runtime executes in int8, and what follows for the tensors of a graph.
+
+A runtime fuses DequantizeLinear -> operator -> (relu) -> QuantizeLinear into one int8 operator. So each tensor that enters or
+leaves one is quantized once, at its anchor: the operator that makes it, or the relu fused behind that. Operators that only
+move values (slice, pad, reshape, ...) keep the scale of what they are given.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from torch import fx, nn
+
+from paredown.graph.trace import module_path
+from paredown.quantization.functional import is_inplace
+from paredown.quantization.nodes import argument, constant, is_float, name_of, value_of
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What one runtime does in int8, by ATen operator.
+
+    weighted: operators with a constant weight, computed in int8.
+    stored: those of them that need a quantized output to be; without it they run in float.
+    joins: operators of two tensors, computed in int8 where both come quantized.
+    fused: activations that disappear into the operator before them.
+    moves: operators that pass a quantized tensor on with its scale.
+    restated: moves that the runtime takes only between two quantizers; the tensor's own is put behind them again.
+    sums: a join is fused into a stored operator that it alone reads, and takes that operand unrounded.
+    """
+
+    weighted: frozenset[str]
+    stored: frozenset[str]
+    joins: frozenset[str]
+    fused: frozenset[str]
+    moves: frozenset[str]
+    restated: frozenset[str]
+    sums: bool = False
+
+
+_CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
+_RESHAPES = frozenset(
+    ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "contiguous", "clone", "alias",
+     "detach", "detach_", "dropout", "feature_dropout"]
+)  # fmt: skip
+
+PORTABLE = Rules(
+    weighted=_CONVOLUTIONS | {"linear"},
+    stored=_CONVOLUTIONS,
+    joins=frozenset(["add"]),
+    fused=frozenset(["relu", "relu6", "hardtanh"]),
+    moves=_RESHAPES | {"slice", "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "max_pool3d"},
+    restated=frozenset(["pad", "constant_pad_nd"]),
+)
+# ONNX Runtime 1.32: a convolution without a quantized output runs in float; Add as QLinearAdd wants three quantizers.
+# OpenVINO 2026.4: conv + quantizer + add + relu + quantizer is one operator, which skips the rounding of the first.
+RULES: dict[str | None, Rules] = {
+    None: PORTABLE,
+    "onnxruntime": PORTABLE,
+    "openvino": replace(PORTABLE, sums=True),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One quantizer: its key, the node whose value it quantizes, the nodes that read the quantized value."""
+
+    key: str
+    node: fx.Node
+    readers: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """weights, biases: one site per weighted operator (that has a bias); a runtime holds biases as int32.
+    activations: one per anchor. restated: the same keys again, behind moves.
+    """
+
+    weights: tuple[Site, ...]
+    biases: tuple[Site, ...]
+    activations: tuple[Site, ...]
+    restated: tuple[Site, ...]
+
+
+@dataclass
+class _State:
+    module: nn.Module
+    rules: Rules
+    names: dict[fx.Node, str]
+    int8: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)  # operator -> the tensors it reads quantized
+    anchors: dict[fx.Node, str] = field(default_factory=dict)  # anchor -> key
+
+
+def place(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = ()) -> Placement:
+    """The quantizers of a folded graph. protect: modules (and what is inside them) that stay in float."""
+    state = _State(module, rules, _call_names(module.graph, rules))
+    free = [n for n in module.graph.nodes if not any(_inside(module_path(n), name) for name in protect)]
+    for node in free:
+        if _is_weighted(state, node):
+            _take(state, node, (node.args[0],), stored=name_of(node) in rules.stored)
+    for node in free:
+        operands = _operands(state, node)
+        if operands and all(_origin(state, operand) in state.anchors for operand in operands):
+            summed = _summed(state, node, operands) if rules.sums else None
+            state.anchors = {anchor: key for anchor, key in state.anchors.items() if anchor is not summed}
+            _take(state, node, tuple(o for o in operands if o is not summed), stored=True)
+    weighted = [n for n in module.graph.nodes if n in state.int8 and name_of(n) in rules.weighted]
+    biased = [n for n in weighted if constant(module, argument(n, 2)) is not None]
+    activations = [(n, state.anchors[n]) for n in module.graph.nodes if n in state.anchors]
+    return Placement(
+        tuple(Site(f"{state.names[n]}:weight", argument(n, 1), (n,)) for n in weighted),
+        tuple(Site(f"{state.names[n]}:bias", argument(n, 2), (n,)) for n in biased),
+        tuple(Site(key, n, _readers(state, n)) for n, key in activations),
+        _restated(state),
+    )
+
+
+def _take(state: _State, node: fx.Node, operands: tuple[fx.Node, ...], *, stored: bool) -> None:
+    """Makes `node` an int8 operator: its operands get quantizers, and its output where it has to be stored."""
+    state.int8[node] = operands
+    for operand in operands:
+        origin = _origin(state, operand)
+        state.anchors.setdefault(origin, _key(state, origin, node))
+    after = _fused(state, node)
+    if stored and not _is_result(state, after):
+        state.anchors.setdefault(after, _key(state, after, node))
+
+
+def _is_weighted(state: _State, node: fx.Node) -> bool:
+    if name_of(node) not in state.rules.weighted or constant(state.module, argument(node, 1)) is None:
+        return False
+    return is_float(node) and _quantizable(state, node.args[0])
+
+
+def _operands(state: _State, node: fx.Node) -> tuple[fx.Node, ...]:
+    """The two tensors of a join of equal rank, () where `node` isn't one."""
+    if name_of(node) not in state.rules.joins or node.kwargs.get("alpha", 1) != 1:
+        return ()
+    operands = tuple(a for a in node.args[:2] if isinstance(a, fx.Node) and _quantizable(state, a))
+    ranks = {value.dim() for value in map(value_of, operands) if value is not None}
+    return operands if len(operands) == 2 and len(ranks) == 1 else ()
+
+
+def _summed(state: _State, node: fx.Node, operands: tuple[fx.Node, ...]) -> fx.Node | None:
+    """The operand (the later one) that a join may take unrounded: a stored operator's own output, read by nothing else."""
+    own = [o for o in operands if o in state.int8 and name_of(o) in state.rules.stored and list(o.users) == [node]]
+    return max(own) if own and operands[0] is not operands[1] else None
+
+
+def _quantizable(state: _State, node: object) -> bool:
+    """Whether a quantizer may stand at the origin of this tensor."""
+    origin = _origin(state, node) if isinstance(node, fx.Node) else None
+    if origin is None or not is_float(origin) or origin.op == "get_attr":
+        return False
+    return not is_inplace(origin) and not any(is_inplace(user) for user in origin.users)
+
+
+def _origin(state: _State, node: fx.Node) -> fx.Node:
+    """The node that made a tensor's values, before any moves."""
+    while name_of(node) in state.rules.moves and isinstance(node.args[0], fx.Node) and _pads_zero(node):
+        node = node.args[0]
+    return node
+
+
+def _pads_zero(node: fx.Node) -> bool:
+    """False for a padding that brings in values which the grid might not hold."""
+    if name_of(node) == "constant_pad_nd":
+        return argument(node, 2, 0) == 0
+    return name_of(node) != "pad" or (argument(node, 2, "constant") == "constant" and argument(node, 3) in (None, 0))
+
+
+def _fused(state: _State, node: fx.Node) -> fx.Node:
+    """The activation that disappears into `node`, or `node` itself."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and name_of(users[0]) in state.rules.fused else node
+
+
+def _is_result(state: _State, node: fx.Node) -> bool:
+    """Whether a tensor leaves the model, directly or by moves, and goes nowhere else."""
+    return all(u.op == "output" or (name_of(u) in state.rules.moves and _is_result(state, u)) for u in node.users)
+
+
+def _readers(state: _State, anchor: fx.Node) -> tuple[fx.Node, ...]:
+    """What reads the quantized value: everything inside the model where an int8 operator made the tensor, since that
+    operator is fused with the quantizer; else int8 operators and moves alone, and float operators keep the precise value.
+    """
+    everything = _maker(state, anchor) is not None
+    users = [user for user in anchor.users if user.op != "output"]
+    return tuple(u for u in users if everything or u in state.int8 or name_of(u) in state.rules.moves)
+
+
+def _maker(state: _State, anchor: fx.Node) -> fx.Node | None:
+    """The int8 operator whose output, with what is fused behind it, the anchor is."""
+    made = anchor.args[0] if name_of(anchor) in state.rules.fused else anchor
+    return made if isinstance(made, fx.Node) and made in state.int8 and _fused(state, made) is anchor else None
+
+
+def _restated(state: _State) -> tuple[Site, ...]:
+    """Operands that reach their int8 operator through a move which the runtime takes only between two quantizers."""
+    readers: dict[fx.Node, list[fx.Node]] = {}
+    for node, operands in state.int8.items():
+        for operand in dict.fromkeys(operands):
+            current = operand
+            while current is not _origin(state, operand) and name_of(current) not in state.rules.restated:
+                current = current.args[0]  # type: ignore[assignment]  # a move's first argument is a tensor
+            if current is not _origin(state, operand):
+                readers.setdefault(operand, []).append(node)
+    return tuple(Site(state.anchors[_origin(state, x)], x, tuple(nodes)) for x, nodes in readers.items())
+
+
+def _key(state: _State, anchor: fx.Node, reader: fx.Node) -> str:
+    """ "layer1/0/conv1@0:output" by the int8 operator that makes the tensor, else "conv1@0:input" by the first that reads it."""
+    made = _maker(state, anchor)
+    if made is not None:
+        return f"{state.names[made]}:{'output' if name_of(made) in state.rules.weighted else name_of(made)}"
+    if name_of(reader) in state.rules.weighted:
+        return f"{state.names[reader]}:input"
+    raise AssertionError("the operands of a join have anchors already")
+
+
+def _call_names(graph: fx.Graph, rules: Rules) -> dict[fx.Node, str]:
+    """Module path and call index of every operator that can be int8: "layer1/0/conv1@0". Weighted operators count together."""
+    seen: Counter[tuple[str, str]] = Counter()
+    names = {}
+    for node in graph.nodes:
+        name = name_of(node)
+        if name not in rules.weighted | rules.joins:
+            continue
+        path, kind = module_path(node).replace(".", "/"), "" if name in rules.weighted else name
+        names[node] = f"{path}@{seen[path, kind]}"
+        seen[path, kind] += 1
+    return names
+
+
+def _inside(path: str, name: str) -> bool:
+    return path == name or path.startswith(f"{name}.") or name == ""

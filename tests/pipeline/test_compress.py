@@ -1,0 +1,195 @@
+"""The main job on a small net: files, gate, front, resume, and that nothing is left half-written."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import paredown
+from paredown import Budget, Distill, Prune, Quantize, Recipe, Report, Target, Task, Training
+from paredown.core.effort import Effort
+from paredown.core.errors import CertificationError, NothingToPruneError, OutputError
+from paredown.pipeline import compress as main_job
+from paredown.pipeline.store import read_report
+
+TARGET = Target("onnxruntime", batch=16, threads=1)
+SIZE_ONLY = Budget(max_drop=0.05, size="0.9x")  # no latency: a verdict must not hang on this machine's noise
+RECOVERY = Distill(training=Training(effort=Effort(2, "epochs"), learning_rate=0.02))
+FULL = Recipe((Prune(ratio=0.4), RECOVERY, Quantize(samples=128)))
+RESULT = {"model.onnx", "checkpoint", "recipe.yaml", "report.json", "report.html", "stages"}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, trained_small_resnet: torch.nn.Module) -> tuple[Report, Path, Task]:
+    """One whole run with a fixed recipe, for the tests that only look."""
+    from tests.conftest import pattern_batches
+
+    out = tmp_path_factory.mktemp("runs") / "full"
+    task = Task(
+        model=trained_small_resnet, example_inputs=(torch.randn(4, 1, 8, 8),), train=pattern_batches(640, seed=1),
+        validation=pattern_batches(640, seed=2), test=pattern_batches(320, seed=3), name="patterns",
+    )  # fmt: skip
+    return paredown.compress(task, SIZE_ONLY, target=TARGET, out=out, recipe=FULL), out, task
+
+
+def test_run_writes_the_result_and_nothing_else(finished: tuple[Report, Path, Task]) -> None:
+    report, out, _ = finished
+    assert names(out) == RESULT
+    assert report.met, report.binding
+    assert Path(report.best.artifact.path).stat().st_size == report.best.artifact.size_bytes
+
+
+def test_both_stages_survive_the_gate_and_the_result_is_really_smaller(finished: tuple[Report, Path, Task]) -> None:
+    report, _, _ = finished
+    assert [(stage.name, stage.kept) for stage in report.stages] == [("prune + distill", True), ("quantize", True)]
+    assert report.best.size_ratio < 0.5
+    assert report.best.macs < 0.62 * report.baseline.macs
+
+
+def test_written_report_reads_back_and_its_paths_are_relative(finished: tuple[Report, Path, Task]) -> None:
+    report, out, _ = finished
+    read = read_report(out)
+    assert read.best.recipe == FULL == Recipe.parse((out / "recipe.yaml").read_text())
+    assert read.best.artifact.path == "model.onnx" and read.best.checkpoint == "checkpoint"
+    assert (
+        dataclasses.replace(read, best=report.best, baseline=report.baseline, front=report.front, stages=report.stages) == report
+    )
+    assert str(out) not in (out / "report.json").read_text() + (out / "report.html").read_text()
+
+
+def test_test_split_and_memory_are_measured_for_baseline_and_best(finished: tuple[Report, Path, Task]) -> None:
+    report, _, _ = finished
+    for candidate in (report.baseline, report.best):
+        assert candidate.test_quality is not None and candidate.test_quality.n == 320
+        assert candidate.memory is not None and candidate.memory.value > 0
+    assert report.best.test_drop is not None
+
+
+def test_best_module_and_file_agree(finished: tuple[Report, Path, Task]) -> None:
+    report, _, task = finished
+    with torch.no_grad():
+        expected = report.best.module()(task.inputs[0])
+    found = paredown.load(report.best.artifact.path)(task.inputs[0].numpy())
+    assert torch.linalg.vector_norm(torch.as_tensor(found) - expected) <= 0.02 * torch.linalg.vector_norm(expected)
+
+
+def test_file_runs_with_numpy_and_onnxruntime_alone(finished: tuple[Report, Path, Task]) -> None:
+    _, out, _ = finished
+    code = (
+        "import sys, numpy, onnxruntime; s = onnxruntime.InferenceSession(sys.argv[1]); "
+        "x = numpy.zeros((5, 1, 8, 8), numpy.float32); y, = s.run(None, {s.get_inputs()[0].name: x}); "
+        "assert 'torch' not in sys.modules; print(y.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, out / "model.onnx"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "(5, 10)"
+
+
+def test_no_path_of_the_machine_is_in_the_files(finished: tuple[Report, Path, Task]) -> None:
+    _, out, _ = finished
+    for file in (out / "model.onnx", out / "checkpoint" / "manifest.json"):
+        content = file.read_bytes()
+        assert os.getcwd().encode() not in content and b"site-packages" not in content
+
+
+def test_stage_that_costs_too_much_is_rolled_back_with_its_reason(pattern_task: Task, tmp_path: Path) -> None:
+    recipe = Recipe((Prune(ratio=0.8, importance="random", floor=0.05), Quantize(samples=128)))
+    report = paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path / "run", recipe=recipe)
+    pruned, quantized = report.stages
+    assert not pruned.kept and "rolled back: the drop is" in pruned.reason
+    assert quantized.kept and quantized.recipe == Recipe((Quantize(samples=128),))
+    assert report.best.recipe == Recipe((Quantize(samples=128),))
+
+
+def test_budget_out_of_reach_gives_the_nearest_point_and_what_binds(pattern_task: Task, tmp_path: Path) -> None:
+    report = paredown.compress(
+        pattern_task,
+        Budget(max_drop=0.05, size="0.01x"),
+        target=TARGET,
+        out=tmp_path / "run",
+        recipe=Recipe((Quantize(samples=128),)),
+    )
+    assert not report.met
+    assert any(line.startswith("size") for line in report.binding)
+    assert report.best.recipe.steps, "int8 is nearer to the budget than the baseline"
+    assert names(tmp_path / "run") == RESULT
+
+
+def test_killed_run_is_taken_up_where_it_stopped(pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, done = tmp_path / "run", []
+    real = main_job.apply
+
+    def stops_at_quantize(task: Task, recipe: Recipe, **options: Any) -> torch.nn.Module:
+        if isinstance(recipe.steps[0], Quantize):
+            raise KeyboardInterrupt
+        return real(task, recipe, **options)
+
+    def counts(task: Task, recipe: Recipe, **options: Any) -> torch.nn.Module:
+        done.append(str(recipe))
+        return real(task, recipe, **options)
+
+    monkeypatch.setattr(main_job, "apply", stops_at_quantize)
+    with pytest.raises(KeyboardInterrupt):
+        paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=FULL)
+    assert names(out) == {"stages"} and len(names(out / "stages")) == 2, "the baseline and the pruned stage are whole"
+    monkeypatch.setattr(main_job, "apply", counts)
+    report = paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=FULL, existing="resume")
+    assert done == ["quantize"]
+    assert report.met and names(out) == RESULT
+
+
+def test_stage_whose_file_was_changed_is_done_again(pattern_task: Task, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "run", Recipe((Quantize(samples=128),))
+    first = paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=recipe)
+    broken = Path(first.stages[0].candidate.artifact.path)
+    broken.write_bytes(broken.read_bytes()[:-10])
+    again = paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=recipe, existing="resume")
+    assert again.met and again.best.artifact.digest == first.best.artifact.digest
+
+
+def test_failing_step_leaves_nothing_half_written(pattern_task: Task, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(NothingToPruneError):
+        paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=Recipe((Prune(ratio=0.99, floor=0.9),)))
+    assert names(out) == {"stages"} and len(names(out / "stages")) == 1, "only the finished baseline"
+
+
+def test_validation_set_too_small_to_certify_is_refused_before_anything_is_written(pattern_task: Task, tmp_path: Path) -> None:
+    small = dataclasses.replace(pattern_task, validation=list(pattern_task.validation)[:3])
+    with pytest.raises(CertificationError, match="takes 300 validation samples, got 192"):
+        paredown.compress(small, Budget(max_drop=0.01, size="0.5x"), target=TARGET, out=tmp_path / "run")
+    assert names(tmp_path / "run") <= {"stages"} and not names(tmp_path / "run" / "stages")
+
+
+@pytest.mark.parametrize(("existing", "remedy"), [("refuse", "--resume"), ("replace", "another folder"), ("overwrite", "resume")])
+def test_folder_that_holds_something_else_is_refused_and_kept(
+    pattern_task: Task, tmp_path: Path, existing: Any, remedy: str
+) -> None:
+    (tmp_path / "thesis.tex").write_text("ten years")
+    with pytest.raises(OutputError, match=remedy):
+        paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path, recipe=FULL, existing=existing)
+    assert (tmp_path / "thesis.tex").read_text() == "ten years"
+
+
+def test_progress_names_each_stage_and_ends_at_one(pattern_task: Task, tmp_path: Path) -> None:
+    seen: dict[str, float] = {}
+    paredown.compress(
+        pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path / "run", recipe=Recipe((Quantize(samples=128),)),
+        progress=lambda label, fraction: seen.__setitem__(label, fraction),
+    )  # fmt: skip
+    assert seen["baseline"] == seen["report"] == seen["quantize: measure"] == 1.0
+
+
+def test_report_json_holds_no_code(finished: tuple[Report, Path, Task]) -> None:
+    _, out, _ = finished
+    data = json.loads((out / "report.json").read_text())
+    assert "load" not in data["best"] and "render" not in data

@@ -1,0 +1,239 @@
+"""The page: the verdict in words and numbers, nothing from elsewhere, and no string of the user that is more than text."""
+
+import dataclasses
+import html.parser
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from paredown.core.artifact import Candidate
+from paredown.core.recipe import Recipe
+from paredown.core.report import Barrier, Parity, Report, Stage, Width
+from paredown.core.target import Target
+from paredown.render.html import load_snippet, render_html
+from tests.render.sample import sample_report, unmet_report
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&<!--"
+
+
+class Page(html.parser.HTMLParser):
+    """Tags and attributes of a page, the text outside of scripts and styles, and what stands in each script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).replace("\u00a0", " ").split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "script" and self.cdata_elem == "script":
+            self.scripts.append(data)
+        elif self.cdata_elem is None:
+            self.words.append(data)
+
+
+def figures_of(text: str) -> dict[str, dict[str, object]]:
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', text, re.DOTALL)
+    assert found is not None
+    return json.loads(found.group(1))
+
+
+def hostile_report() -> Report:
+    """A report in which every string that a user, their model or their file can choose is hostile."""
+    report = sample_report()
+
+    def spoiled(candidate: Candidate) -> Candidate:
+        artifact = dataclasses.replace(candidate.artifact, path=HOSTILE, precision=HOSTILE)
+        return dataclasses.replace(candidate, name=HOSTILE, artifact=artifact, checkpoint=HOSTILE)
+
+    def spoiled_stage(stage: Stage) -> Stage:
+        return dataclasses.replace(stage, name=HOSTILE, reason=HOSTILE, candidate=spoiled(stage.candidate))
+
+    return dataclasses.replace(
+        report,
+        task=HOSTILE,
+        metric=HOSTILE,
+        met=False,
+        binding=(HOSTILE,),
+        baseline=spoiled(report.baseline),
+        best=spoiled(report.best),
+        front=tuple(spoiled(candidate) for candidate in report.front),
+        stages=tuple(spoiled_stage(stage) for stage in report.stages),
+        widths=(Width(HOSTILE, "out", 8, 4),),
+        parity=(Parity(HOSTILE, 2, HOSTILE, 1e-6, 1e-4),),
+        barriers=(Barrier(HOSTILE, HOSTILE, HOSTILE),),
+        environment={HOSTILE: HOSTILE},
+    )
+
+
+@pytest.fixture(scope="module")
+def met() -> str:
+    return render_html(sample_report())
+
+
+@pytest.fixture(scope="module")
+def unmet() -> str:
+    return render_html(unmet_report())
+
+
+def test_verdict_states_drop_bound_and_budget_in_points_and_relative(met: str) -> None:
+    text = Page(met).text
+    assert "The budget is met" in text
+    for words in (
+        "0.50 points worse",
+        "0.54 % of the baseline",
+        "at most 0.92 points worse, with 95 % confidence",
+        "at most 1.00 points worse (1.09 % of the baseline)",
+    ):
+        assert words in text
+
+
+def test_verdict_comes_before_the_evidence(met: str) -> None:
+    text = Page(met).text
+    order = [text.index(words) for words in (
+        "The budget is met", "How sure is this", "Baseline against result", "What it costs", "What each stage brought",
+        "Widths, layer by layer", "Parity", "What could not be pruned", "Environment", "Recipe", "Use the file",
+    )]  # fmt: skip
+    assert order == sorted(order)
+
+
+def test_latency_and_size_stand_beside_their_budget_with_interval(met: str) -> None:
+    text = Page(met).text
+    for words in (
+        "0.449x",
+        "0.437 to 0.461x",
+        "38.6 ms → 17.3 ms",
+        "at most 0.6x = 23.2 ms",
+        "1.09 MB → 197 KB",
+        "0.25x = 273 KB",
+    ):
+        assert words in text
+
+
+def test_unmet_budget_says_what_binds_and_marks_that_axis_only(unmet: str) -> None:
+    text = Page(unmet).text
+    assert "The budget is not met" in text
+    assert "What binds" in text
+    assert "latency: 0.449x, 0.437 to 0.461x at 95 %, 100 pairs; the budget says at most 0.4x = 15.4 ms" in text
+    assert text.count("✗ outside") == 1
+    assert text.count("✓ within") == 2
+
+
+def test_met_budget_has_no_section_on_what_binds(met: str) -> None:
+    assert "What binds" not in Page(met).text
+
+
+def test_confidence_is_told_in_words_with_sample_count(met: str) -> None:
+    text = Page(met).text
+    assert "On 5,000 validation samples" in text
+    assert "one-sided 95 % bound" in text
+    assert "5,000 test samples were read once" in text
+
+
+def test_missing_test_set_is_said(unmet: str) -> None:
+    report = unmet_report()
+    without = dataclasses.replace(report, best=dataclasses.replace(report.best, test_quality=None, test_drop=None))
+    assert "There is no test set" in Page(render_html(without)).text
+    assert "There is no test set" not in Page(unmet).text
+
+
+def test_rolled_back_stage_shows_its_reason_and_what_it_was_built_on(met: str) -> None:
+    text = Page(met).text
+    assert "rolled back the drop may be as large as 2.56 points" in text
+    assert "prune ratio 0.4, distill after stage 1; took 2 min 03 s" in text
+
+
+def test_page_loads_nothing_from_elsewhere(met: str) -> None:
+    page = Page(met)
+    assert not [value for name, value in page.attributes if name in ("src", "href", "action", "data")]
+    assert "link" not in page.tags and "img" not in page.tags and "iframe" not in page.tags
+    assert "@import" not in met.partition("<body>")[0] and "url(" not in met.partition("<body>")[0]
+
+
+def test_plotly_is_inlined_once(met: str) -> None:
+    assert len(re.findall(r"\* plotly\.js v\d", met)) == 1
+    assert len(met) < 6_000_000
+
+
+def test_no_bare_flops_anywhere_a_reader_looks(met: str) -> None:
+    text = Page(met).text
+    assert "MACs" in text
+    assert "flop" not in text.lower()
+
+
+def test_hostile_strings_stay_text() -> None:
+    calm, page = Page(render_html(sample_report())), Page(render_html(hostile_report()))
+    assert page.tags.count("script") == calm.tags.count("script")
+    assert "img" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert HOSTILE in page.text
+
+
+def test_hostile_strings_cannot_end_the_json_and_stay_text_in_charts() -> None:
+    text = render_html(hostile_report())
+    body = text.split('id="figures">')[1].split("</script>")[0]
+    assert not set("<>&") & set(body)
+    figures = figures_of(text)
+    assert figures["widths"]["data"][0]["y"] == [
+        "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=x onerror=alert(2)&gt;&amp;&lt;!--"
+    ]  # type: ignore[index]
+    assert "<script>" not in json.dumps(figures)
+
+
+def test_report_without_stages_widths_or_barriers_still_renders() -> None:
+    report = sample_report()
+    bare = dataclasses.replace(
+        report, best=report.baseline, front=(report.baseline,), stages=(), widths=(), parity=(), barriers=(), environment={}
+    )
+    text = Page(render_html(bare)).text
+    for words in (
+        "No stage was run",
+        "No layer lost a channel",
+        "Parity was not checked",
+        "Nothing stood in the way",
+        "no difference",
+    ):
+        assert words in text
+
+
+def test_recipe_is_shown_as_yaml_that_parses_back(met: str) -> None:
+    report = sample_report()
+    shown = re.search(r"<pre>(steps:.*?)</pre>", met, re.DOTALL)
+    assert shown is not None
+    assert Recipe.parse(shown.group(1)) == report.best.recipe
+
+
+def _identity_file(path: str) -> None:
+    shape = ["batch", 3]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_five_lines_load_and_run_the_file_without_paredown(runtime: str, tmp_path: object) -> None:
+    pytest.importorskip(runtime)
+    path = f'{tmp_path}/it\'s "quoted".onnx'
+    _identity_file(path)
+    report = sample_report()
+    best = dataclasses.replace(report.best, artifact=dataclasses.replace(report.best.artifact, path=path))
+    snippet = load_snippet(dataclasses.replace(report, best=best, target=Target(runtime, threads=1)))  # type: ignore[arg-type]
+    found: dict[str, object] = {}
+    exec(snippet, found)
+    assert len(snippet.strip().splitlines()) == 5
+    assert "paredown" not in snippet
+    np.testing.assert_array_equal(np.asarray(found["outputs"])[0], np.zeros((1, 3), np.float32))

@@ -1,0 +1,102 @@
+"""The command line as a user meets it: exit status, what is written, and errors of one line with a remedy."""
+
+from pathlib import Path
+
+import pytest
+
+from paredown.cli import run
+
+TASK = '''
+import torch
+import paredown
+from tests.conftest import make_small_resnet, pattern_batches
+
+def task():
+    return paredown.Task(
+        model=make_small_resnet(8), example_inputs=(torch.randn(2, 1, 8, 8),), train=pattern_batches(256, 1), validation=pattern_batches(400, 2),
+    )
+
+def number():
+    return 3
+
+def broken():
+    raise ValueError("no data here")
+'''
+
+
+@pytest.fixture
+def task_file(tmp_path: Path) -> Path:
+    path = tmp_path / "task_of_the_test.py"
+    path.write_text(TASK)
+    return path
+
+
+@pytest.fixture
+def int8(tmp_path: Path) -> Path:
+    path = tmp_path / "int8.yaml"
+    path.write_text("steps:\n- step: quantize\n  samples: 64\n")
+    return path
+
+
+def test_compress_then_report_then_measure(task_file: Path, int8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = ["compress", str(task_file), "--max-drop", "0.2", "--size", "0.9x", "--recipe", str(int8), "--out", str(out)]
+    assert run([*arguments, "--batch", "8", "--threads", "1"]) == 0
+    assert (out / "report.html").is_file() and "quantize" in capsys.readouterr().out
+    (out / "report.html").unlink()
+    assert run(["report", str(out)]) == 0
+    assert (out / "report.html").is_file()
+    baseline = next(path for path in out.glob("stages/*/model.onnx") if path.stat().st_size > (out / "model.onnx").stat().st_size)
+    assert run(["measure", str(out / "model.onnx"), "--against", str(baseline), "--threads", "1"]) == 0
+    assert "latency" in capsys.readouterr().out
+
+
+def test_budget_not_met_is_exit_status_1_and_the_front_is_written(task_file: Path, int8: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["compress", str(task_file), "--max-drop", "0.2", "--size", "0.01x", "--recipe", str(int8), "--out", str(out)]
+    assert run([*arguments, "--threads", "1"]) == 1
+    assert (out / "report.json").is_file() and (out / "model.onnx").is_file()
+
+
+def test_doctor_lists_groups_and_barriers(task_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", str(task_file), "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "block1.conv1" in printed and "ms" in printed
+
+
+BAD = [
+    ("no such file", ["compress", "absent.py", "--size", "0.5x"], "TASK.py"),
+    ("not Python", ["compress", "README.md", "--size", "0.5x"], "Python file"),
+    ("no such function", ["compress", "{task}:nothing", "--size", "0.5x"], "must define nothing()"),
+    ("function returns no task", ["compress", "{task}:number", "--size", "0.5x"], "got int"),
+    ("function raises", ["compress", "{task}:broken", "--size", "0.5x"], "no data here"),
+    ("no limit at all", ["compress", "{task}"], 'add latency="0.4x"'),
+    ("drop of 300 %", ["compress", "{task}", "--max-drop", "3", "--size", "0.5x"], "did you mean 0.03?"),
+    ("drop without %", ["compress", "{task}", "--max-drop", "one", "--size", "0.5x"], 'write "1%"'),
+    ("latency without unit", ["compress", "{task}", "--latency", "3"], '"3 ms"'),
+    ("size in furlongs", ["compress", "{task}", "--size", "3 furlongs"], '"5 MB"'),
+    ("unknown runtime", ["compress", "{task}", "--size", "0.5x", "--target", "tensorrt"], "onnxruntime, openvino"),
+    ("no batch", ["compress", "{task}", "--size", "0.5x", "--batch", "0"], "batch=1"),
+    ("too many threads", ["compress", "{task}", "--size", "0.5x", "--threads", "9999"], "cores of this machine"),
+    ("unknown effort", ["compress", "{task}", "--size", "0.5x", "--effort", "a lot"], '"3 epochs"'),
+    ("absent recipe", ["compress", "{task}", "--size", "0.5x", "--recipe", "absent.yaml"], "must be a file"),
+    ("unknown step", ["compress", "{task}", "--size", "0.5x", "--recipe", "{bad}"], "prune, distill, quantize"),
+    ("unknown option", ["compress", "{task}", "--sise", "0.5x"], "--size"),
+    ("no run there", ["report", "{folder}"], "report.json"),
+    ("no model there", ["measure", "absent.onnx", "--against", "absent.onnx"], "absent.onnx"),
+    ("text as a model", ["measure", "README.md", "--against", "README.md"], "ONNX"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "remedy"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_input_is_exit_status_2_and_one_line_with_the_remedy(
+    task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], remedy: str
+) -> None:
+    bad, folder, out = tmp_path / "bad.yaml", tmp_path / "empty", tmp_path / "out"
+    bad.write_text("steps:\n- step: shrink\n")
+    folder.mkdir()
+    filled = [text.format(task=task_file, bad=bad, folder=folder) for text in arguments]
+    assert run([*filled, "--out", str(out)] if filled[0] == "compress" else filled) == 2
+    error = capsys.readouterr().err
+    assert remedy in error and "Traceback" not in error
+    assert not out.exists()
