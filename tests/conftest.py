@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import pathlib
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from paredown.task.task import Task
 
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -106,3 +108,22 @@ def pattern_task(trained_small_resnet: SmallResNet) -> Task:
         test=pattern_batches(320, seed=3),
         name="patterns",
     )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--overwrite", action="store_true", help="write what is rendered now into tests/golden/")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """A function (file name, text) that compares the text with tests/golden/NAME, or replaces that file under --overwrite."""
+
+    def check(name: str, text: str) -> None:
+        file = GOLDEN / name
+        if request.config.getoption("--overwrite"):
+            GOLDEN.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        assert file.is_file(), f"tests/golden/{name} is missing: run pytest with --overwrite and read the difference"
+        assert text == file.read_text(encoding="utf-8"), f"tests/golden/{name} differs; if that is meant, run with --overwrite"
+
+    return check

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, Self
 
 from paredown.core.errors import BudgetError
@@ -46,4 +47,5 @@ class Effort:
         return cls(amount, _UNITS[unit]) if unit in _UNITS else cls(amount * _SECONDS[unit], "seconds")
 
     def __str__(self) -> str:
-        return f"{self.amount:g} {self.unit}"
+        amount = f"{Decimal(repr(float(self.amount))):f}".removesuffix(".0")  # every digit: it is read back
+        return f"{amount} {self.unit}"

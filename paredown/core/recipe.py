@@ -232,14 +232,22 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str) -> "Recipe":
-        """From JSON or YAML text (JSON is YAML). Nothing in it is executed."""
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(
-                "a recipe must be valid YAML or JSON", got=str(error), remedy="see `recipe.yaml` of any finished run"
-            ) from None
-        return cls.from_dict(data)
+        """From JSON or YAML text. Nothing in it is executed."""
+        return cls.from_dict(_load(text))
+
+
+def _load(text: str) -> Any:
+    """JSON before YAML, which reads JSON's escapes of characters beyond 16 bits differently."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            "a recipe must be valid YAML or JSON", got=str(error), remedy="see `recipe.yaml` of any finished run"
+        ) from None
 
 
 def step_name(step: Step) -> str:

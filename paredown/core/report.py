@@ -10,7 +10,7 @@ import pydantic
 
 from paredown.core.artifact import Candidate
 from paredown.core.budget import Budget
-from paredown.core.errors import ArtifactError
+from paredown.core.errors import ArtifactError, ParedownError
 from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
 from paredown.core.target import Target
@@ -191,6 +191,8 @@ def _read(cls: type[_T], text: str | bytes, what: str, remedy: str) -> _T:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{what} of paredown", got=f"{where}: {first['msg']}", remedy=remedy) from None
+    except ParedownError as error:
+        raise ArtifactError(f"{what} of paredown", got=error.rule, remedy=remedy) from None
 
 
 _CANDIDATE: Any = {"load"}

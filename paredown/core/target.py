@@ -25,18 +25,22 @@ class Target:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise TargetError(f"{name} must be a whole number of at least 1", got=value, remedy=f"write {name}=1")
-        cores = os.cpu_count() or 1
-        if self.threads > cores:
-            raise TargetError(
-                f"threads must be at most the {cores} cores of this machine",
-                got=self.threads,
-                remedy=f"write threads={cores}",
-            )
 
     @classmethod
     def of(cls, value: "Target | str") -> "Target":
-        """A Target passes through; a runtime's name alone gives that runtime with the defaults."""
-        return value if isinstance(value, Target) else cls(value)  # type: ignore[arg-type]  # checked in __post_init__
+        """A Target to use on this machine; a runtime's name alone gives that runtime with the defaults.
+
+        Raises TargetError where this machine has fewer cores than its threads. (A Target in a report may be of another machine.)
+        """
+        target = value if isinstance(value, Target) else cls(value)  # type: ignore[arg-type]  # checked in __post_init__
+        cores = os.cpu_count() or 1
+        if target.threads > cores:
+            raise TargetError(
+                f"threads must be at most the {cores} cores of this machine",
+                got=target.threads,
+                remedy=f"write threads={cores}",
+            )
+        return target
 
     def __str__(self) -> str:
         return f"{self.runtime}, batch {self.batch}, {self.threads} thread{'s' if self.threads > 1 else ''}"

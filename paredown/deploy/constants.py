@@ -32,12 +32,12 @@ class Constants:
         number = 0
         while tensor.name in self._tensors:
             if _same(self._tensors[tensor.name], tensor):
-                return tensor.name
+                return str(tensor.name)
             number += 1
             tensor.name = f"{name}_{number}"
         self._graph.initializer.append(tensor)
         self._tensors[tensor.name] = tensor
-        return tensor.name
+        return str(tensor.name)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -15,8 +15,9 @@ from paredown.core.errors import ExportError
 from paredown.deploy.constants import Constants
 
 DOMAIN, PLACEHOLDER = "paredown", "FakeQuantize"
-_TYPES: dict[str, tuple[Any, int, int]] = {"uint8": (np.uint8, 0, 255), "int8": (np.int8, -128, 127)}
+_TYPES: tuple[Any, ...] = (np.uint8, np.int8, np.int32)
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
+_SAME_GRID = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "Gather", "Split")
 
 
 def translate() -> Any:
@@ -72,19 +73,18 @@ def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
     axis, low, high = settings["axis"], settings["low"], settings["high"]
     x, output = node.input[0], node.output[0]
     scale, zero_point = _grid(node, constants, per_tensor=axis < 0)
-    kind, first, last = _TYPES["uint8" if low >= 0 else "int8"]
-    if low < first or high > last:
-        raise ExportError("a grid must fit 8 bits", got=f"[{low}, {high}] at {node.name}", remedy="quantize with bits=8")
-    names = [
-        constants.add(f"{output}_scale", scale.astype(np.float32)),
-        constants.add(f"{output}_zero_point", zero_point.astype(kind)),
-    ]
+    kind, first, last = _type(node, low, high)
+    if ((zero_point < first) | (zero_point > last)).any():
+        raise ExportError(
+            f"a zero point must be in [{first}, {last}]", got=f"{zero_point.min()} at {node.name}", remedy="calibrate again"
+        )
+    names = [constants.add(f"{output}_scale", scale.astype(np.float32)), _zero_point(zero_point.astype(kind), constants)]
     along = {} if axis < 0 else {"axis": axis}
     value = constants.get(x)
     if value is not None:
-        q = _quantized(value, scale, zero_point, axis).clip(low, high).astype(kind)
+        q = _quantized(value, scale, zero_point, axis).astype(np.float64).clip(low, high).astype(kind)
         return [_node("DequantizeLinear", [constants.add(f"{x}_quantized", q), *names], output, node, along)]
-    if (low, high) != (first, last):
+    if (low, high) != (first, last) or kind is np.int32:
         raise ExportError(
             "an activation's grid must span a full 8-bit type, 0..255 or -128..127", got=f"[{low}, {high}] at {node.name}",
             remedy="give the activation quantizer the full range; only weights may have a reduced one",
@@ -94,6 +94,23 @@ def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
         _node("QuantizeLinear", [x, *names], quantized, node, along),
         _node("DequantizeLinear", [quantized, *names], output, node, along),
     ]
+
+
+def _type(node: NodeProto, low: int, high: int) -> tuple[Any, int, int]:
+    """The narrowest integer type that holds a grid, with its ends; 32 bits are for biases."""
+    for kind in _TYPES:
+        ends = np.iinfo(kind)
+        if ends.min <= low < high <= ends.max:
+            return kind, int(ends.min), int(ends.max)
+    raise ExportError("a grid must fit 8 bits (a bias: 32)", got=f"[{low}, {high}] at {node.name}", remedy="quantize with bits=8")
+
+
+def _zero_point(value: npt.NDArray[Any], constants: Constants) -> str:
+    """One initializer for all equal zero points: "zero_point_uint8_114", "zero_point_int8_0_x16"."""
+    first = int(value.flat[0]) if value.size else 0
+    if (value == first).all():
+        return constants.add(f"zero_point_{value.dtype}_{first}" + (f"_x{value.size}" if value.ndim else ""), value)
+    return constants.add(f"zero_point_{value.dtype}", value)
 
 
 def _grid(node: NodeProto, constants: Constants, *, per_tensor: bool) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -113,12 +130,13 @@ def _grid(node: NodeProto, constants: Constants, *, per_tensor: bool) -> tuple[n
 def _quantized(value: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
     """round(x / scale) + zero_point, before the clamp; in float32, as the torch operator does it."""
     shape = [-1 if d == axis else 1 for d in range(value.ndim)] if axis >= 0 else []
-    return np.round(value / scale.astype(value.dtype).reshape(shape)) + zero_point.reshape(shape)
+    rounded: npt.NDArray[Any] = np.round(value / scale.astype(value.dtype).reshape(shape)) + zero_point.reshape(shape)
+    return rounded
 
 
 def _node(op: str, inputs: list[str], output: str, like: NodeProto, attributes: dict[str, int]) -> NodeProto:
     """A node named after its output, with the metadata of the one it replaces."""
-    made = helper.make_node(op, inputs, [output], name=f"{op}_{output}", **attributes)
+    made = helper.make_node(op, inputs, [output], name=output, **attributes)
     made.metadata_props.extend(like.metadata_props)
     return made
 
@@ -168,9 +186,17 @@ def quantize_biases_(model: ModelProto) -> int:
     return count
 
 
+def _source(name: str, made: dict[str, NodeProto]) -> NodeProto | None:
+    """The node that put `name` on its grid, looking through operators that only move values."""
+    node = made.get(name)
+    while node is not None and node.op_type in _SAME_GRID:
+        node = made.get(node.input[0])
+    return node
+
+
 def _bias(node: NodeProto, made: dict[str, NodeProto], constants: Constants) -> NodeProto | None:
     """The DequantizeLinear of a 32-bit bias, or None where the bias has to stay in float."""
-    x, weight = (made.get(name) for name in node.input[:2])
+    x, weight = (_source(name, made) for name in node.input[:2])
     bias = constants.get(node.input[2])
     if bias is None or bias.ndim != 1 or x is None or weight is None or {x.op_type, weight.op_type} != {"DequantizeLinear"}:
         return None

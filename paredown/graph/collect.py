@@ -1,6 +1,6 @@
-"""Dependency groups: the sets of indices that a model lets us remove, each with every slice of every parameter that goes with it."""
+"""Dependency groups as data: what a model lets us remove, each with every slice of every parameter that goes with it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -71,6 +71,7 @@ class Extent:
 class Groups:
     """Everything that may be removed from a model, and what may not.
 
+    coupled: sets of groups, by number, that must lose equally many atoms; the model's class can't run otherwise.
     products: MACs of one sample, as (factor, extents): the factor times the living indices of each extent.
     """
 
@@ -78,6 +79,7 @@ class Groups:
     barriers: tuple[Barrier, ...]
     extents: dict[Dimension, Extent]
     products: tuple[tuple[float, tuple[Extent, ...]], ...]
+    coupled: tuple[tuple[int, ...], ...] = ()
 
     @property
     def consumers(self) -> frozenset[Dimension]:
@@ -102,8 +104,11 @@ class Groups:
         return sum(f * float(np.prod([extent.living(keep).sum() for extent in extents])) for f, extents in self.products)
 
 
-def collect(known: Knowledge) -> Groups:
-    """The groups of what is not frozen by now. A group of one atom can't lose it and is left out."""
+def collect(known: Knowledge, coupled: Sequence[Collection[int]] = ()) -> Groups:
+    """The groups of what is not frozen by now. A group of one atom can't lose it and is left out.
+
+    coupled: sets of atoms; the groups in one set must lose equally many.
+    """
     owners = {dimension: _owners(known.labels, labels) for dimension, labels in _dimensions(known).items()}
     members = _members(owners, known.labels)
     number = {atom: (g, i) for g, atoms in enumerate(members) for i, atom in enumerate(atoms)}
@@ -115,7 +120,8 @@ def collect(known: Knowledge) -> Groups:
     names = _names(slices)
     groups = (Group(name, tuple(atoms), tuple(parts)) for name, atoms, parts in zip(names, members, slices, strict=True))
     products = tuple((f, tuple(_extent(_owners(known.labels, x), number) for x in dims)) for f, dims in known.products)
-    return Groups(tuple(groups), tuple(known.barriers), {d: e for d, e in extents.items() if e.owners}, products)
+    pairs = tuple(tuple(sorted({number[atom][0] for atom in together})) for together in coupled)
+    return Groups(tuple(groups), tuple(known.barriers), {d: e for d, e in extents.items() if e.owners}, products, pairs)
 
 
 def _dimensions(known: Knowledge) -> dict[Dimension, Array]:

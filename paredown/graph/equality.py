@@ -4,8 +4,10 @@ Masking a removed index is zeroing the slices of every consumer of it. float64 a
 deep nets. Every parameter is randomized, since biases that are initialised to zero hide errors.
 """
 
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,12 +21,18 @@ from paredown.task.batches import Inputs, apply_tensors, call, tensors
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _BATCHES = 2
-_REMEDY = "please report the model; meanwhile name the module in protect"
+_REMEDY = "name its module in protect, and please report the model"
 
 
 def masked(model: nn.Module, manifest: Manifest, consumers: Collection[Dimension]) -> nn.Module:
-    """A copy of the model in full size in which every consumer ignores what `manifest` removes."""
-    return _mask_(cut(model, Manifest()), manifest, consumers)
+    """A copy of the model in full size in which every consumer ignores what `manifest` removes.
+
+    consumers: dimensions of weights that are summed over (`Groups.consumers`).
+    """
+    result = cut(model, Manifest())
+    for name, value in masked_weights(named_tensors(result), manifest, consumers).items():
+        named_tensors(result)[name].data = value
+    return result
 
 
 def check_cut(
@@ -32,108 +40,123 @@ def check_cut(
 ) -> float:
     """The largest relative difference of `pruned` to the masked `original`, on 2 random batches shaped like `inputs`.
 
-    manifest: relative to `original`. consumers: dimensions of weights that are summed over (`Groups.consumers`).
-    Integer inputs are used as they are. Neither model is touched.
+    manifest: relative to `original`. consumers: as in `masked`. Integer inputs are used as they are. Neither model is touched.
     Raises SurgeryError where they differ, where the cut model can't run, or where its weights are not slices of the original's.
     """
     _check_slices(original, pruned, manifest)
-    generator = torch.Generator().manual_seed(seed)
+    twin = random_twin(original, inputs, seed)
+    candidate = cut(pruned, Manifest()).to(twin.dtype).eval()
+    for name, tensor in named_tensors(candidate).items():
+        tensor.data = take(twin.weights[name], manifest.kept.get(name, {}))
+    return compare(candidate, twin, manifest, consumers)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A copy of a model with random weights. weights: those, by name; the model's own may be masked for a while."""
+
+    model: nn.Module
+    weights: dict[str, Tensor]
+    batches: tuple[Any, ...]
+    dtype: torch.dtype
+
+
+def random_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
+    """In float64 where the model runs in it, else in float32. Raises SurgeryError where its output is never finite."""
+    copy = cut(model, Manifest())
+    trained = {name: tensor.detach().clone() for name, tensor in named_tensors(copy).items()}
     for gentle in (False, True):  # gentle: near the trained weights, where random ones overflow
-        error = _compare(original, pruned, manifest, consumers, inputs, generator, gentle=gentle)
-        if error is not None:
-            return error
+        generator = torch.Generator().manual_seed(seed)
+        _randomize_(copy, trained, generator, gentle=gentle)
+        dtype = _widest(copy, inputs)
+        batches = tuple(_random_inputs(inputs, generator, dtype) for _ in range(_BATCHES))
+        found = [t for batch in batches for t in outputs(copy, batch, dtype) if t.is_floating_point()]
+        if all(bool(torch.isfinite(t).all()) for t in found):
+            return Twin(copy, {name: t.detach() for name, t in named_tensors(copy).items()}, batches, dtype)
     raise SurgeryError("a model's output must be finite to be compared", got="NaN or infinity", remedy=_REMEDY)
 
 
-def _compare(
-    original: nn.Module,
-    pruned: nn.Module,
-    manifest: Manifest,
-    consumers: Collection[Dimension],
-    inputs: Inputs,
-    generator: torch.Generator,
-    *,
-    gentle: bool,
-) -> float | None:
-    """None where the masked original itself isn't finite."""
-    reference, candidate = cut(original, Manifest()), cut(pruned, Manifest())
-    dtype = _widen_(reference, candidate, inputs)
-    _randomize_(reference, generator, gentle=gentle)
-    values = named_tensors(reference)
-    _assign_(candidate, {name: take(value, manifest.kept.get(name, {})) for name, value in values.items()})
-    _mask_(reference, manifest, consumers)
-    worst = 0.0
-    for _ in range(_BATCHES):
-        batch = _random_inputs(inputs, generator, dtype)
-        expected = _outputs(reference, batch, dtype)
-        if not all(bool(torch.isfinite(t).all()) for t in expected if t.is_floating_point()):
-            return None
-        worst = max(worst, _difference(_run(candidate, batch, dtype), expected))
-    if not worst <= _TOLERANCE[dtype]:  # true for NaN too
-        raise SurgeryError(
-            f"a cut model must equal the masked original to {_TOLERANCE[dtype]:g}, relative", got=worst, remedy=_REMEDY
-        )
+def compare(candidate: nn.Module, twin: Twin, manifest: Manifest, consumers: Collection[Dimension]) -> float:
+    """The largest relative difference of a candidate, cut from the twin, to the masked twin, which is left as it was."""
+    own = named_tensors(twin.model)
+    changed = masked_weights(twin.weights, manifest, consumers)
+    for name, value in changed.items():
+        own[name].data = value
+    try:
+        expected = [outputs(twin.model, batch, twin.dtype) for batch in twin.batches]
+    finally:
+        for name in changed:
+            own[name].data = twin.weights[name]
+    pairs = zip(twin.batches, expected, strict=True)
+    worst = max(_difference(_run(candidate, batch, twin.dtype), reference) for batch, reference in pairs)
+    if not worst <= _TOLERANCE[twin.dtype]:
+        rule = f"a cut model must equal the masked original to {_TOLERANCE[twin.dtype]:g}, relative"
+        raise SurgeryError(rule, got=worst, remedy=_REMEDY)
     return worst
 
 
-def _widen_(reference: nn.Module, candidate: nn.Module, inputs: Inputs) -> torch.dtype:
-    """Both models to float64, where the model runs and stays in it; else back to float32."""
-    for dtype in (torch.float64, torch.float32):
-        reference.to(dtype).eval(), candidate.to(dtype).eval()
-        try:
-            outputs = _outputs(reference, apply_tensors(inputs, lambda t, d=dtype: _cast(t, d)), dtype)  # type: ignore[misc] # a default argument binds the loop's value
-        except Exception:
-            if dtype is torch.float32:
-                raise
-            continue
-        if all(t.dtype is not torch.float32 for t in outputs):
-            return dtype
-    return torch.float32
+def masked_weights(weights: dict[str, Tensor], manifest: Manifest, consumers: Collection[Dimension]) -> dict[str, Tensor]:
+    """The weights that a cut takes input indices from, copied, with zeros in place of those indices."""
+    result: dict[str, Tensor] = {}
+    for name, dimension in consumers:
+        kept = manifest.kept.get(name, {}).get(dimension)
+        if kept is not None:
+            value = result.setdefault(name, weights[name].detach().clone())
+            removed = sorted(set(range(value.shape[dimension])) - set(kept))
+            value.index_fill_(dimension, torch.tensor(removed, device=value.device), 0)
+    return result
+
+
+def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
+    """Every tensor that a model returns; what its forward makes by torch.zeros and the like is of type `dtype`."""
+    with torch.no_grad(), _default_dtype(dtype):
+        return tensors(call(model, apply_tensors(batch, torch.clone)))
 
 
 def _check_slices(original: nn.Module, pruned: nn.Module, manifest: Manifest) -> None:
     before, after = named_tensors(original), named_tensors(pruned)
     if before.keys() != after.keys():
-        raise SurgeryError(
-            "a cut model must have the original's parameters", got=sorted(before.keys() ^ after.keys())[:3], remedy=_REMEDY
-        )
+        odd = sorted(before.keys() ^ after.keys())[:3]
+        raise SurgeryError("a cut model must have the original's parameters", got=odd, remedy=_REMEDY)
     for name, tensor in before.items():
         if not torch.equal(take(tensor, manifest.kept.get(name, {})), after[name]):
             raise SurgeryError("a cut model's weights must be slices of the original's", got=name, remedy=_REMEDY)
 
 
-def _mask_(model: nn.Module, manifest: Manifest, consumers: Collection[Dimension]) -> nn.Module:
-    values = named_tensors(model)
-    for name, dimension in consumers:
-        kept = manifest.kept.get(name, {}).get(dimension)
-        if kept is not None:
-            removed = sorted(set(range(values[name].shape[dimension])) - set(kept))
-            values[name].data.index_fill_(dimension, torch.tensor(removed, device=values[name].device), 0)
-    return model
+def _widest(model: nn.Module, inputs: Inputs) -> torch.dtype:
+    """Casts the model to float64, where it runs in it and stays in it; else to float32."""
+    model.to(torch.float64).eval()
+    try:
+        found = outputs(model, _random_inputs(inputs, torch.Generator(), torch.float64), torch.float64)
+    except Exception:  # a type is written out in forward
+        found = []
+    if found and all(t.dtype is not torch.float32 for t in found):
+        return torch.float64
+    model.to(torch.float32)
+    return torch.float32
 
 
-def _randomize_(model: nn.Module, generator: torch.Generator, *, gentle: bool) -> None:
+def _randomize_(model: nn.Module, trained: dict[str, Tensor], generator: torch.Generator, *, gentle: bool) -> None:
     """Floating-point tensors only: an integer buffer is an index."""
     parameters = {id(p) for p in model.parameters()}
-    for tensor in named_tensors(model).values():
+    for name, tensor in named_tensors(model).items():
         if tensor.is_floating_point():
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-            random = tensor.cpu() * (1 + 0.1 * noise) + 0.01 * noise.abs() if gentle else _random(noise, id(tensor) in parameters)
-            tensor.data.copy_(random)
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+            tensor.data = _near(trained[name], noise) if gentle else _random(noise, id(tensor) in parameters)
+
+
+def _near(tensor: Tensor, noise: Tensor) -> Tensor:
+    """Within some 10 % of what it is; where that is 0, a little above."""
+    return tensor * (1 + 0.1 * noise) + 0.01 * noise.abs()
 
 
 def _random(noise: Tensor, parameter: bool) -> Tensor:
     """Matrices scaled by their fan-in; vectors around 1/2, of both signs; buffers positive, since a variance must be."""
     if not parameter:
-        return 0.5 + torch.special.ndtr(noise)
+        return torch.erf(noise).mul(0.5).add(1.0)
     if noise.dim() > 1:
-        return noise * (noise.shape[0] / max(noise.numel(), 1)) ** 0.5
-    return 0.5 + 0.5 * noise
-
-
-def _assign_(model: nn.Module, values: dict[str, Tensor]) -> None:
-    for name, tensor in named_tensors(model).items():
-        tensor.data.copy_(values[name])
+        return noise * math.sqrt(noise.shape[0] / max(noise.numel(), 1))
+    return noise.mul(0.5).add(0.5)
 
 
 def _random_inputs(inputs: Inputs, generator: torch.Generator, dtype: torch.dtype) -> Any:
@@ -143,13 +166,8 @@ def _random_inputs(inputs: Inputs, generator: torch.Generator, dtype: torch.dtyp
     return apply_tensors(inputs, draw)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What forward makes by torch.zeros and the like is of this type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -158,14 +176,9 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
-    with torch.no_grad(), _default_dtype(dtype):
-        return tensors(call(model, apply_tensors(batch, torch.clone)))
-
-
 def _run(candidate: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
     try:
-        return _outputs(candidate, batch, dtype)
+        return outputs(candidate, batch, dtype)
     except Exception as error:
         raise SurgeryError("a cut model must run", got=f"{type(error).__name__}: {error}", remedy=_REMEDY) from error
 
@@ -176,4 +189,4 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
         return float("inf")
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True) if b.numel()]
     worst = [float((a - b).abs().max() / b.abs().max().clamp_min(1e-300)) for a, b in pairs]
-    return max(worst) if all(value == value for value in worst) else float("inf")
+    return float("inf") if any(math.isnan(value) for value in worst) else max(worst, default=0.0)

@@ -32,11 +32,8 @@ def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 def _along(value: Tensor, x: Tensor, axis: int) -> Tensor:
     """(channels,) -> a shape that broadcasts along `axis` of x; () per tensor."""
-    if axis < 0:
-        return value.to(x.dtype).reshape(())
-    shape = [1] * x.dim()
-    shape[axis] = -1
-    return value.to(x.dtype).view(shape)
+    same = value if value.dtype == x.dtype else value.to(x.dtype)
+    return same.view(() if axis < 0 else [-1 if d == axis else 1 for d in range(x.dim())])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 (torch names it)

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from torch import nn
 
 from paredown.core.report import Barrier
 from paredown.graph.collect import Dimension, Extent, Group, Groups, Keep, Slice, collect
 from paredown.graph.operation import Knowledge
-from paredown.graph.probe import uncuttable
+from paredown.graph.probe import probe
 from paredown.graph.propagate import propagate
 from paredown.graph.trace import Dynamic, trace
 from paredown.task.batches import Inputs, apply_tensors, batch_size
@@ -33,11 +34,10 @@ def dependency_groups(
     known = propagate(trace(model, inputs, dynamic), model, batch_size(inputs))
     _protect(model, known, protect)
     groups = collect(known)
-    bad = uncuttable(model, groups, _few(inputs))
-    if not bad:
-        return groups
-    _freeze(known, [groups.groups[i] for i in bad])
-    return collect(known)
+    found = probe(model, groups, _few(inputs))
+    _freeze(known, [groups.groups[g] for g in found.uncuttable])
+    coupled = [{atom for g in together for atom in groups.groups[g].atoms} for together in found.coupled]
+    return collect(known, coupled)
 
 
 def _protect(model: nn.Module, known: Knowledge, protect: Collection[str]) -> None:
@@ -49,7 +49,7 @@ def _protect(model: nn.Module, known: Knowledge, protect: Collection[str]) -> No
         names = {name for name, tensor in tensors if id(tensor) in inside}
         nodes = [node for node, name in known.origins.items() if name in names]
         arrays = [labels for node in nodes for labels in known.dims[node][0] if labels is not None]
-        if any([known.labels.freeze(labels) for labels in arrays]):
+        if arrays and known.labels.freeze(np.concatenate(arrays)):
             known.barriers[Barrier("protect", module, "protected by the user")] = None
 
 

@@ -63,19 +63,21 @@ class Labels:
         return bool(atoms)
 
     def unite(self, a: Array, b: Array) -> bool:
-        """Index i of one dimension is index i of the other, both (size,). -> False where that cost freedom:
-        an atom was frozen because the other side is fixed, or atoms were thrown together because the two sides are split differently.
+        """Index i of one dimension is index i of the other, both (size,); what meets a fixed index is frozen.
+        -> False where the two are split into factors differently, so that atoms had to be thrown together.
         """
         a, b = self.canonical(a), self.canonical(b)
         differ = a != b
         a, b = a[differ], b[differ]
         self._align(a, b)
         pairs = dict.fromkeys(zip(a.tolist(), b.tolist(), strict=True))
-        return all([self._unite(x, y) for x, y in pairs])
+        kept = [self._unite(x, y) for x, y in pairs]
+        return all(kept)
 
     def merge(self, parts: Sequence[tuple[Array | None, int]]) -> Array | None:
         """Dimensions (labels, size) joined into one, row-major: an index lives where the index of every part does."""
-        return functools.reduce(self._product, parts, (None, 1))[0]
+        whole: tuple[Array | None, int] = (None, 1)
+        return functools.reduce(self._product, parts, whole)[0]
 
     def split(self, labels: Array, sizes: Sequence[int]) -> Dims:
         """One dimension split into several, row-major. Where it isn't a product already, it becomes one of fresh factors."""
@@ -133,7 +135,8 @@ class Labels:
         a, b = self.atoms(x), self.atoms(y)
         left, right = sorted(a - b), sorted(b - a)
         if not left or not right:
-            return not self.freeze_atoms([*left, *right])
+            self.freeze_atoms([*left, *right])
+            return True
         if len(left) == 1 and len(right) == 1:
             self._link(left[0], right[0])
         elif len(left) == 1:

@@ -1,5 +1,6 @@
 """The manifest: which indices of which parameters and buffers a pruned model kept, relative to the original model."""
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +66,7 @@ def _dimension(name: str, text: Any) -> int:
 
 def _indices(name: str, values: Any) -> tuple[int, ...]:
     valid = isinstance(values, list) and values and all(type(i) is int and i >= 0 for i in values)
-    if not valid or any(a >= b for a, b in zip(values, values[1:], strict=False)):
+    if not valid or any(a >= b for a, b in itertools.pairwise(values)):
         raise _malformed(f"ascending indices for {name!r}")
     return tuple(values)
 

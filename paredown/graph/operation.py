@@ -1,9 +1,10 @@
-"""What a rule sees of one node of the graph: its arguments by name, the labels of their dimensions, and what it may do to them."""
+"""What a rule sees of one node of the graph: arguments by name, labels of their dimensions, and what it may do to them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -63,20 +64,17 @@ class Operation:
         rank = len(shape(node))
         return int(dimension) % rank if rank else 0
 
-    def unite(
-        self, a: Array | None, b: Array | None, why: str = "it meets a dimension that is fixed, or that is split in another way"
-    ) -> None:
-        """Both dimensions, of one size, live or die together; what meets a fixed one is frozen."""
-        if a is None or b is None:
-            self.freeze([x for x in (a, b) if x is not None], why)
-        elif len(a) != len(b):
+    def unite(self, a: Array | None, b: Array | None, why: str = "it meets a dimension that is fixed") -> None:
+        """Both dimensions live or die together; what meets a fixed one is frozen."""
+        if a is None or b is None or len(a) != len(b):
             self.freeze([a, b], why)
         elif not self.labels.unite(a, b):
-            self.barrier(why)
+            self.barrier("two dimensions meet that are split into factors differently")
 
     def freeze(self, dims: Iterable[Array | None], why: str) -> None:
         """These indices stay; a barrier is recorded where that is news."""
-        if any([self.labels.freeze(x) for x in dims if x is not None]):
+        arrays = [labels for labels in dims if labels is not None]
+        if arrays and self.labels.freeze(np.concatenate(arrays)):
             self.barrier(why)
 
     def fix(self, *dims: Array | None) -> None:
@@ -98,7 +96,7 @@ class Operation:
         if origin is None:
             self.freeze([mine, labels], "its weight is computed in forward, so that a cut couldn't be checked by masking it")
             return
-        self.unite(labels, mine, "its input, or its weight, has this dimension fixed")
+        self.unite(labels, mine)
         self.known.consumers.add(origin)
 
     def origin(self, node: fx.Node, dimension: int) -> tuple[str, int] | None:

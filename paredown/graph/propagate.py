@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -61,5 +62,5 @@ def _leave(node: fx.Node, known: Knowledge) -> None:
     """Whatever the model returns, or writes into its buffers, keeps its shape."""
     for source in node.all_input_nodes:
         arrays = [labels for dims in known.dims.get(source, ()) for labels in dims if labels is not None]
-        if any([known.labels.freeze(labels) for labels in arrays]):
+        if arrays and known.labels.freeze(np.concatenate(arrays)):
             known.barriers[Barrier("output", "", _OUTPUT)] = None

@@ -6,8 +6,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import sympy
-
 Block = tuple[list[int], list[int]]
 
 
@@ -19,7 +17,7 @@ def blocks(before: Sequence[Any], after: Sequence[Any]) -> list[Block]:
     while left and right:
         ins, outs = [left.pop(0)], [right.pop(0)]
         while (step := _behind(ins, outs)) and (left if step < 0 else right):
-            ins, outs = (ins + [left.pop(0)], outs) if step < 0 else (ins, outs + [right.pop(0)])
+            (ins if step < 0 else outs).append((left if step < 0 else right).pop(0))
         result.append(([i for i, _ in ins], [i for i, _ in outs]))
     if result:
         result[-1][0].extend(i for i, _ in left)
@@ -33,6 +31,8 @@ def size_is_not_one(size: Any) -> bool:
 
 def _behind(ins: list[tuple[int, Any]], outs: list[tuple[int, Any]]) -> int:
     """0 where the products agree, -1 where the input side must take one more dimension, 1 where the output side must."""
+    import sympy  # type: ignore[import-untyped] # it has no stubs; torch's symbolic sizes are made of it
+
     ratio = sympy.cancel(sympy.Mul(*(e for _, e in outs)) / sympy.Mul(*(e for _, e in ins)))
     if ratio == 1:
         return 0
@@ -42,4 +42,4 @@ def _behind(ins: list[tuple[int, Any]], outs: list[tuple[int, Any]]) -> int:
 
 
 def _expression(size: Any) -> Any:
-    return sympy.Integer(size) if type(size) is int else size.node.expr
+    return size if type(size) is int else size.node.expr

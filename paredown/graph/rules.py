@@ -1,4 +1,4 @@
-"""The table: ATen operator -> rule. One rule serves all elementwise operators, in place or not; what stands in no row is a barrier."""
+"""The table: ATen operator -> rule. One rule serves all elementwise operators, in place or not; what isn't here is a barrier."""
 
 from collections.abc import Callable
 
@@ -11,39 +11,39 @@ from paredown.graph.operation import Operation, nothing, short_name
 
 Rule = Callable[[Operation], tuple[Dims, ...]]
 
-_ROWS: dict[Rule, str] = {
-    layers.elementwise: "hardswish hardsigmoid dropout feature_dropout alpha_dropout clone contiguous detach alias to copy lift_fresh_copy "
-    "zeros_like ones_like empty_like full_like rand_like randn_like log_sigmoid rrelu selu celu relu6 square softplus expand_copy",
-    layers.convolution: "conv1d conv2d conv3d",
-    layers.transposed_convolution: "conv_transpose1d conv_transpose2d conv_transpose3d",
-    layers.linear: "linear",
-    layers.matrix_product: "matmul mm bmm",
-    layers.biased_product: "addmm",
-    layers.per_channel: "batch_norm instance_norm prelu",
-    layers.normalization: "layer_norm rms_norm",
-    layers.group_normalization: "group_norm",
-    layers.embedding: "embedding",
-    layers.along: "softmax log_softmax cumsum cumprod flip roll",
-    layers.reduction: "mean sum amax amin prod var std logsumexp max min argmax argmin any all norm linalg_vector_norm",
-    layers.over_space: " ".join(
-        f"{name}{d}d" for d in (1, 2, 3) for name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest")
-    )
-    + " upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d",
-    shapes.first_operand: "type_as",
-    shapes.reorder: "permute transpose t numpy_T mT swapaxes movedim",
-    shapes.reshape: "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view",
-    shapes.expand: "expand expand_as",
-    shapes.repeat: "repeat",
-    shapes.concatenate: "cat concat",
-    shapes.stack: "stack",
-    shapes.parts: "split split_with_sizes chunk",
-    shapes.unbind: "unbind",
-    shapes.select: "select",
-    shapes.window: "slice",
-    shapes.pad: "pad constant_pad_nd",
-    shapes.item: "getitem",
-}  # fmt: skip
-RULES: dict[str, Rule] = {name: rule for rule, names in _ROWS.items() for name in names.split()}
+_POOLS = "max_pool{0}d avg_pool{0}d adaptive_avg_pool{0}d adaptive_max_pool{0}d upsample_nearest{0}d"
+_ROWS: tuple[tuple[Rule, str], ...] = (
+    (layers.elementwise, "hardswish hardsigmoid relu6 selu celu rrelu log_sigmoid softplus square"),
+    (layers.elementwise, "dropout feature_dropout alpha_dropout clone contiguous detach alias to copy lift_fresh_copy"),
+    (layers.elementwise, "zeros_like ones_like empty_like full_like rand_like randn_like"),
+    (layers.convolution, "conv1d conv2d conv3d"),
+    (layers.transposed_convolution, "conv_transpose1d conv_transpose2d conv_transpose3d"),
+    (layers.linear, "linear"),
+    (layers.matrix_product, "matmul mm bmm"),
+    (layers.biased_product, "addmm"),
+    (layers.per_channel, "batch_norm instance_norm prelu"),
+    (layers.normalization, "layer_norm rms_norm"),
+    (layers.group_normalization, "group_norm"),
+    (layers.embedding, "embedding"),
+    (layers.along, "softmax log_softmax cumsum cumprod flip roll"),
+    (layers.reduction, "mean sum amax amin prod var std logsumexp max min argmax argmin any all norm linalg_vector_norm"),
+    (layers.over_space, " ".join(_POOLS.format(d) for d in (1, 2, 3))),
+    (layers.over_space, "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"),
+    (shapes.first_operand, "type_as"),
+    (shapes.reorder, "permute transpose t numpy_T mT swapaxes movedim"),
+    (shapes.reshape, "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view"),
+    (shapes.expand, "expand expand_as"),
+    (shapes.repeat, "repeat"),
+    (shapes.concatenate, "cat concat"),
+    (shapes.stack, "stack"),
+    (shapes.parts, "split split_with_sizes chunk"),
+    (shapes.unbind, "unbind"),
+    (shapes.select, "select"),
+    (shapes.window, "slice"),
+    (shapes.pad, "pad constant_pad_nd"),
+    (shapes.item, "getitem"),
+)
+RULES: dict[str, Rule] = {name: rule for rule, names in _ROWS for name in names.split()}
 _UNKNOWN = layers.frozen("there is no rule for this operator")
 
 

@@ -63,7 +63,7 @@ def linear(op: Operation) -> tuple[Dims, ...]:
 
 def matrix_product(op: Operation) -> tuple[Dims, ...]:
     """a (*, n, k), b (*, k, m) -> (*, n, m). One of them must be a parameter, or k is frozen."""
-    a, b = op.node.args[:2]
+    a, b = (x for x in op.node.args[:2] if isinstance(x, fx.Node))
     if len(shape(a)) < 2 or len(shape(b)) < 2:
         return frozen("a product with a vector is not supported yet")(op)
     *_, rows, left = op.dims(a)
@@ -216,7 +216,7 @@ def _count(op: Operation, dims: list[Array | None], sizes: list[int]) -> None:
     op.known.products.append((fixed / op.known.samples, tuple(labels for labels in dims if labels is not None)))
 
 
-def _aligned(op: Operation, x: fx.Node, axis: int, sizes: tuple[object, ...]) -> Array | None | bool:
+def _aligned(op: Operation, x: fx.Node, axis: int, sizes: tuple[object, ...]) -> Array | bool | None:
     """Labels of x along `axis` of the broadcast result; False where x is broadcast along it."""
     dimension = axis - len(sizes) + len(shape(x))
     if dimension < 0:
@@ -227,7 +227,7 @@ def _aligned(op: Operation, x: fx.Node, axis: int, sizes: tuple[object, ...]) ->
     return op.dims(x)[dimension]
 
 
-def _joined(op: Operation, parts: "list[Array | None | bool]") -> Array | None:
+def _joined(op: Operation, parts: list[Array | bool | None]) -> Array | None:
     """All of them united; None where one of them is fixed, or where there is none."""
     present = [part for part in parts if not isinstance(part, bool)]
     for part in present[1:]:

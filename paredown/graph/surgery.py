@@ -30,11 +30,17 @@ def cut(model: nn.Module, manifest: Manifest) -> nn.Module:
             got=f"{type(error).__name__}: {error}",
             remedy="don't keep computed tensors or open resources as attributes",
         ) from error
-    before = dict(model.named_modules())
-    for path, module in result.named_modules():
-        _fix_attributes_(module, before[path], manifest.kept.get(f"{path}.weight" if path else "weight", {}))
+    _fix_all_(result, model, manifest)
     earlier = manifest_of(model)
     return attach_(result, manifest if earlier is None else earlier.then(manifest))
+
+
+def recut_(scratch: nn.Module, model: nn.Module, manifest: Manifest) -> None:
+    """Cuts `scratch`, a copy of `model` however it was cut before, by `manifest`, in place. Whole weights are shared."""
+    values = named_tensors(model)
+    for name, tensor in named_tensors(scratch).items():
+        tensor.data = take(values[name].detach(), manifest.kept.get(name, {}))
+    _fix_all_(scratch, model, manifest)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -78,6 +84,12 @@ def _misfit(rule: str, got: str) -> SurgeryError:
     return SurgeryError(
         f"a manifest must {rule}", got=got, remedy="pass a fresh, uncut model of the class that the manifest was made from"
     )
+
+
+def _fix_all_(result: nn.Module, model: nn.Module, manifest: Manifest) -> None:
+    before = dict(model.named_modules())
+    for path, module in result.named_modules():
+        _fix_attributes_(module, before[path], manifest.kept.get(f"{path}.weight" if path else "weight", {}))
 
 
 def _fix_attributes_(module: nn.Module, before: nn.Module, kept: dict[int, tuple[int, ...]]) -> None:

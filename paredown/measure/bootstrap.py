@@ -1,7 +1,7 @@
 """Intervals by resampling: the median (percentile bootstrap), a mean (BCa), any statistic of a whole set (normal).
 
 Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentiles in chapter 13, BCa in chapter 14 (eq. 14.9-14.15);
-a standard error needs some 200 resamples, a percentile 1,000 or more (section 6.4). Every function is a pure function of its seed.
+a standard error needs some 200 resamples, a percentile 1,000 or more (section 6.4). The same seed gives the same interval.
 """
 
 from collections.abc import Callable, Iterator
@@ -47,12 +47,12 @@ def mean_bounds(values: Vector, confidence: float, seed: int) -> Interval:
 def set_bounds(statistic: Callable[[NDArray[np.int64]], float], n: int, confidence: float, seed: int) -> Interval:
     """Two one-sided bounds of a statistic of a whole set: its value -/+ z times its bootstrap standard error.
 
-    statistic: of row indices (n,); `arange(n)` gives the value itself. Normal, because 200 resamples give a standard error
-    to 5 % but no percentile.
+    statistic: of row indices (n,); `arange(n)` gives the value itself; NaN drops a resample. Normal, because 200 resamples
+    give a standard error to 5 % but no percentile.
     """
     value = statistic(np.arange(n))
     draws = [statistic(row) for rows in _rows(n, _SET_RESAMPLES, seed) for row in rows]
-    reach = float(stats.norm.ppf(confidence)) * float(np.std(draws, ddof=1))
+    reach = float(stats.norm.ppf(confidence)) * float(np.nanstd(draws, ddof=1))
     return value - reach, value + reach
 
 

@@ -28,7 +28,7 @@ def count_macs(model: nn.Module, inputs: Inputs) -> int:
     formulas: Any = _FORMULAS  # torch types the mapping's values by its own registry
     with evaluating(model), _unfused(), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         call(model, inputs)
-    return round(counter.get_total_flops() / 2 / batch_size(inputs))
+    return round(int(counter.get_total_flops()) / 2 / batch_size(inputs))
 
 
 def count_parameters(model: nn.Module) -> int:

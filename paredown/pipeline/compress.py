@@ -19,7 +19,7 @@ from paredown.core.budget import Budget
 from paredown.core.effort import Effort
 from paredown.core.errors import CertificationError, NothingToPruneError
 from paredown.core.progress import Progress, silent
-from paredown.core.recipe import Recipe
+from paredown.core.recipe import Quantize, Recipe
 from paredown.core.report import Parity, Report, Stage
 from paredown.core.target import Target
 from paredown.deploy.capabilities import environment
@@ -142,7 +142,8 @@ def _plan(run: _Run, effort: Effort) -> None:
     baseline = run.baseline
     absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
     limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
-    planner = Planner(limits, effort)
+    runtime = "openvino" if run.target.runtime == "openvino" else None  # its own placement is exact there, and slow elsewhere
+    planner = Planner(limits, effort, quantize=Quantize(target=runtime))
     while (proposal := planner.ask()) is not None:
         try:
             planner.tell(_outcome(run, proposal, _follow(run, proposal)))

@@ -64,12 +64,16 @@ def digits() -> dict[str, list[Batch]]:
         raise MissingExtraError(
             "the demo's data comes with scikit-learn", got="no module sklearn", remedy="run: pip install 'paredown[demo]'"
         ) from None
-    data = load_digits()
+    data, batches, start = load_digits(), dict[str, list[Batch]](), 0
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     images = torch.as_tensor(data.images, dtype=torch.float32).unsqueeze(1)[order] / 16
     labels = torch.as_tensor(data.target)[order]
-    parts = zip(images.split(list(_SAMPLES.values())), labels.split(list(_SAMPLES.values())), strict=True)
-    return {name: list(zip(x.split(_BATCH), y.split(_BATCH), strict=True)) for name, (x, y) in zip(_SAMPLES, parts, strict=True)}
+    for name, samples in _SAMPLES.items():
+        part = range(start, start + samples, _BATCH)
+        ends = [min(first + _BATCH, start + samples) for first in part]
+        batches[name] = [(images[a:b], labels[a:b]) for a, b in zip(part, ends, strict=True)]
+        start += samples
+    return batches
 
 
 def digits_task(*, epochs: int = 25, progress: Progress = silent) -> Task:

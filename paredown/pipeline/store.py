@@ -43,7 +43,7 @@ class Stored:
     parity: tuple[Parity, ...]
 
 
-_ADAPTER = pydantic.TypeAdapter(Stored, config=pydantic.ConfigDict(arbitrary_types_allowed=True))
+_ADAPTER = pydantic.TypeAdapter(Stored)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Putting quantizers and dropouts into a traced graph as modules, where a placement says."""
 
 from collections import Counter
+from collections.abc import Callable
 
 from torch import fx, nn
 
@@ -30,6 +31,7 @@ def insert_quantizers_(module: fx.GraphModule, placement: Placement, weights: Gr
 def insert_dropouts_(module: fx.GraphModule) -> None:
     """Adds `module.dropouts`: dropout operators, traced in evaluation mode, become modules that follow the model's mode."""
     dropouts, seen = nn.ModuleDict(), Counter[str]()
+    module.add_module("dropouts", dropouts)
     for node in list(module.graph.nodes):
         name = name_of(node).removesuffix("_")
         value = value_of(node)
@@ -44,7 +46,6 @@ def insert_dropouts_(module: fx.GraphModule) -> None:
         made.meta = dict(node.meta)
         node.replace_all_uses_with(made)
         module.graph.erase_node(node)
-    module.add_module("dropouts", dropouts)
 
 
 def _call_(graph: fx.Graph, target: str, site: Site) -> None:
@@ -57,7 +58,7 @@ def _call_(graph: fx.Graph, target: str, site: Site) -> None:
         reader.replace_input_with(site.node, made)
 
 
-def _dropout(name: str, dimensions: int) -> type[nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d]:
+def _dropout(name: str, dimensions: int) -> Callable[[float], nn.Module]:
     """A feature dropout zeroes whole channels, of inputs with a batch."""
     if name == "dropout":
         return nn.Dropout

@@ -55,7 +55,7 @@ class QuantizedModel(fx.GraphModule):
 
     quantizers: FakeQuantizer by module path, call index and role: "layer1/0/conv1@0:weight".
     config, reduced (7-bit weights), example_inputs, dynamic: what it was made with. manifest: of the pruned model it was
-    made from. prunable is False: pruning comes before quantization.
+    made from; source_class: its class. prunable is False: pruning comes before quantization.
     """
 
     prunable: ClassVar[bool] = False
@@ -64,12 +64,13 @@ class QuantizedModel(fx.GraphModule):
     example_inputs: Inputs
     dynamic: Dynamic | None
     manifest: Manifest | None
+    source_class: str
     quantizers: nn.ModuleDict
     dropouts: nn.ModuleDict
 
     def __init__(self, root: nn.Module, graph: fx.Graph, about: dict[str, Any]) -> None:
         """root: holds what the graph reads, `quantizers` and `dropouts` among it; about: the five attributes."""
-        super().__init__(root, graph, type(self).__mro__[1].__name__)
+        super().__init__(root, graph, QuantizedModel.__name__)
         for name in ("quantizers", "dropouts"):
             setattr(self, name, getattr(root, name))
         for name in ABOUT:
@@ -90,4 +91,4 @@ class QuantizedModel(fx.GraphModule):
         return copied
 
 
-ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest")
+ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest", "source_class")

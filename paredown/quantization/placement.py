@@ -39,8 +39,8 @@ class Rules:
 
 _CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
 _RESHAPES = frozenset(
-    ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "contiguous", "clone", "alias",
-     "detach", "detach_", "dropout", "feature_dropout"]
+    ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "contiguous", "clone",
+     "alias", "detach", "dropout", "feature_dropout"]
 )  # fmt: skip
 
 PORTABLE = Rules(
@@ -164,7 +164,7 @@ def _origin(state: _State, node: fx.Node) -> fx.Node:
 def _pads_zero(node: fx.Node) -> bool:
     """False for a padding that brings in values which the grid might not hold."""
     if name_of(node) == "constant_pad_nd":
-        return argument(node, 2, 0) == 0
+        return bool(argument(node, 2, 0) == 0)
     return name_of(node) != "pad" or (argument(node, 2, "constant") == "constant" and argument(node, 3) in (None, 0))
 
 

@@ -64,7 +64,7 @@ def prepare(
     insert_dropouts_(owned)
     owned.graph.eliminate_dead_code()
     owned.graph.lint()
-    about = (config, reduced, inputs, dynamic, manifest_of(model))
+    about = (config, reduced, inputs, dynamic, manifest_of(model), type(model).__qualname__)
     return QuantizedModel(owned, owned.graph, dict(zip(ABOUT, about, strict=True))).eval()
 
 

@@ -43,17 +43,16 @@ def candidate(name: str, recipe: Recipe, top1: float, ms: float, ratio: float, s
         else measured("latency_ratio", ratio, 0.012, "x", n=100),
         size_ratio=size_bytes / 1_093_410,
         macs=macs,
-        parameters=size_bytes // 4,
+        parameters=macs // 150,
         memory=Measurement("memory_mb", 118.4 * ratio**0.2, "MB"),
         checkpoint=f"checkpoints/{name}",
     )
 
 
 def stage(number: int, of: Candidate, kept: bool, reason: str, ratio: float, size_ratio: float) -> Stage:
-    name = str(of.recipe.stages()[-1])
-    return Stage(
-        name, of.recipe, of, kept, reason, measured("latency_ratio", ratio, 0.011, "x", n=100), size_ratio, 61.3 * number
-    )
+    name, words = str(of.recipe.stages()[-1]), f"{'kept' if kept else 'rolled back'}: {reason}"
+    change = measured("latency_ratio", ratio, 0.011, "x", n=100)
+    return Stage(name, of.recipe, of, kept, words, change, size_ratio, 61.3 * number)
 
 
 def widths() -> tuple[Width, ...]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console, RenderableType
@@ -32,6 +33,22 @@ def sample_profile() -> Profile:
     )  # fmt: skip
 
 
+def sample_comparison(agreement: float | None) -> Comparison:
+    ratio = Measurement("latency_ratio", 0.449, "x", 60, 0.437, 0.461)
+    return Comparison("b.onnx", "a.onnx", TARGET, timed(17.3, 0.4), timed(38.6, 0.5), ratio, 196_604, 1_093_410, 0.034, agreement)
+
+
+@pytest.mark.parametrize("name", ["summary_met", "summary_unmet", "doctor", "measure"])
+def test_tables_look_as_they_were_approved(name: str, golden: Callable[[str, str], None]) -> None:
+    tables: dict[str, RenderableType] = {
+        "summary_met": summary(sample_report()),
+        "summary_unmet": summary(unmet_report()),
+        "doctor": doctor_table(sample_profile()),
+        "measure": measure_table(sample_comparison(0.992)),
+    }
+    golden(f"{name}.txt", "\n".join(line.rstrip() for line in shown(tables[name], 120).splitlines()) + "\n")
+
+
 def test_summary_ends_with_the_verdict() -> None:
     assert shown(summary(sample_report())).strip().splitlines()[-1].startswith("The budget is met: 0.50 points worse")
     assert shown(summary(unmet_report())).strip().splitlines()[-1].startswith("The budget is not met")
@@ -58,11 +75,7 @@ def test_markup_in_the_users_strings_stays_text() -> None:
 
 @pytest.mark.parametrize("agreement", [None, 0.992])
 def test_measure_table_gives_both_files_and_the_ratio(agreement: float | None) -> None:
-    ratio = Measurement("latency_ratio", 0.449, "x", 60, 0.437, 0.461)
-    comparison = Comparison(
-        "b.onnx", "a.onnx", TARGET, timed(17.3, 0.4), timed(38.6, 0.5), ratio, 196_604, 1_093_410, 0.034, agreement
-    )
-    text = shown(measure_table(comparison))
+    text = shown(measure_table(sample_comparison(agreement)))
     for words in (
         "a.onnx",
         "b.onnx",

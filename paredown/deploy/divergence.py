@@ -1,0 +1,236 @@
+"""Which operator of a file is the first to disagree with torch, each fed with torch's own inputs.
+
+Comparing accumulated outputs would blame operators for the rounding of those before them. The values of a file bear the names of
+the graph's nodes, so every stretch between two named values is cut out, run in the target's runtime and compared alone.
+A quantized operator is cut with the Q/DQ around it, or the runtime wouldn't take its integer kernel.
+"""
+
+import pathlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, load_model, save_model
+from torch import fx, nn
+from torch.utils import _pytree
+
+from paredown.core.target import Target
+from paredown.deploy.onnx import OPSET, Built, build
+from paredown.deploy.ports import Array
+from paredown.deploy.session import load
+from paredown.graph.trace import Dynamic, as_call, module_path, source_line
+from paredown.task.batches import Inputs
+
+Measure = tuple[Callable[[Array, Array], float], float]
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+_FUSED = ("Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Gelu", "Tanh", "Softmax")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """operator: ONNX type and node name. module, line: where it comes from. error: with torch's inputs.
+    exceeds: False where no single operator is beyond the tolerance, and this one is the largest.
+    """
+
+    operator: str
+    node: str
+    module: str
+    line: str
+    error: float
+    exceeds: bool
+
+    def __str__(self) -> str:
+        place = ", ".join(part for part in (f"module {self.module}" if self.module else "", self.line) if part)
+        first = "first diverging operator" if self.exceeds else "no single operator exceeds the tolerance, the largest is"
+        return f"{first}: {self.operator} {self.node}" + (f" ({place})" if place else "") + f", {self.error:.3g} by itself"
+
+
+def first_divergence(
+    model: nn.Module, inputs: Inputs, path: str | pathlib.Path, target: Target, *, dynamic: Dynamic | None, measure: Measure
+) -> Divergence | None:
+    """The first operator, in the file's order, beyond the tolerance; else the worst. None: nothing could be compared.
+
+    inputs: at least 2 samples. measure: (difference(got, want), tolerance).
+    """
+    twin = build(model, inputs, dynamic)
+    graph = Graph(load_model(str(path)), reference_values(twin, inputs))
+    worst: Divergence | None = None
+    for value in graph.compared():
+        error = _error(graph, value, graph.stretch(value, coarse=True), target, measure)
+        if error > measure[1]:
+            blamed, alone = _blamed(graph, value, target, measure)
+            return _described(graph, twin, blamed, error, fine=alone, exceeds=True)
+        if worst is None or error > worst.error:
+            worst = _described(graph, twin, value, error, fine=False, exceeds=False)
+    return worst
+
+
+def reference_values(twin: Built, inputs: Inputs) -> dict[str, Array]:
+    """{name in the file: value in torch} of every node, by running the graph that the file was translated from."""
+    program = twin.program
+    given = iter(_pytree.tree_leaves(as_call(inputs)))
+    flat = [_lifted(program, spec) if spec.target else next(given) for spec in program.graph_signature.input_specs]
+    recorder = _Recorder(program.graph_module)
+    with torch.no_grad():
+        recorder.run(*flat, enable_io_processing=False)
+    values = {name: tensor.detach().cpu().numpy() for name, tensor in recorder.values.items()}
+    return values | {name: values[node] for name, node in twin.renamed.items() if node in values}
+
+
+def _lifted(program: Any, spec: Any) -> Any:
+    """A parameter, buffer or constant of an exported program."""
+    return program.state_dict[spec.target] if spec.target in program.state_dict else program.constants[spec.target]
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps the tensor of every node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[str, torch.Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            self.values[n.name] = result
+        return result
+
+
+class Graph:
+    """A file's graph beside the values that torch computed for its names."""
+
+    def __init__(self, model: ModelProto, reference: dict[str, Array]) -> None:
+        self.model, self.reference = model, reference
+        self.nodes: list[NodeProto] = list(model.graph.node)
+        self.made = {name: index for index, node in enumerate(self.nodes) for name in node.output}
+        self.inputs = {entry.name for entry in model.graph.input}
+        self.outputs = {entry.name for entry in model.graph.output}
+        self.dynamic = set(self.inputs)  # what depends on the inputs; the rest is constant
+        for node in self.nodes:
+            if self.dynamic & set(node.input):
+                self.dynamic |= set(node.output)
+        self.pending = self._pending()
+
+    def known(self, name: str) -> bool:
+        """Whether a value depends on the inputs and torch computed it too."""
+        return name in self.dynamic and name in self.reference
+
+    def compared(self) -> list[str]:
+        """The values to compare one by one, in the file's order."""
+        return [name for node in self.nodes for name in node.output if self.known(name) and name not in self.pending]
+
+    def stretch(self, value: str, *, coarse: bool) -> tuple[list[int], dict[str, str]]:
+        """Nodes that compute `value` from known values, and what is fed: {value of the stretch: known value}.
+
+        coarse: back to values that are compared, keeping the Q/DQ of its inputs; else back to the nearest known ones.
+        """
+        nodes: set[int] = set()
+        feeds: dict[str, str] = {}
+        queue = [value]
+        while queue:
+            name = queue.pop()
+            stops = name != value and (name in self.inputs or (self.known(name) and not (coarse and name in self.pending)))
+            if stops:
+                self._feed(name, nodes, feeds, coarse=coarse)
+            elif name in self.made and self.made[name] not in nodes:
+                nodes.add(self.made[name])
+                queue += self.nodes[self.made[name]].input
+        return sorted(nodes), feeds
+
+    def _feed(self, name: str, nodes: set[int], feeds: dict[str, str], *, coarse: bool) -> None:
+        """Feeds a known value; where it comes out of a Q/DQ pair, before the pair: its values are on the grid already."""
+        index = self.made.get(name, -1)
+        q = self.made.get(self.nodes[index].input[0], -1) if index >= 0 and self.nodes[index].op_type == _DQ else -1
+        if coarse and q >= 0 and self.nodes[q].op_type == _Q:
+            nodes |= {index, q}
+            feeds[self.nodes[q].input[0]] = name
+        else:
+            feeds[name] = name
+
+    def _pending(self) -> set[str]:
+        """Values that go nowhere but, through operators that a runtime may fuse, into a QuantizeLinear."""
+        readers: dict[str, list[NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+        pending: set[str] = set()
+        for node in reversed(self.nodes):
+            for name in node.output:
+                after = readers.get(name, [])
+                fused = all(r.op_type == _Q or (r.op_type in _FUSED and r.output[0] in pending) for r in after)
+                if after and fused and name not in self.outputs and node.op_type != _DQ:
+                    pending.add(name)
+        return pending
+
+
+def _error(
+    graph: Graph, value: str, stretch: tuple[list[int], dict[str, str]], target: Target, measure: Measure
+) -> float:  # fmt: skip
+    """How far the runtime is from torch on one stretch."""
+    nodes, feeds = stretch
+    want = graph.reference[value]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "stretch.onnx"
+        save_model(_cut(graph, nodes, feeds, value), str(path))
+        session = load(path, target)
+        got = session(**{name: np.ascontiguousarray(graph.reference[known]) for name, known in feeds.items()})
+    return measure[0](got[0] if isinstance(got, tuple) else got, want)
+
+
+def _cut(graph: Graph, nodes: list[int], feeds: dict[str, str], value: str) -> ModelProto:
+    """A model of some nodes alone."""
+    chosen = [graph.nodes[index] for index in nodes]
+    read = {name for node in chosen for name in node.input}
+    entries = [_entry(name, graph.reference[known]) for name, known in feeds.items()]
+    initializers = [tensor for tensor in graph.model.graph.initializer if tensor.name in read]
+    kind = helper.np_dtype_to_tensor_dtype(graph.reference[value].dtype)
+    output = helper.make_tensor_value_info(value, kind, None)
+    made = helper.make_graph(chosen, "stretch", entries, [output], initializers)
+    imports = graph.model.opset_import or [helper.make_opsetid("", OPSET)]
+    return helper.make_model(made, opset_imports=imports, ir_version=graph.model.ir_version)
+
+
+def _entry(name: str, array: Array) -> Any:
+    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+    return helper.make_tensor_value_info(name, kind if kind != TensorProto.UNDEFINED else TensorProto.FLOAT, array.shape)
+
+
+def _blamed(graph: Graph, value: str, target: Target, measure: Measure) -> tuple[str, bool]:
+    """Within a stretch of several operators the first value that is wrong by itself, True; else the stretch's end, False."""
+    nodes, _ = graph.stretch(value, coarse=True)
+    for name in (name for index in nodes for name in graph.nodes[index].output):
+        if name == value or (graph.known(name) and name in graph.pending):
+            fine = graph.stretch(name, coarse=False)
+            if _error(graph, name, fine, target, measure) > measure[1]:
+                return name, True
+    return value, False
+
+
+def _described(graph: Graph, twin: Built, value: str, error: float, *, fine: bool, exceeds: bool) -> Divergence:
+    """The operator that stands for a value's stretch: the one with the weight, else the last that isn't Q or DQ."""
+    node = _telling([graph.nodes[index] for index in graph.stretch(value, coarse=not fine)[0]])
+    named = next((name for name in node.output if name in graph.reference), value)
+    origins = {n.name: n for n in twin.program.graph.nodes}
+    origin = origins.get(twin.renamed.get(named, named))
+    module = _module_of_weight(graph, node) or (module_path(origin) if origin is not None else "")
+    return Divergence(node.op_type, node.name, module, source_line(origin) if origin is not None else "", error, exceeds)
+
+
+def _telling(nodes: list[NodeProto]) -> NodeProto:
+    weighted = [node for node in nodes if node.op_type in _WEIGHTED]
+    computing = [node for node in nodes if node.op_type not in (_Q, _DQ)]
+    return (weighted or computing or nodes)[-1]
+
+
+def _module_of_weight(graph: Graph, node: NodeProto) -> str:
+    """The module whose parameter a node reads: "layer1.0.conv1" from "layer1.0.conv1.weight_quantized"."""
+    for name in node.input[1:]:
+        index = graph.made.get(name)
+        source = str(graph.nodes[index].input[0]) if index is not None and graph.nodes[index].op_type == _DQ else name
+        if "." in source:
+            return source.rpartition(".")[0]
+    return ""

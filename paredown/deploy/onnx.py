@@ -1,0 +1,237 @@
+"""A torch model as an ONNX file: standard operators, dynamic batch, 8-bit weights in 8 bits, nothing of the machine in it."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import io
+import logging
+import os
+import pathlib
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+import paredown.graph.fake_quantize  # noqa: F401 (registers the operator)
+from paredown.core.artifact import Artifact
+from paredown.core.errors import ExportError, OutputError
+from paredown.core.target import Target
+from paredown.graph.trace import Dynamic, trace
+from paredown.task.batches import Inputs, apply_tensors
+
+OPSET = 20  # ONNX Runtime 1.17 and OpenVINO 2024.0 onward take it
+_ADAPTIVE_POOLS = (
+    torch.ops.aten.adaptive_avg_pool1d.default,
+    torch.ops.aten.adaptive_avg_pool2d.default,
+    torch.ops.aten.adaptive_avg_pool3d.default,
+)
+
+
+@dataclass(frozen=True)
+class Built:
+    """An ONNX model in memory (an onnx.ModelProto), and the graph that it was translated from.
+
+    program: its nodes bear the names that the values of the model have, but for `renamed`, {name in the model: node}.
+    precision: "fp32" or "int8".
+    """
+
+    model: Any
+    program: ExportedProgram
+    renamed: dict[str, str]
+    precision: str
+
+
+def export_onnx(
+    model: nn.Module, inputs: Inputs, path: str | pathlib.Path, *, target: Target | str, dynamic: Dynamic | None = None
+) -> Artifact:
+    """Writes `model` to `path`, whole or not at all; the folder is made where it is missing.
+
+    inputs: at least 2 samples, batch on dimension 0, which stays dynamic, as does what `dynamic` names.
+    target: recorded in the file's metadata, where `load` finds it.
+    Raises TraceError or ExportError where the model can't be written, OutputError where the path can't.
+    """
+    target = Target.of(target)
+    built = build(model, inputs, dynamic)
+    _describe_(built.model, target, built.precision)
+    data = _serialized(built.model)
+    destination = pathlib.Path(path)
+    _write(data, destination)
+    return Artifact(str(destination), target, built.precision, len(data), hashlib.sha256(data).hexdigest())
+
+
+def build(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> Built:
+    """The ONNX model of `model`, checked, in memory. Raises TraceError or ExportError."""
+    inputs = apply_tensors(inputs, lambda t: t.detach().contiguous())  # other strides would be written into the graph
+    exported = trace(model, inputs, dynamic)
+    names = _output_names(exported)
+    try:
+        with _quiet():
+            program = _translated(_pools_as_means(exported), names)
+    except Exception as error:
+        raise ExportError(
+            "the model must be expressible in ONNX operators", got=_cause(error), remedy="replace the operator that it names"
+        ) from error
+    assert program is not None and program.exported_program is not None  # export to memory returns it
+    proto = program.model_proto
+    count = _passes_(proto, _dimension_names(program, dynamic))
+    results = [node.name for node in _results(program.exported_program.graph)]
+    renamed = {out.name: name for out, name in zip(proto.graph.output, results, strict=False) if out.name != name}
+    return Built(proto, program.exported_program, renamed, "int8" if count else "fp32")
+
+
+def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
+    """torch's own exporter, with our operator in its table."""
+    from paredown.deploy import qdq
+
+    return torch.onnx.export(
+        exported,
+        dynamo=True,
+        verbose=False,
+        opset_version=OPSET,
+        output_names=output_names,
+        custom_translation_table={torch.ops.paredown.fake_quantize.default: qdq.translate()},
+    )
+
+
+def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> int:
+    """Lowers, strips and checks the model; returns how many quantizers it has."""
+    import onnx
+
+    from paredown.deploy import passes, qdq
+
+    count = qdq.lower_(proto)
+    qdq.transpose_weights_(proto)
+    qdq.quantize_biases_(proto)
+    passes.drop_dead_(proto)
+    passes.strip_(proto)
+    passes.name_dimensions_(proto, dimensions)
+    _rename_inputs_(proto)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            "the exported model must pass ONNX's checker", got=_first_line(error), remedy="report this with the model's code"
+        ) from error
+    return count
+
+
+def _rename_inputs_(proto: Any) -> None:
+    """`forward(*args)` gives args_0, args_1, ...: input, or input_0, input_1, ..."""
+    from paredown.deploy import passes
+
+    names = [entry.name for entry in proto.graph.input]
+    variadic = [name for name in names if re.fullmatch(r"args_\d+", name)]
+    fresh = ["input"] if len(variadic) == 1 else [f"input_{index}" for index in range(len(variadic))]
+    if variadic and not set(fresh) & _values(proto):
+        passes.rename_(proto, dict(zip(variadic, fresh, strict=True)))
+
+
+def _values(proto: Any) -> set[str]:
+    return {name for node in proto.graph.node for name in [*node.input, *node.output]}
+
+
+def _output_names(exported: ExportedProgram) -> list[str]:
+    """The keys of a dict that the model returns; else "output", or "output_0", "output_1", ... ."""
+    results = _results(exported.graph)
+    spec = exported.call_spec.out_spec
+    keys = [str(key) for key in spec.context] if spec is not None and spec.type is dict else []
+    taken = {node.name for node in exported.graph.nodes}
+    if len(keys) == len(results) and not taken & set(keys):
+        return keys
+    return ["output"] if len(results) == 1 else [f"output_{index}" for index in range(len(results))]
+
+
+def _results(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes whose values the graph returns."""
+    output = next(node for node in graph.nodes if node.op == "output")
+    return [node for node in output.args[0] if isinstance(node, fx.Node)]
+
+
+def _dimension_names(program: Any, dynamic: Dynamic | None) -> dict[str, dict[int, str]]:
+    """{input: {dimension: name}}: the batch, and what `dynamic` names."""
+    names = [entry.name for entry in program.model_proto.graph.input]
+    return {name: {0: "batch"} | (dynamic or {}).get(name, {}) for name in names}
+
+
+def _pools_as_means(exported: ExportedProgram) -> ExportedProgram:
+    """Adaptive average pools to one value as plain means: torch's own decomposition writes the strides of a
+    channels-last tensor into the graph, which OpenVINO then reads wrongly.
+    """
+    if not any(node.target in _ADAPTIVE_POOLS for node in exported.graph.nodes):
+        return exported
+    means: ExportedProgram = exported.run_decompositions(dict.fromkeys(_ADAPTIVE_POOLS, _pool_as_mean))
+    return means
+
+
+def _pool_as_mean(x: torch.Tensor, size: list[int]) -> Any:
+    if any(length != 1 for length in size):
+        return NotImplemented
+    return x.mean(tuple(range(-len(size), 0)), keepdim=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter prints, logs and warns; nothing of it concerns the user. Errors still come as exceptions."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _describe_(proto: Any, target: Target, precision: str) -> None:
+    """The metadata that `load` and `doctor` read."""
+    version = importlib.metadata.version("paredown")
+    proto.producer_name, proto.producer_version, proto.graph.name = "paredown", version, "model"
+    described = {
+        "version": version, "runtime": target.runtime, "batch": target.batch, "threads": target.threads, "precision": precision,
+    }  # fmt: skip
+    for key, value in described.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = f"paredown.{key}", str(value)
+
+
+def _serialized(proto: Any) -> bytes:
+    try:
+        return bytes(proto.SerializeToString(deterministic=True))
+    except Exception as error:  # protobuf's own class for it differs between its releases
+        raise ExportError(
+            "a model must fit one file of 2 GB", got=f"{proto.ByteSize()} bytes", remedy="prune or quantize it first"
+        ) from error
+
+
+def _write(data: bytes, path: pathlib.Path) -> None:
+    """Under a temporary name, then renamed, so that `path` never holds half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError("the file must be writable", got=f"{path}: {error.strerror}", remedy="choose another path") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,49 @@
+"""Peak memory of a child process, as the operating system counted it.
+
+The child is started by a small Python process, not by this one: on Linux a process inherits the peak of the one that
+started it, and this one holds torch and the model.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from paredown.core.errors import MeasurementError
+from paredown.core.measurement import Measurement
+
+_LAUNCHER = """
+import json, os, sys
+child = os.fork()
+if child == 0:
+    os.dup2(2, 1)
+    try:
+        os.execvp(sys.argv[1], sys.argv[1:])
+    except OSError as error:
+        print(f"{sys.argv[1]}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(127)
+_, status, usage = os.wait4(child, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_maxrss]))
+"""
+_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes in which ru_maxrss counts
+
+
+def peak_memory(argv: Sequence[str]) -> Measurement:
+    """The largest resident set, in MB (10^6 bytes), of a run of `argv` until it exits.
+
+    Raises MeasurementError where it can't be started or fails, with the last line that it wrote to its standard error.
+    """
+    if not hasattr(os, "wait4"):
+        raise MeasurementError("peak memory needs os.wait4", got=sys.platform, remedy="measure on Linux or macOS")
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *argv]
+    run = subprocess.run(launcher, capture_output=True, text=True, check=False, errors="replace")
+    code, peak = json.loads(run.stdout) if run.stdout else (run.returncode, 0)
+    if code != 0:
+        lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
+        raise MeasurementError(
+            "the process whose memory is measured must exit with 0",
+            got=f"{code} ({lines[-1] if lines else 'no message'})",
+            remedy=f"run it by hand: {' '.join(argv)}",
+        )
+    return Measurement("memory_mb", peak * _UNIT / 1e6, "MB")

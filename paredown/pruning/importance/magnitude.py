@@ -1,0 +1,19 @@
+"""Magnitude importance: the L2 norm of all weights that go with an atom (Li et al., arXiv:1608.08710, there with L1, filters only).
+
+    I = sqrt(sum_{w in producers and consumers} w^2), divided by the mean of the group
+Norms of layers of different width and depth don't compare; dividing by the group's mean makes "half the typical norm" mean the same everywhere.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from paredown.graph.groups import Group
+from paredown.pruning.importance.aggregate import per_atom, per_index
+
+
+def magnitude(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
+    """(size,) float64, at least 0, of mean 1. weights: parameters by name; matrices and kernels count, vectors and buffers don't."""
+    slices = [s for s in group.slices if s.tensor in weights and weights[s.tensor].dim() > 1]
+    norms = per_atom(group, slices, lambda s: per_index(weights[s.tensor].square(), s.dimension)).sqrt()
+    return norms / norms.mean().clamp_min(1e-30)

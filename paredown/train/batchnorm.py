@@ -1,0 +1,69 @@
+"""New statistics for the batch norms of a model whose weights were changed.
+
+A pruned layer's outputs have another mean and variance than the ones its batch norm remembers, and most of the accuracy
+lost by cutting comes back by measuring them anew (Izmailov et al., arXiv:1803.05407, section 3.3, do it after averaging weights).
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from paredown.core.errors import BatchError
+from paredown.task.batches import Batches, call, device_of, each, evaluating
+
+
+def recalibrate_(model: nn.Module, batches: Batches, *, batches_at_most: int = 50) -> int:
+    """Resets the running statistics to their plain average over at most `batches_at_most` training batches.
+
+    Only the batch norms are in training mode meanwhile; weights, modes and momenta stay what they were. Batch norms without
+    running statistics are left alone. Returns how many were recalibrated: 0 where the model has none, which is no error.
+    Raises BatchError where a batch norm sees only one value per channel. On any error the old statistics stand.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return 0
+    device = device_of(model)
+    with evaluating(model), _averaging(norms), torch.no_grad(), needing_two_samples():
+        for inputs, _ in itertools.islice(each(batches, "train", device), batches_at_most):
+            call(model, inputs)
+    return len(norms)
+
+
+@contextlib.contextmanager
+def needing_two_samples() -> Iterator[None]:
+    """torch's ValueError of a batch norm in training mode that got one value per channel, as a BatchError with its remedy."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise BatchError(
+            "a training batch needs at least 2 samples where batch norms train",
+            got="a batch of 1",
+            remedy="pass drop_last=True to the DataLoader",
+        ) from error
+
+
+@contextlib.contextmanager
+def _averaging(norms: list[_BatchNorm]) -> Iterator[None]:
+    """The batch norms in training mode with a cumulative average; after an error with their old statistics."""
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        yield
+    except BaseException:
+        for norm, buffers in zip(norms, before, strict=True):
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
+        raise
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,236 @@
+"""The only training loop, on Accelerate: one process now, and the same code under `accelerate launch`.
+
+With several processes each takes every so-many-th batch, gradients are averaged, and an effort in epochs counts whole
+passes of all processes together.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paredown.core.errors import BatchError, NotTrainableError, TaskError, TrainingDivergedError
+from paredown.core.progress import Progress, silent
+from paredown.core.recipe import Training
+from paredown.task.batches import Batch, Batches, apply_tensors, device_of, each
+from paredown.train.average import Average
+from paredown.train.batchnorm import needing_two_samples
+from paredown.train.schedule import Clock, clock_of, rate
+from paredown.train.seeds import seeded
+
+Loss = Callable[[nn.Module, Batch], Tensor]
+
+_LABEL = "train"
+_EVERY = 0.1  # seconds between two reports of progress
+
+
+def fit_(
+    model: nn.Module, batches: Batches, loss: Loss, training: Training, *, seed: int = 0, progress: Progress = silent
+) -> nn.Module:
+    """Trains the model where it stands and returns it in evaluation mode.
+
+    loss: (model, (inputs, target)) -> scalar tensor; the batch is on the model's device. Call the model that is passed in.
+    batches: their `set_epoch(epoch)`, or their sampler's, is called before each pass where there is one.
+    The same seed gives the same weights, bit for bit on one thread, if the batches draw from the global generators only.
+
+    Raises TrainingDivergedError (a loss that is NaN or infinite), NotTrainableError, BatchError, TaskError. On any error the
+    model keeps the weights, buffers and modes from before.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise NotTrainableError(
+            "training needs parameters that require a gradient", got="none", remedy="call model.requires_grad_(True)"
+        )
+    with _unharmed(model), _prepared_once(model), seeded(seed):
+        _run_(model, batches, loss, training, progress)
+    return model.eval()
+
+
+def _run_(model: nn.Module, batches: Batches, loss: Loss, training: Training, progress: Progress) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(device_placement=False)
+    if accelerator.num_processes > 1:
+        model.to(accelerator.device)
+    if training.channels_last:
+        _to_channels_last_(model)
+    clock = clock_of(training.effort, batches, accelerator.num_processes)
+    optimizer = _prepared(_optimizer(model, training), accelerator)
+    average = None if training.ema is None else Average(model, training.ema)
+    parallel = accelerator.prepare_model(model.train())
+    weights, last, shown = list(model.parameters()), math.nan, 0.0
+    for step, batch in enumerate(_endless(batches, device_of(model), accelerator)):
+        fraction = _agreed(clock, step, accelerator)
+        if fraction >= 1 and step > 0:  # however short, one step at least
+            break
+        _set_rate(optimizer, training.learning_rate * rate(_middle(clock, fraction), training.warmup))
+        value = _loss(loss, parallel, _laid_out(batch, training.channels_last))
+        last = _finite(float(value.detach()), step, last, training)
+        accelerator.backward(value)
+        if training.clip is not None:
+            accelerator.clip_grad_norm_(weights, training.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if average is not None:
+            average.update(model)
+        if time.monotonic() - shown > _EVERY:
+            progress(_LABEL, fraction)
+            shown = time.monotonic()
+    if average is not None:
+        average.write_(model)
+    _check_weights(model, last, training)
+    progress(_LABEL, 1.0)
+
+
+def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """Weight decay applies to matrices and kernels, not to biases, norms and scales (1 dimension or none)."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [w for w in weights if w.dim() > 1], "weight_decay": training.weight_decay},
+        {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
+    ]
+    fused = all(w.is_floating_point() and w.device.type in ("cpu", "cuda") for w in weights)  # half the time of foreach
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
+    return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=fused)
+
+
+def _prepared(optimizer: torch.optim.Optimizer, accelerator: Any) -> Any:
+    """Accelerate's wrapper where it has something to do; in one process without loss scaling it only costs 0.5 ms a step.
+
+    (It searches the disk for an optional package at each one, accelerate 1.15.)
+    """
+    if accelerator.num_processes == 1 and accelerator.scaler is None:
+        return optimizer
+    return accelerator.prepare_optimizer(optimizer)
+
+
+def _set_rate(optimizer: Any, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def _endless(batches: Batches, device: torch.device, accelerator: Any) -> Iterator[Batch]:
+    """Pass after pass over the batches, of which this process takes its share."""
+    for epoch in itertools.count():
+        _announce(batches, epoch)
+        share = itertools.islice(each(batches, "train", device), accelerator.process_index, None, accelerator.num_processes)
+        first = next(share, None)
+        if first is None:
+            raise BatchError(
+                "train must hold at least one batch for each process",
+                got=f"{accelerator.num_processes} processes",
+                remedy="use fewer processes or smaller batches",
+            )
+        yield first
+        yield from share
+
+
+def _announce(batches: Any, epoch: int) -> None:
+    """Tells the batches, or the sampler of a DataLoader, which pass begins."""
+    for owner in (batches, getattr(batches, "sampler", None)):
+        set_epoch = getattr(owner, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+
+
+def _agreed(clock: Clock, step: int, accelerator: Any) -> float:
+    """The fraction of the effort that is spent; by the first process's watch where there are several."""
+    fraction = clock.fraction(step)
+    if clock.steps is not None or accelerator.num_processes == 1:
+        return fraction
+    from accelerate.utils import broadcast
+
+    return float(broadcast(torch.tensor(fraction, dtype=torch.float64, device=accelerator.device)))
+
+
+def _middle(clock: Clock, fraction: float) -> float:
+    """The middle of the step that begins at `fraction`, so that neither the first nor the last has a rate of 0."""
+    return fraction if clock.steps is None else min(1.0, fraction + 0.5 / clock.steps)
+
+
+def _laid_out(batch: Batch, channels_last: bool) -> Batch:
+    inputs, target = batch
+    if not channels_last:
+        return batch
+    return apply_tensors(inputs, lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t), target
+
+
+def _loss(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
+    with needing_two_samples():
+        value = loss(model, batch)
+    if not isinstance(value, Tensor) or value.dim() != 0 or not value.requires_grad:
+        kind = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TaskError(
+            "the loss must be a scalar tensor that depends on the model's parameters", got=kind,
+            remedy="take its mean over the batch; don't detach it, and don't compute it under no_grad",
+        )  # fmt: skip
+    return value
+
+
+def _finite(value: float, step: int, last: float, training: Training) -> float:
+    if not math.isfinite(value):
+        raise _diverged(f"{value} at step {step}", last, training)
+    return value
+
+
+def _check_weights(model: nn.Module, last: float, training: Training) -> None:
+    """The last step is not followed by a loss that would show it."""
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        raise _diverged("NaN or infinite weights after the last step", last, training)
+
+
+def _diverged(what: str, last: float, training: Training) -> TrainingDivergedError:
+    return TrainingDivergedError(
+        "the loss must stay finite",
+        got=f"{what}, after {last:.4g}",
+        remedy=f"lower learning_rate (now {training.learning_rate:g}), or set clip (now {training.clip})",
+    )
+
+
+def _to_channels_last_(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _unharmed(model: nn.Module) -> Iterator[None]:
+    """Gradients gone and weights contiguous afterwards; after an error values and modes as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    before = {name: tensor.detach().clone() for name, tensor in _named_tensors(model).items()}
+    model.zero_grad(set_to_none=True)
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, tensor in _named_tensors(model).items():
+                tensor.copy_(before[name])
+        for module, mode in modes:
+            module.training = mode
+        raise
+    finally:
+        model.zero_grad(set_to_none=True)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.contiguous()
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@contextmanager
+def _prepared_once(model: nn.Module) -> Iterator[None]:
+    """Takes back what Accelerate leaves on a model: its mark, and the forward that it wraps for mixed precision."""
+    names = ("_is_accelerate_prepared", "forward", "_original_forward")
+    before = {name: model.__dict__[name] for name in names if name in model.__dict__}
+    try:
+        yield
+    finally:
+        for name in names:
+            model.__dict__.pop(name, None)
+        model.__dict__.update(before)

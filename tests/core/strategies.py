@@ -1,0 +1,65 @@
+"""Hypothesis strategies for the vocabulary: any valid step, recipe, budget."""
+
+from hypothesis import strategies as st
+
+from paredown.core.budget import Budget
+from paredown.core.effort import Effort
+from paredown.core.recipe import Distill, Prune, Quantize, Recipe, Step, Training
+
+fractions = st.floats(0.001, 0.999, allow_nan=False)
+amounts = st.floats(1e-3, 1e6, allow_nan=False)
+names = st.lists(st.text(min_size=1, max_size=12), max_size=3).map(tuple)
+
+efforts = st.builds(Effort, amounts.map(lambda value: float(f"{value:.5g}")), st.sampled_from(["epochs", "steps", "seconds"]))
+trainings = st.builds(
+    Training,
+    effort=efforts,
+    optimizer=st.sampled_from(["sgd", "adamw"]),
+    learning_rate=amounts,
+    weight_decay=fractions,
+    warmup=fractions,
+    clip=st.none() | amounts,
+    ema=st.none() | fractions,
+    channels_last=st.booleans(),
+)
+goals = st.one_of(
+    fractions.map(lambda value: {"ratio": value}),
+    st.sampled_from([{"macs": "0.5x"}, {"macs": "20 M"}, {"latency": "3 ms"}, {"latency": "0.6x"}]),
+    amounts.map(lambda value: {"threshold": value}),
+)
+prunes: st.SearchStrategy[Prune] = st.builds(
+    lambda goal, importance, scope, floor, round_to, protect: Prune(
+        **goal, importance=importance, scope=scope, floor=floor, round_to=round_to, protect=protect
+    ),
+    goals,
+    st.sampled_from(["taylor", "magnitude", "random"]),
+    st.sampled_from(["global", "uniform"]),
+    fractions,
+    st.integers(1, 64),
+    names,
+)
+distills = st.builds(Distill, temperature=amounts, hard_weight=fractions, training=trainings, recalibrate=st.booleans())
+quantizes = st.builds(
+    Quantize,
+    observer=st.sampled_from(["minmax", "percentile"]),
+    percentile=st.floats(51, 100),
+    samples=st.integers(0, 10**6),
+    weight_range=st.sampled_from(["auto", "full", "reduced"]),
+    target=st.none() | st.sampled_from(["onnxruntime", "openvino"]),
+    protect=names,
+)
+before_quantize: st.SearchStrategy[list[Step]] = st.lists(st.one_of(prunes, distills), max_size=4)
+after_quantize: st.SearchStrategy[list[Step]] = st.lists(distills, max_size=2)
+recipes = st.builds(
+    lambda before, quantize, after: Recipe((*before, *quantize, *after)),
+    before_quantize,
+    st.lists(quantizes, max_size=1),
+    after_quantize,
+)
+budgets = st.builds(
+    Budget,
+    max_drop=st.one_of(fractions, st.integers(0, 99).map(lambda percent: f"{percent}%")),
+    latency=st.sampled_from(["0.4x", "3 ms", ".5x", "120us"]),
+    size=st.none() | st.sampled_from(["0.25x", "5 MB", "100 KiB"]),
+    confidence=st.floats(0.5, 0.999),
+)

@@ -1,0 +1,81 @@
+"""What a user can get wrong in a budget, a target, an effort or a recipe: a typed error with rule, value and remedy."""
+
+from collections.abc import Callable
+
+import pytest
+
+from paredown.core.budget import Budget, parse_limit
+from paredown.core.effort import Effort
+from paredown.core.errors import BudgetError, ParedownError, RecipeError, TargetError
+from paredown.core.recipe import Distill, Prune, Quantize, Recipe, Training
+from paredown.core.target import Target
+
+Case = tuple[Callable[[], object], type[ParedownError], str, str]  # call, error, value shown, remedy
+
+BUDGETS: dict[str, Case] = {
+    "drop of 3 for 3 %": (lambda: Budget(3, "0.5x"), BudgetError, "got 3", "did you mean 0.03?"),
+    "negative drop": (lambda: Budget(-0.1, "0.5x"), BudgetError, "got -0.1", 'write 0.01 or "1%"'),
+    "NaN drop": (lambda: Budget(float("nan"), "0.5x"), BudgetError, "got nan", 'write 0.01 or "1%"'),
+    "drop as bare text": (lambda: Budget("0.01", "0.5x"), BudgetError, "0.01", 'write "1%"'),
+    "drop of 100 %": (lambda: Budget("100%", "0.5x"), BudgetError, "100%", "did you mean 0.01?"),
+    "drop that is a bool": (lambda: Budget(True, "0.5x"), BudgetError, "True", 'write 0.01 or "1%"'),
+    "nothing to gain": (lambda: Budget(0.01), BudgetError, "must name latency or size", 'add latency="0.4x"'),
+    "confidence of 95": (lambda: Budget(0.01, "0.5x", confidence=95), BudgetError, "got 95", "0.95 is the usual choice"),
+    "latency without unit": (lambda: Budget(0.01, "3"), BudgetError, "'3'", '"0.4x" or "3 ms"'),
+    "latency in MB": (lambda: Budget(0.01, "3 MB"), BudgetError, "'3 MB'", '"0.4x" or "3 ms"'),
+    "latency of 0": (lambda: Budget(0.01, "0x"), BudgetError, "0x", '"0.4x" or "3 ms"'),
+    "speed-up for a ratio": (lambda: Budget(0.01, "2.5x"), BudgetError, "2.5x", "did you mean 0.4x?"),
+    "latency as a number": (lambda: Budget(0.01, 0.4), BudgetError, "0.4", '"0.4x" or "3 ms"'),  # type: ignore[arg-type]
+    "size without number": (lambda: Budget(0.01, size="small"), BudgetError, "'small'", '"0.25x" or "5 MB"'),
+    "limit on MACs in ms": (lambda: parse_limit("macs", "3 ms"), BudgetError, "'3 ms'", '"0.5x" or "20 M"'),
+    "effort without unit": (lambda: Effort.parse("3"), BudgetError, "'3'", 'write "3 epochs" or "60 s"'),
+    "effort of 0": (lambda: Effort.parse("0 epochs"), BudgetError, "got 0.0", 'write "3 epochs" or "60 s"'),
+    "effort in parsecs": (lambda: Effort.parse("3 parsecs"), BudgetError, "3 parsecs", 'write "3 epochs" or "60 s"'),
+    "effort with a made-up unit": (lambda: Effort(3, "days"), BudgetError, "days", 'write "3 epochs"'),  # type: ignore[arg-type]
+}
+TARGETS: dict[str, Case] = {
+    "unknown runtime": (lambda: Target("tensorrt"), TargetError, "'tensorrt'", "onnxruntime"),  # type: ignore[arg-type]
+    "batch of 0": (lambda: Target(batch=0), TargetError, "got 0", "write batch=1"),
+    "half a thread": (lambda: Target(threads=0.5), TargetError, "got 0.5", "write threads=1"),  # type: ignore[arg-type]
+    "more threads than cores": (lambda: Target.of(Target(threads=100_000)), TargetError, "got 100000", "write threads="),
+}
+RECIPES: dict[str, Case] = {
+    "no goal": (Prune, RecipeError, "none", "write Prune(ratio=0.5)"),
+    "two goals": (lambda: Prune(ratio=0.5, macs="0.5x"), RecipeError, "ratio", "write Prune(ratio=0.5)"),
+    "ratio of 50": (lambda: Prune(ratio=50), RecipeError, "got 50", "did you mean 0.5?"),
+    "unknown importance": (lambda: Prune(ratio=0.5, importance="l3"), RecipeError, "'l3'", "taylor"),  # type: ignore[arg-type]
+    "floor above 1": (lambda: Prune(ratio=0.5, floor=1.5), RecipeError, "got 1.5", "leave it out"),
+    "rounding to 0": (lambda: Prune(ratio=0.5, round_to=0), RecipeError, "got 0", "write round_to=1"),
+    "temperature of 0": (lambda: Distill(temperature=0), RecipeError, "got 0", "leave it out"),
+    "hard weight of 2": (lambda: Distill(hard_weight=2), RecipeError, "got 2", "leave it out"),
+    "infinite learning rate": (lambda: Training(learning_rate=float("inf")), RecipeError, "got inf", "leave it out"),
+    "4 bits": (lambda: Quantize(bits=4), RecipeError, "got 4", "not supported yet"),
+    "percentile as a fraction": (lambda: Quantize(percentile=0.999), RecipeError, "got 0.999", "99.99"),
+    "negative samples": (lambda: Quantize(samples=-1), RecipeError, "got -1", "samples=0"),
+    "prune after quantize": (lambda: Recipe((Quantize(), Prune(ratio=0.5))), RecipeError, "quantize > prune", "before quantize"),
+    "quantized twice": (lambda: Recipe((Quantize(), Quantize())), RecipeError, "quantize > quantize", "keep one"),
+    "unknown step": (lambda: Recipe.parse("steps: [{step: shrink}]"), RecipeError, "shrink", "write `- step: prune`"),
+    "unknown field": (lambda: Recipe.parse("steps: [{step: prune, ratios: 1}]"), RecipeError, "ratios", "its fields are"),
+    "wrong type": (lambda: Recipe.parse("steps: [{step: prune, ratio: half}]"), RecipeError, "half", "its fields are"),
+    "a list instead of a recipe": (lambda: Recipe.parse("- prune"), RecipeError, "['prune']", "recipe.yaml"),
+    "not YAML": (lambda: Recipe.parse("steps: [{"), RecipeError, "valid YAML or JSON", "recipe.yaml"),
+    "empty file": (lambda: Recipe.parse(""), RecipeError, "None", "recipe.yaml"),
+}
+CASES = {**BUDGETS, **TARGETS, **RECIPES}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_a_typed_error_with_value_and_remedy(name: str) -> None:
+    call, kind, value, remedy = CASES[name]
+    with pytest.raises(ParedownError) as caught:
+        call()
+    assert type(caught.value) is kind
+    assert value in str(caught.value)
+    assert remedy in caught.value.remedy
+    assert str(caught.value).startswith(caught.value.rule)
+
+
+def test_message_states_rule_value_and_remedy_in_that_order() -> None:
+    with pytest.raises(BudgetError) as caught:
+        Budget(3, latency="0.5x")
+    assert str(caught.value) == "max_drop must be in [0, 1), got 3; did you mean 0.03?"

@@ -1,0 +1,74 @@
+"""A recipe is data: it says what is wanted, and comes back from text equal."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+
+from paredown.core.errors import RecipeError
+from paredown.core.recipe import Distill, Prune, Quantize, Recipe, Training
+from tests.core.strategies import recipes
+
+FULL = Recipe((Prune(ratio=0.5), Distill(), Prune(ratio=0.2), Quantize(), Distill()))
+
+
+@given(recipes)
+@settings(max_examples=60, deadline=None)
+def test_recipe_round_trips_through_json_and_yaml(recipe: Recipe) -> None:
+    assert Recipe.parse(recipe.to_json()) == recipe
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+@given(recipes)
+@settings(max_examples=40, deadline=None)
+def test_stages_put_together_are_the_recipe(recipe: Recipe) -> None:
+    assert sum(recipe.stages(), Recipe()) == recipe
+    assert all(stage.steps for stage in recipe.stages())
+
+
+@given(recipes)
+@settings(max_examples=40, deadline=None)
+def test_a_stage_holds_at_most_one_structural_step(recipe: Recipe) -> None:
+    for stage in recipe.stages():
+        assert sum(not isinstance(step, Distill) for step in stage.steps) <= 1
+
+
+def test_a_stage_is_a_structural_step_with_its_recovery() -> None:
+    assert [str(stage) for stage in FULL.stages()] == ["prune + distill", "prune", "quantize + distill"]
+
+
+def test_text_names_the_steps_in_order() -> None:
+    assert str(FULL) == "prune + distill + prune + quantize + distill"
+    assert str(Recipe()) == "baseline"
+
+
+def test_fields_at_their_default_are_left_out() -> None:
+    assert Recipe((Prune(ratio=0.5), Quantize())).to_dict() == {"steps": [{"step": "prune", "ratio": 0.5}, {"step": "quantize"}]}
+
+
+def test_effort_is_written_as_people_write_it() -> None:
+    recipe = Recipe.parse("steps: [{step: distill, training: {effort: 5 min, learning_rate: 0.1}}]")
+    step = recipe.steps[0]
+    assert isinstance(step, Distill)
+    assert step.training == Training(effort=step.training.effort, learning_rate=0.1)
+    assert json.loads(recipe.to_json())["steps"][0]["training"]["effort"] == "300 seconds"
+
+
+def test_yaml_that_would_build_objects_is_refused() -> None:
+    with pytest.raises(RecipeError, match="valid YAML"):
+        Recipe.parse("steps: !!python/object/apply:os.system ['true']")
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("steps: [{step: prune, ratio: 0.5, sparsity: 1}]", "sparsity"),
+        ("steps: [{step: quantize, observers: minmax}]", "observers"),
+        ("steps: [{step: distill, training: {epochs: 3}}]", "training.epochs"),
+    ],
+)
+def test_unknown_field_is_named_and_the_known_ones_listed(text: str, field: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text)
+    assert field in caught.value.rule
+    assert caught.value.remedy.startswith("its fields are")

@@ -1,0 +1,173 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from paredown.core.errors import ParityError
+from paredown.deploy import divergence, parity
+from paredown.deploy.onnx import Built, build
+from paredown.deploy.parity import batch_sizes, check_parity, difference, resized
+
+RUNTIMES = ["onnxruntime", "openvino"]
+
+
+_BUILT: dict[int, Built] = {}
+
+
+@pytest.fixture(autouse=True)
+def one_twin_per_model(monkeypatch, floating, quantized) -> None:
+    """The graph of each of the two models is built once for all tests here."""
+
+    def cached(model, inputs, dynamic=None) -> Built:
+        if model not in (floating.model, quantized.model):
+            return build(model, inputs, dynamic)
+        if id(model) not in _BUILT:
+            _BUILT[id(model)] = build(model, inputs, dynamic)
+        return _BUILT[id(model)]
+
+    monkeypatch.setattr(divergence, "build", cached)
+
+
+def scaled(name: str, factor: float):
+    """A change to a file: one initializer times a factor (an integer one: negated)."""
+
+    def change(model) -> None:
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        value = numpy_helper.to_array(tensor)
+        wrong = (value * factor).astype(value.dtype) if value.dtype.kind == "f" else -value
+        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(wrong), name))
+
+    return change
+
+
+def with_attribute(output: str, name: str, value: object):
+    """A change to a file: one attribute of the node that makes `output`."""
+
+    def change(model) -> None:
+        node = next(n for n in model.graph.node if output in n.output)
+        next(a for a in node.attribute if a.name == name).CopyFrom(helper.make_attribute(name, value))
+
+    return change
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_float_file_agrees_at_three_batch_sizes(floating, runtime) -> None:
+    found = check_parity(floating.model, floating.inputs, floating.path, runtime, precision="fp32")
+    assert [p.batch for p in found] == [4, 1, 3]
+    assert all(p.error <= p.tolerance == 1e-4 for p in found)
+    assert {p.candidate for p in found} == {""}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_wrong_weight_in_the_middle_is_named(floating, copy_of, runtime) -> None:
+    bad = copy_of(floating.path, scaled("block2.conv1.weight", 1.2))
+    with pytest.raises(ParityError) as caught:
+        check_parity(floating.model, floating.inputs, bad, runtime, precision="fp32")
+    text = str(caught.value)
+    assert "first diverging operator: Conv" in text
+    assert "module block2.conv1" in text
+    assert "conftest.py:" in text
+    assert "/" not in text.partition("conftest.py")[0].rpartition("(")[2]
+
+
+def test_wrong_weight_of_the_last_layer_is_named(floating, copy_of) -> None:
+    bad = copy_of(floating.path, scaled("head.weight", 0.5))
+    with pytest.raises(ParityError, match=r"first diverging operator: Gemm .*module head"):
+        check_parity(floating.model, floating.inputs, bad, "onnxruntime", precision="fp32")
+
+
+def test_changed_attribute_is_named(floating, copy_of) -> None:
+    graph = onnx.load(floating.path).graph
+    conv = next(n for n in graph.node if "block1.conv2.weight" in n.input)
+    bad = copy_of(floating.path, with_attribute(conv.output[0], "pads", [2, 2, 0, 0]))
+    with pytest.raises(ParityError, match=rf"first diverging operator: Conv {conv.name} .*module block1.conv2"):
+        check_parity(floating.model, floating.inputs, bad, "onnxruntime", precision="fp32")
+
+
+def test_replaced_operator_is_named(floating, copy_of) -> None:
+    def change(model) -> None:
+        next(n for n in model.graph.node if n.op_type == "ReduceMean").op_type = "ReduceMax"
+
+    with pytest.raises(ParityError, match="first diverging operator: ReduceMax"):
+        check_parity(floating.model, floating.inputs, copy_of(floating.path, change), "onnxruntime", precision="fp32")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_wrong_int8_weight_is_named(quantized, copy_of, runtime) -> None:
+    bad = copy_of(quantized.path, scaled("conv2.layer.weight_quantized", -1))
+    with pytest.raises(ParityError, match=r"relative L2 at most 0.02.*first diverging operator: Conv .*module conv2.layer"):
+        check_parity(quantized.model, quantized.inputs, bad, runtime, precision="int8")
+
+
+def test_wrong_activation_scale_is_named(quantized, copy_of) -> None:
+    graph = onnx.load(quantized.path).graph
+    relu = next(n for n in graph.node if n.op_type == "Relu")
+    q = next(n for n in graph.node if n.op_type == "QuantizeLinear" and n.input[0] == relu.output[0])
+    dq = next(n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] == q.output[0])
+
+    def change(model) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "wrong"))
+        next(n for n in model.graph.node if n.output[0] == dq.output[0]).input[1] = "wrong"
+
+    with pytest.raises(ParityError, match=rf"first diverging operator: DequantizeLinear {dq.name} .*module q1"):
+        check_parity(quantized.model, quantized.inputs, copy_of(quantized.path, change), "onnxruntime", precision="int8")
+
+
+def test_small_error_everywhere_says_that_no_operator_exceeds(quantized, monkeypatch) -> None:
+    drifting = iter([0.05])
+    monkeypatch.setattr(parity, "difference", lambda *a: next(drifting, 1e-3))
+    with pytest.raises(ParityError, match="no single operator exceeds the tolerance, the largest is"):
+        parity.check_parity(quantized.model, quantized.inputs, quantized.path, "onnxruntime", precision="int8")
+
+
+def test_batch_size_written_into_the_file_is_named(floating, copy_of) -> None:
+    def change(model) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+
+    with pytest.raises(ParityError, match=r"batch 1.*batch sizes in forward"):
+        check_parity(floating.model, floating.inputs, copy_of(floating.path, change), "onnxruntime", precision="fp32")
+
+
+def test_file_of_another_model_disagrees(floating, tmp_path) -> None:
+    other = type(floating.model)(8).eval()
+    with pytest.raises(ParityError):
+        check_parity(other, floating.inputs, floating.path, "onnxruntime", precision="fp32")
+
+
+def test_parity_leaves_the_modes_of_the_model(floating) -> None:
+    floating.model.train()
+    try:
+        check_parity(floating.model, floating.inputs, floating.path, "onnxruntime", precision="fp32")
+        assert all(module.training for module in floating.model.modules())
+    finally:
+        floating.model.eval()
+
+
+@pytest.mark.parametrize(("size", "expected"), [(2, (2, 1, 3)), (1, (1, 3, 2)), (3, (3, 1, 2)), (64, (64, 1, 3))])
+def test_three_different_batch_sizes(size, expected) -> None:
+    assert batch_sizes(size) == expected
+
+
+def test_resized_repeats_and_cuts() -> None:
+    x = torch.arange(2)
+    assert resized((x, {"y": x}), 3)[0].tolist() == [0, 1, 0]
+    assert resized({"x": x}, 1)["x"].tolist() == [0]
+
+
+def test_difference_is_infinite_for_nan_and_other_shapes() -> None:
+    one = np.ones((2, 3), np.float32)
+    assert difference((one,), (one[:1],), "fp32") == float("inf")
+    assert difference((one,), (one, one), "fp32") == float("inf")
+    assert not difference((one * np.nan,), (one,), "fp32") <= 1.0
+    assert difference((one * 0,), (one * 0,), "int8") == 0.0
+    assert difference((one * 1.01,), (one,), "int8") == pytest.approx(0.01, rel=1e-4)
+
+
+def test_values_of_the_file_bear_the_names_of_the_graph(quantized) -> None:
+    built = build(quantized.model, quantized.inputs)
+    nodes = {node.name for node in built.program.graph.nodes}
+    made = [name for node in built.model.graph.node for name in node.output]
+    named = [name for name in made if built.renamed.get(name, name) in nodes]
+    assert len(named) >= 0.6 * len(made)
+    assert built.renamed == {"output": "linear"}

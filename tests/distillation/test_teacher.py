@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paredown.distillation.teacher import Teacher
+from paredown.task.batches import digests
+
+X = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_outputs_are_the_models_own(small_resnet: nn.Module) -> None:
+    teacher = Teacher(small_resnet)
+    expected = small_resnet(X)
+    for rows in (slice(0, 6), slice(6, 12), slice(3, 9), slice(0, 12)):
+        assert torch.allclose(teacher(X[rows])[0], expected[rows], atol=1e-5)
+
+
+def test_each_sample_is_computed_once_however_the_batches_are_made_up(small_resnet: nn.Module) -> None:
+    teacher = Teacher(small_resnet, batches_per_pass=2)
+    for _ in range(4):
+        for rows in torch.randperm(12).split(6):
+            teacher(X[rows])
+    assert teacher.computed == 12
+
+
+def test_only_the_missing_samples_of_a_batch_are_computed(small_resnet: nn.Module) -> None:
+    teacher = Teacher(small_resnet)
+    teacher(X[:8])
+    assert torch.allclose(teacher(X)[0], small_resnet(X), atol=1e-5)
+    assert teacher.computed == 12
+
+
+def test_memory_format_of_the_inputs_does_not_matter(small_resnet: nn.Module) -> None:
+    teacher = Teacher(small_resnet)
+    x = torch.randn(4, 1, 8, 8)
+    teacher(x)
+    teacher(x.contiguous(memory_format=torch.channels_last))
+    assert teacher.computed == 4
+
+
+def test_remembering_ends_after_a_pass_without_hits(small_resnet: nn.Module) -> None:
+    teacher = Teacher(small_resnet, batches_per_pass=3)
+    for call in range(6):
+        assert teacher.remembers
+        teacher(torch.randn(4, 1, 8, 8) + call)
+    assert not teacher.remembers
+    assert torch.allclose(teacher(X)[0], small_resnet(X), atol=1e-5)
+
+
+def test_no_more_is_remembered_than_there_is_room_for(small_resnet: nn.Module) -> None:
+    teacher = Teacher(small_resnet, bytes_at_most=4 * (300 + 40))  # 4 samples of 10 classes
+    for _ in range(3):
+        teacher(X[:4])
+        teacher(X[4:8])
+    assert teacher.computed == 4 + 3 * 4
+
+
+def test_the_model_is_neither_changed_nor_shared(small_resnet: nn.Module) -> None:
+    small_resnet.train()
+    before = {name: value.clone() for name, value in small_resnet.state_dict().items()}
+    teacher = Teacher(small_resnet)
+    expected = teacher(X)[0]
+    assert small_resnet.training and all(parameter.requires_grad for parameter in small_resnet.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in small_resnet.state_dict().items())
+    assert all(parameter.is_contiguous() for parameter in small_resnet.parameters())
+    with torch.no_grad():
+        small_resnet.get_submodule("head").bias += 100
+    assert torch.allclose(teacher(X + 0.0)[0], expected)
+    assert not teacher(torch.randn(2, 1, 8, 8))[0].requires_grad
+    assert float(teacher(torch.randn(2, 1, 8, 8))[0].max()) < 50
+
+
+class Nest(nn.Module):
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, object]:
+        x = ids.double() * mask
+        return {"logits": x, "rest": (x.sum(1), ids)}
+
+
+def test_named_inputs_and_nested_outputs() -> None:
+    teacher = Teacher(Nest())
+    inputs = {"ids": torch.arange(12).view(4, 3), "mask": torch.tensor([[1, 1, 0]] * 4)}
+    first, again = teacher(inputs), teacher(inputs)
+    assert [tuple(t.shape) for t in again] == [(4, 3), (4,)]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert teacher.computed == 4
+
+
+def test_outputs_without_a_row_per_sample_are_not_remembered() -> None:
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean(0)
+
+    teacher = Teacher(Pooled())
+    x = torch.randn(4, 3)
+    assert torch.equal(teacher(x)[0], x.mean(0))
+    assert torch.equal(teacher(x)[0], x.mean(0))
+    assert not teacher.remembers
+
+
+@pytest.mark.parametrize(
+    "other",
+    [X + 1e-6, X.double(), X.view(12, 1, 64), {"x": X, "mask": torch.zeros(12)}, (X, torch.ones(1))],
+)
+def test_digests_tell_different_samples_apart(other: object) -> None:
+    assert len(set(digests(X))) == 12
+    assert not set(digests(X)) & set(digests(other))  # type: ignore[arg-type]  # each is a form of inputs

@@ -1,0 +1,48 @@
+"""In-place operators become functional where nothing else sees the memory they change."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paredown.graph.trace import trace
+from paredown.quantization.functional import functionalize_, is_inplace
+
+
+def functional(model: nn.Module, x: Tensor) -> tuple[nn.Module, int, int]:
+    module = trace(model, x).module(check_guards=False)
+    count = functionalize_(module.graph)
+    module.recompile()
+    return module, count, sum(is_inplace(node) for node in module.graph.nodes)
+
+
+class Fresh(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2 - 1
+        F.relu_(y)  # the result is not used, the memory is
+        z = y + x
+        z += y
+        return F.hardtanh_(z, 0.0, 1.0) + y
+
+
+def test_results_are_read_by_everything_that_comes_after() -> None:
+    x = torch.randn(4, 5)
+    module, count, left = functional(Fresh(), x)
+    assert (count, left) == (3, 0)
+    assert torch.equal(module(x), Fresh()(x))
+
+
+class Aliased(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        row = y[0]
+        y.add_(1.0)  # changes row too
+        flat = y.view(-1)
+        flat.mul_(3.0)  # changes y too
+        return y + row
+
+
+def test_aliased_memory_is_left_alone() -> None:
+    x = torch.randn(4, 5)
+    module, count, left = functional(Aliased(), x)
+    assert (count, left) == (0, 2)
+    assert torch.equal(module(x), Aliased()(x))
