@@ -32,10 +32,10 @@ _SEEDS = (0, 1, 2)
 
 def int8(task: paredown.Task) -> list[dict[str, Any]]:
     """The int8 file against the fp32 file, over all 10,000 official test images, in both runtimes."""
-    quantized = paredown.quantize(task, paredown.Quantize())
     rows: list[dict[str, Any]] = []
     for runtime in _RUNTIMES:
         target = Target(runtime, batch=64)
+        quantized = paredown.quantize(task, paredown.Quantize(target=runtime))
         with tempfile.TemporaryDirectory() as folder:
             files = [pathlib.Path(folder) / f"{name}.onnx" for name in ("fp32", "int8")]
             for model, file in zip((task.model, quantized), files, strict=True):
@@ -74,7 +74,9 @@ def official_test(task: paredown.Task, file: pathlib.Path, target: Target) -> Sc
     """Scores over both halves of the official test images."""
     first, second = (score_file(task, file, target, split) for split in ("validation", "test"))
     values = np.concatenate([first.values, second.values])
-    return dataclasses.replace(first, value=float(values.mean()), n=len(values), digest=first.digest + second.digest, values=values)
+    return dataclasses.replace(
+        first, value=float(values.mean()), n=len(values), digest=first.digest + second.digest, values=values
+    )
 
 
 def _exported(task: paredown.Task, model: nn.Module) -> Scores:

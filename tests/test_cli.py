@@ -6,7 +6,7 @@ import pytest
 
 from paredown.cli import run
 
-TASK = '''
+TASK = """
 import torch
 import paredown
 from tests.conftest import make_small_resnet, pattern_batches
@@ -21,7 +21,7 @@ def number():
 
 def broken():
     raise ValueError("no data here")
-'''
+"""
 
 
 @pytest.fixture
@@ -38,7 +38,9 @@ def int8(tmp_path: Path) -> Path:
     return path
 
 
-def test_compress_then_report_then_measure(task_file: Path, int8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compress_then_report_then_measure(
+    task_file: Path, int8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     arguments = ["compress", str(task_file), "--max-drop", "0.2", "--size", "0.9x", "--recipe", str(int8), "--out", str(out)]
     assert run([*arguments, "--batch", "8", "--threads", "1"]) == 0

@@ -136,7 +136,7 @@ class Quantize:
     bits: of both (issue: 8). observer: "minmax", or "percentile", which clips what lies beyond `percentile` on either side.
     samples: how many training samples calibrate (0: all of them); memory does not depend on it.
     weight_range: "full" is [-127, 127]; "reduced" is [-63, 63], which can't saturate 16-bit sums on machines without
-    VNNI; "auto" asks the machine. target: a runtime's name where the file need be right in that one only; None: portable.
+    VNNI; "auto" asks the machine. target: a runtime's name where the file need be right in that one only; None: the run's own, or portable where there is none.
     protect: modules that stay in float.
     """
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from paredown.core.errors import BatchError, MetricError, TaskError
 from paredown.core.measurement import Measurement
 from paredown.measure.bootstrap import Interval, Vector, mean_bounds, set_bounds
-from paredown.measure.bounds import drop_bounds, proportion_bounds, samples_needed
+from paredown.measure.bounds import drop_bounds, proportion_bounds, samples_needed, smallest_drop
 from paredown.task.batches import Inputs, apply_tensors, batch_size, check_finite, digests, each, tensors
 from paredown.task.metric import Kind, Metric
 from paredown.task.task import Task
 
-__all__ = ["Scores", "drop", "quality", "samples_needed", "score"]
+__all__ = ["Scores", "drop", "quality", "samples_needed", "score", "smallest_drop"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +188,7 @@ def _sample_drop(losses: Vector, before: Vector, after: Vector, confidence: floa
     if _is_binary(before) and _is_binary(after):
         return drop_bounds(int((losses > 0).sum()), int((losses < 0).sum()), n, confidence)
     if not losses.any():
-        reach = float(np.ptp(before)) * drop_bounds(0, 0, n, confidence)[1]
+        reach = float(np.ptp(before)) * smallest_drop(n, confidence)
         return -reach, reach
     return mean_bounds(losses, confidence, seed)
 
@@ -199,7 +199,7 @@ def _corpus_drop(baseline: Scores, candidate: Scores, sign: float, confidence: f
     )
     if low < high:
         return low, high
-    reach = abs(baseline.value) * drop_bounds(0, 0, baseline.n, confidence)[1]
+    reach = abs(baseline.value) * smallest_drop(baseline.n, confidence)
     return low - reach, high + reach
 
 

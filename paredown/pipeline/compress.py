@@ -19,12 +19,12 @@ from paredown.core.budget import Budget
 from paredown.core.effort import Effort
 from paredown.core.errors import CertificationError, NothingToPruneError
 from paredown.core.progress import Progress, silent
-from paredown.core.recipe import Quantize, Recipe
+from paredown.core.recipe import Recipe
 from paredown.core.report import Parity, Report, Stage
 from paredown.core.target import Target
 from paredown.deploy.capabilities import environment
 from paredown.graph.groups import dependency_groups
-from paredown.measure.quality import Scores, samples_needed
+from paredown.measure.quality import Scores, samples_needed, smallest_drop
 from paredown.pipeline.apply import apply
 from paredown.pipeline.checkpoint import load_checkpoint
 from paredown.pipeline.evaluate import candidate_of, compare_latency, export_checked, score_file, scratch_folder, with_final
@@ -103,7 +103,8 @@ class _Run:
                 stage = Stage(
                     "baseline", Recipe(), candidate, True, "the baseline", candidate.latency_ratio, 1.0, time.monotonic() - began
                 )
-                stored = self.store.save(Recipe(), Stored(stage, parity), self.task.model, scratch / "model.onnx")
+                rows = tuple(dataclasses.replace(row, candidate="baseline") for row in parity)
+                stored = self.store.save(Recipe(), Stored(stage, rows), self.task.model, scratch / "model.onnx")
         self.stages[self.store.key(Recipe())] = stored
         self.progress("baseline", 1.0)
 
@@ -127,14 +128,8 @@ def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) ->
     if scores.n < needed:
         raise CertificationError(
             f"a drop of at most {limit:.3g} at {budget.confidence:.0%} takes {needed:,} validation samples", got=f"{scores.n:,}",
-            remedy=f"add samples, or allow a larger max_drop (with {scores.n:,} samples: {_certifiable(scores.n, budget.confidence):.2g})",
+            remedy=f"add samples, or allow a larger max_drop (with {scores.n:,} samples: {smallest_drop(scores.n, budget.confidence):.3g})",
         )  # fmt: skip
-
-
-def _certifiable(samples: int, confidence: float) -> float:
-    """The smallest drop, rounded up to two digits, that so many samples can certify."""
-    step = next(drop / 1000 for drop in range(1, 1000) if samples_needed(drop / 1000, confidence) <= samples)
-    return float(f"{step:.3f}")
 
 
 def _plan(run: _Run, effort: Effort) -> None:
@@ -142,8 +137,7 @@ def _plan(run: _Run, effort: Effort) -> None:
     baseline = run.baseline
     absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
     limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
-    runtime = "openvino" if run.target.runtime == "openvino" else None  # its own placement is exact there, and slow elsewhere
-    planner = Planner(limits, effort, quantize=Quantize(target=runtime))
+    planner = Planner(limits, effort)
     while (proposal := planner.ask()) is not None:
         try:
             planner.tell(_outcome(run, proposal, _follow(run, proposal)))

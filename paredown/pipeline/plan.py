@@ -32,19 +32,18 @@ class Outcome:
 
 @dataclass
 class Planner:
-    """limits: ratios to the baseline that the budget names. effort: of each recovery. quantize: the int8 step."""
+    """limits: ratios to the baseline that the budget names. effort: of each recovery. rounds: proposals at most."""
 
     limits: dict[Axis, float]
     effort: Effort
     rounds: int = 4
-    quantize: Quantize = field(default_factory=Quantize)
     told: list[tuple[float, Outcome]] = field(default_factory=list)  # (kept fraction asked, outcome)
     _asked: float = 1.0
 
     def ask(self) -> Recipe | None:
         """The next recipe, or None where the budget is met or nothing better is left to try."""
         if not self.told:
-            return self._propose(1.0, recover=False)
+            return _recipe(1.0, self.effort, recover=False)
         kept, last = self.told[-1]
         if self._met(last) or len(self.told) >= self.rounds:
             return None
@@ -59,7 +58,7 @@ class Planner:
 
     def _propose(self, kept: float, *, recover: bool) -> Recipe:
         self._asked = kept
-        return _recipe(kept, self.effort, self.quantize, recover=recover)
+        return _recipe(kept, self.effort, recover=recover)
 
     def _next_kept(self) -> float | None:
         """The kept fraction to try: what the costs ask for, inside the bracket that the drops leave; None: the bracket is empty."""
@@ -92,12 +91,12 @@ class Planner:
         return outcome.possible and outcome.drop_met and self._costs_met(outcome)
 
 
-def _recipe(kept: float, effort: Effort, quantize: Quantize, *, recover: bool) -> Recipe:
+def _recipe(kept: float, effort: Effort, *, recover: bool) -> Recipe:
     """Prune to the kept fraction and distill (left out for 1), then int8; `recover`: distill after int8 as well, a third as long."""
     steps: list[Step] = []
     if kept < 1:
         steps += [Prune(ratio=round(1 - kept, 3)), Distill(training=Training(effort=effort))]
-    steps.append(quantize)
+    steps.append(Quantize())
     if recover:
         short = replace(effort, amount=max(effort.amount / 3, 1) if effort.unit != "seconds" else effort.amount / 3)
         steps.append(Distill(training=Training(effort=short, learning_rate=2e-3), recalibrate=False))

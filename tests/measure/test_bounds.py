@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.special import gammaln
 
 from paredown.core.errors import CertificationError
-from paredown.measure.bounds import drop_bounds, proportion_bounds, samples_needed
+from paredown.measure.bounds import drop_bounds, proportion_bounds, samples_needed, smallest_drop
 
 
 @st.composite
@@ -112,11 +112,14 @@ def test_proportion_bounds_are_clopper_pearsons() -> None:
     assert proportion_bounds(10, 10, 0.95)[1] == 1.0
 
 
-@pytest.mark.parametrize(("max_drop", "confidence", "n"), [(0.01, 0.95, 300), (0.02, 0.95, 149), (0.5, 0.95, 5), (1.0, 0.95, 1)])
+@pytest.mark.parametrize(
+    ("max_drop", "confidence", "n"),
+    [(0.01, 0.95, 300), (0.02, 0.95, 149), (0.5, 0.95, 5), (1.0, 0.95, 1), (0.02, 0.99, 244), (0.1, 0.8, 16)],
+)
 def test_samples_needed_is_the_smallest_that_certifies(max_drop: float, confidence: float, n: int) -> None:
     assert samples_needed(max_drop, confidence) == n
-    assert drop_bounds(0, 0, n, confidence)[1] <= max_drop
-    assert n == 1 or drop_bounds(0, 0, n - 1, confidence)[1] > max_drop
+    assert drop_bounds(0, 0, n, confidence)[1] == smallest_drop(n, confidence) <= max_drop
+    assert n == 1 or smallest_drop(n - 1, confidence) > max_drop
 
 
 @pytest.mark.parametrize("max_drop", [0, -0.1, math.nan])
