@@ -4,7 +4,7 @@
     python -m benchmarks.resnet20 int8       the first alone, about 3 minutes
     python -m benchmarks.resnet20 prune      the second alone
 
-Peers on the same kind of machine, batch 64 (measured once, beside the project): ONNX Runtime's quantizer 91.76, 0.32x bytes, 0.58x
+Peers on the same kind of machine, batch 64 (measured once): ONNX Runtime's quantizer 91.76, 0.32x bytes, 0.58x
 latency; NNCF 91.74, 0.43x bytes, 0.53x latency in OpenVINO; Torch-Pruning to 0.47x MACs with three epochs 88.05.
 """
 
@@ -54,7 +54,7 @@ def int8(task: paredown.Task) -> list[dict[str, Any]]:
 
 
 def prune(task: paredown.Task) -> list[dict[str, Any]]:
-    """Half of the MACs removed, three epochs of distillation, one row a seed and their mean; official test images, in ONNX Runtime."""
+    """Half of the MACs removed, three epochs of distillation: one row a seed, and their mean; official test images."""
     rows: list[dict[str, Any]] = []
     values: list[float] = []
     for seed in _SEEDS:

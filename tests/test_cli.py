@@ -13,7 +13,8 @@ from tests.conftest import make_small_resnet, pattern_batches
 
 def task():
     return paredown.Task(
-        model=make_small_resnet(8), example_inputs=(torch.randn(2, 1, 8, 8),), train=pattern_batches(256, 1), validation=pattern_batches(400, 2),
+        model=make_small_resnet(8), example_inputs=(torch.randn(2, 1, 8, 8),),
+        train=pattern_batches(256, 1), validation=pattern_batches(400, 2),
     )
 
 def number():

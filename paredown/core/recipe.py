@@ -133,10 +133,11 @@ class Distill:
 class Quantize:
     """Static int8 after training: batch norms folded, weights symmetric per channel, activations asymmetric per tensor.
 
-    bits: of both (issue: 8). observer: "minmax", or "percentile", which clips what lies beyond `percentile` on either side.
+    bits: of both; 8. observer: "minmax", or "percentile", which clips what lies beyond `percentile` on either side.
     samples: how many training samples calibrate (0: all of them); memory does not depend on it.
     weight_range: "full" is [-127, 127]; "reduced" is [-63, 63], which can't saturate 16-bit sums on machines without
-    VNNI; "auto" asks the machine. target: a runtime's name where the file need be right in that one only; None: the run's own, or portable where there is none.
+    VNNI; "auto" asks the machine. target: the runtime whose rules place the quantizers; None: the run's own,
+    or, outside a run, a placement for both.
     protect: modules that stay in float.
     """
 

@@ -17,10 +17,10 @@ from paredown.core.errors import SurgeryError
 from paredown.graph.collect import Dimension
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import cut, named_tensors, take
-from paredown.task.batches import Inputs, apply_tensors, call, tensors
+from paredown.task.batches import Inputs, apply_tensors, batch_size, call, tensors
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-_BATCHES = 2
+_BATCHES, _SAMPLES = 2, 2
 _REMEDY = "name its module in protect, and please report the model"
 
 
@@ -63,7 +63,7 @@ class Twin:
 
 def random_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     """In float64 where the model runs in it, else in float32. Raises SurgeryError where its output is never finite."""
-    copy = cut(model, Manifest())
+    copy, inputs = cut(model, Manifest()), _few(inputs)
     trained = {name: tensor.detach().clone() for name, tensor in named_tensors(copy).items()}
     for gentle in (False, True):  # gentle: near the trained weights, where random ones overflow
         generator = torch.Generator().manual_seed(seed)
@@ -157,6 +157,13 @@ def _random(noise: Tensor, parameter: bool) -> Tensor:
     if noise.dim() > 1:
         return noise * math.sqrt(noise.shape[0] / max(noise.numel(), 1))
     return noise.mul(0.5).add(0.5)
+
+
+def _few(inputs: Inputs) -> Inputs:
+    """The first samples of a batch, enough to compare values."""
+    samples = batch_size(inputs)
+    few: Inputs = apply_tensors(inputs, lambda t: t[:_SAMPLES] if t.dim() and t.shape[0] == samples else t)
+    return few
 
 
 def _random_inputs(inputs: Inputs, generator: torch.Generator, dtype: torch.dtype) -> Any:

@@ -11,11 +11,10 @@ from paredown.graph.operation import Knowledge
 from paredown.graph.probe import probe
 from paredown.graph.propagate import propagate
 from paredown.graph.trace import Dynamic, trace
-from paredown.task.batches import Inputs, apply_tensors, batch_size
+from paredown.task.batches import Inputs, batch_size
 
 __all__ = ["Dimension", "Extent", "Group", "Groups", "Keep", "Slice", "dependency_groups"]
 
-_PROBE_SAMPLES = 2
 _UNCUTTABLE = (
     "the class can't run, or disagrees with the masked original, when this is cut: "
     "a width is a literal in forward, or an attribute that we don't know"
@@ -34,7 +33,7 @@ def dependency_groups(
     known = propagate(trace(model, inputs, dynamic), model, batch_size(inputs))
     _protect(model, known, protect)
     groups = collect(known)
-    found = probe(model, groups, _few(inputs))
+    found = probe(model, groups, inputs)
     _freeze(known, [groups.groups[g] for g in found.uncuttable])
     coupled = [{atom for g in together for atom in groups.groups[g].atoms} for together in found.coupled]
     return collect(known, coupled)
@@ -57,10 +56,3 @@ def _freeze(known: Knowledge, groups: Sequence[Group]) -> None:
     for group in groups:
         known.labels.freeze_atoms(group.atoms)
         known.barriers[Barrier("forward", group.name, _UNCUTTABLE)] = None
-
-
-def _few(inputs: Inputs) -> Inputs:
-    """The first samples of a batch, enough to compare values."""
-    samples = batch_size(inputs)
-    few: Inputs = apply_tensors(inputs, lambda t: t[:_PROBE_SAMPLES] if t.dim() and t.shape[0] == samples else t)
-    return few

@@ -164,8 +164,8 @@ def operator_name(node: fx.Node) -> str:
 
 
 def short_name(node: fx.Node) -> str:
-    """ "relu" for aten.relu_ and aten.relu alike: what is done in place has the same rule."""
-    name = operator_name(node).rsplit(".", 1)[-1]
+    """ "relu" for aten.relu_ and aten.relu alike: what is done in place has the same rule. Others keep their namespace."""
+    name = operator_name(node).removeprefix("aten.")
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 

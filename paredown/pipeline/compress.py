@@ -128,7 +128,7 @@ def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) ->
     if scores.n < needed:
         raise CertificationError(
             f"a drop of at most {limit:.3g} at {budget.confidence:.0%} takes {needed:,} validation samples", got=f"{scores.n:,}",
-            remedy=f"add samples, or allow a larger max_drop (with {scores.n:,} samples: {smallest_drop(scores.n, budget.confidence):.3g})",
+            remedy=f"add samples, or allow max_drop={smallest_drop(scores.n, budget.confidence):.3g}, which these can certify",
         )  # fmt: skip
 
 

@@ -24,10 +24,8 @@ def judge(budget: Budget, baseline: Candidate, candidate: Candidate, latency_rat
     """latency_ratio, size_ratio: of the candidate against the stage before it that was kept."""
     limit, bound = budget.drop_limit(baseline.quality.value), _high(candidate.drop)
     if bound > limit:
-        return Verdict(
-            False,
-            f"rolled back: the drop is {candidate.drop.value:.4g}, at most {bound:.4g} at {budget.confidence:.0%}; allowed {limit:.4g}",
-        )
+        found = f"{candidate.drop.value:.4g}, at most {bound:.4g} at {budget.confidence:.0%}"
+        return Verdict(False, f"rolled back: the drop is {found}; allowed {limit:.4g}")
     moves = {axis: _move(axis, latency_ratio, size_ratio) for axis in budget.axes}
     words = ", ".join(_words(axis, move, latency_ratio, size_ratio) for axis, move in moves.items())
     if "worse" in moves.values():

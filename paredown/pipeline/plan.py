@@ -61,7 +61,7 @@ class Planner:
         return _recipe(kept, self.effort, recover=recover)
 
     def _next_kept(self) -> float | None:
-        """The kept fraction to try: what the costs ask for, inside the bracket that the drops leave; None: the bracket is empty."""
+        """The kept fraction to try: what the costs ask for, inside the bracket that the drops leave; None: it is empty."""
         too_small = max((k for k, o in self.told if not o.possible or (not o.drop_met and k < 1)), default=_LEAST_KEPT)
         too_large = min((k for k, o in self.told if o.possible and not self._costs_met(o)), default=1.0)
         wanted = min(self._kept_for(axis) for axis in self.limits)
@@ -92,7 +92,7 @@ class Planner:
 
 
 def _recipe(kept: float, effort: Effort, *, recover: bool) -> Recipe:
-    """Prune to the kept fraction and distill (left out for 1), then int8; `recover`: distill after int8 as well, a third as long."""
+    """Prune to the kept fraction and distill (not for 1), then int8; `recover`: distill after that too, a third as long."""
     steps: list[Step] = []
     if kept < 1:
         steps += [Prune(ratio=round(1 - kept, 3)), Distill(training=Training(effort=effort))]

@@ -111,7 +111,7 @@ class Store:
         return Stored(relocated(stage, lambda path: str(folder / path)), stored.parity)
 
     def publish(self, report: Report, render: Callable[[Report], str]) -> Report:
-        """The result at the top of the folder, each file whole: model, checkpoint, recipe, report. -> the report with its paths."""
+        """The result at the top of the folder: model, checkpoint, recipe, report, each whole. -> the report with its paths."""
         best, written = report.best, self._relative(report)
         with scratch_folder(self.out / "result") as scratch:
             shutil.copyfile(best.artifact.path, scratch / "model.onnx")

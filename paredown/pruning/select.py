@@ -56,7 +56,7 @@ def below(scores: Sequence[Scores], threshold: float, allowed: Sequence[Sequence
 
 
 def allowed_counts(size: int, floor: float, round_to: int) -> tuple[int, ...]:
-    """Ascending: at least `floor` of the atoms and at least one; multiples of `round_to` where the group has more atoms than that; `size`."""
+    """Ascending: at least `floor` of the atoms and one; multiples of `round_to` where the group has more than that; `size`."""
     least = max(1, math.ceil(floor * size - 1e-9))
     step = round_to if size > round_to else 1
     return tuple(sorted({*(count for count in range(step, size, step) if count >= least), size}))

@@ -17,7 +17,7 @@ STEPS: list[Step] = [
     Distill(training=Training(effort=Effort(2, "steps"))),
     Quantize(samples=128),
 ]
-each_step = pytest.mark.parametrize("step", STEPS, ids=lambda step: step_name(step))
+each_step = pytest.mark.parametrize("step", STEPS, ids=step_name)
 
 
 def run(task: Task, step: Step) -> nn.Module:

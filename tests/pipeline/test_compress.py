@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +97,7 @@ def test_no_path_of_the_machine_is_in_the_files(finished: tuple[Report, Path, Ta
     _, out, _ = finished
     for file in (out / "model.onnx", out / "checkpoint" / "manifest.json"):
         content = file.read_bytes()
-        assert os.getcwd().encode() not in content and b"site-packages" not in content
+        assert str(Path.cwd()).encode() not in content and b"site-packages" not in content
 
 
 def test_stage_that_costs_too_much_is_rolled_back_with_its_reason(pattern_task: Task, tmp_path: Path) -> None:
@@ -184,7 +183,7 @@ def test_progress_names_each_stage_and_ends_at_one(pattern_task: Task, tmp_path:
     seen: dict[str, float] = {}
     paredown.compress(
         pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path / "run", recipe=Recipe((Quantize(samples=128),)),
-        progress=lambda label, fraction: seen.__setitem__(label, fraction),
+        progress=seen.__setitem__,
     )  # fmt: skip
     assert seen["baseline"] == seen["report"] == seen["quantize: measure"] == 1.0
 

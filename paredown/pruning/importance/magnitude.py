@@ -1,7 +1,7 @@
-"""Magnitude importance: the L2 norm of all weights that go with an atom (Li et al., arXiv:1608.08710, there with L1, filters only).
+"""Magnitude importance: the L2 norm of all weights that go with an atom (Li et al., arXiv:1608.08710: L1, and filters only).
 
     I = sqrt(sum_{w in producers and consumers} w^2), divided by the mean of the group
-Norms of layers of different width and depth don't compare; dividing by the group's mean makes "half the typical norm" mean the same everywhere.
+Norms of layers of different width don't compare; divided by the group's mean, "half the typical norm" means the same everywhere.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from paredown.pruning.importance.aggregate import per_atom, per_index
 
 
 def magnitude(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
-    """(size,) float64, at least 0, of mean 1. weights: parameters by name; matrices and kernels count, vectors and buffers don't."""
+    """(size,) float64, at least 0, of mean 1. weights: parameters by name; vectors and buffers don't count."""
     slices = [s for s in group.slices if s.tensor in weights and weights[s.tensor].dim() > 1]
     norms = per_atom(group, slices, lambda s: per_index(weights[s.tensor].square(), s.dimension)).sqrt()
     return norms / norms.mean().clamp_min(1e-30)
