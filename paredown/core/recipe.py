@@ -62,7 +62,7 @@ class Prune:
     Exactly one of the first four says how much:
     ratio: fraction of the MACs to remove, in (0, 1). macs: what may remain, "0.5x" or "20 M".
     latency: what may remain, measured in the target's runtime, "0.6x" or "3 ms". threshold: remove what is less important.
-    importance: "taylor" (first order, |sum of weight * gradient of the loss|), "magnitude" (L2), "random" (a control).
+    importance: "taylor" (first order, |sum of weight * gradient|), "magnitude" (L2), "random" (a control).
     scope: "global" ranks all groups together, "uniform" removes the same fraction of each.
     floor: fraction of each group that stays in any case. round_to: widths become multiples of it. protect: module names.
     """

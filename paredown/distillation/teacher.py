@@ -46,8 +46,8 @@ class Teacher:
         """The floating-point tensors of the outputs, in order, each with the samples on dimension 0."""
         if not self.remembers:
             return self._compute(inputs)
-        keys = digests(inputs)
-        missing = [row for row, key in enumerate(keys) if key not in self._known]
+        keys, known = digests(inputs), self._known  # what is forgotten meanwhile still serves this call
+        missing = [row for row, key in enumerate(keys) if key not in known]
         self._count(len(keys), len(keys) - len(missing))
         if len(missing) == len(keys) or not _by_row(inputs, len(keys)):
             return self._learn(keys, range(len(keys)), inputs)[0]
@@ -55,8 +55,8 @@ class Teacher:
         if missing:
             index = torch.tensor(missing, device=tensors(inputs)[0].device)
             _, fresh = self._learn(keys, missing, apply_tensors(inputs, lambda t: t[index]))
-        rows = [fresh.get(key) or self._known[key] for key in keys]
-        return [torch.stack([known.outputs[i][known.row] for known in rows]) for i in range(len(rows[0].outputs))]
+        rows = [fresh.get(key) or known[key] for key in keys]
+        return [torch.stack([found.outputs[i][found.row] for found in rows]) for i in range(len(rows[0].outputs))]
 
     @torch.no_grad()
     def _compute(self, inputs: Inputs) -> list[Tensor]:

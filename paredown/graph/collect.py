@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.core.errors import SurgeryError
 from paredown.core.report import Barrier
 from paredown.graph.labels import Array, Labels
 from paredown.graph.manifest import Manifest
@@ -90,11 +91,36 @@ class Groups:
         """The choice that removes nothing."""
         return [np.ones(group.size, dtype=np.bool_) for group in self.groups]
 
+    def without(self, numbers: Collection[int]) -> "Groups":
+        """The same without some groups, which stay whole, and without those coupled to them."""
+        gone = {
+            g for together in (*self.coupled, *((n,) for n in numbers)) if not {*numbers}.isdisjoint(together) for g in together
+        }
+        number = {g: i for i, g in enumerate(g for g in range(len(self.groups)) if g not in gone)}
+
+        def narrowed(extent: Extent) -> Extent:
+            return Extent(extent.size, tuple((number[g], a, p) for g, a, p in extent.owners if g in number))
+
+        return Groups(
+            tuple(self.groups[g] for g in number),
+            self.barriers,
+            {dimension: narrowed(extent) for dimension, extent in self.extents.items()},
+            tuple((factor, tuple(narrowed(extent) for extent in extents)) for factor, extents in self.products),
+            tuple(tuple(number[g] for g in together) for together in self.coupled if gone.isdisjoint(together)),
+        )
+
     def manifest(self, keep: Sequence[Keep]) -> Manifest:
-        """The cut that leaves of each group the atoms where its array (size,) is true."""
+        """The cut that leaves of each group the atoms where its array (size,) is true.
+
+        Raises SurgeryError where nothing would be left of a dimension.
+        """
         kept: dict[str, dict[int, tuple[int, ...]]] = {}
         for (tensor, dimension), extent in self.extents.items():
             alive = extent.living(keep)
+            if not alive.any():
+                raise SurgeryError(
+                    "a cut must leave something of every dimension", got=f"{tensor}, dimension {dimension}", remedy="raise floor"
+                )
             if not alive.all():
                 kept.setdefault(tensor, {})[dimension] = tuple(np.flatnonzero(alive).tolist())
         return Manifest(kept)

@@ -12,7 +12,7 @@ from torch import nn
 
 from paredown.core.errors import SurgeryError
 from paredown.graph.collect import Groups, Keep
-from paredown.graph.equality import compare, random_twin
+from paredown.graph.equality import Twin, compare, random_twin
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import cut, recut_
 from paredown.task.batches import Inputs
@@ -27,44 +27,64 @@ class Findings:
 
 
 def probe(model: nn.Module, groups: Groups, inputs: Inputs, seed: int = 0) -> Findings:
-    """Tries all groups together, then halves of them such that any two groups are told apart; bisects where that fails."""
-    trial = _Trial(model, groups, inputs, seed)
+    """Tries all groups together, then halves of them such that any two are told apart, then factors alone; bisects what fails."""
+    twin = random_twin(model, inputs, seed)
+    scratch = cut(twin.model, Manifest())
+    few, many = (_Trial(groups, twin, scratch, _sample(groups, part, seed)) for part in (1 / 3, 2 / 3))
     numbers = list(range(len(groups.groups)))
     bits = range((len(numbers) - 1).bit_length())
-    rounds = [numbers, *([g for g in numbers if (g >> bit & 1) == side] for bit in bits for side in (0, 1))]
+    halves = [[g for g in numbers if (g >> bit & 1) == side] for bit in bits for side in (0, 1)]
+    rounds = [(few, numbers), (many, numbers), *((few, half) for half in halves), *((few, [g]) for g in _factors(groups))]
     guilty: set[int] = set()
-    for chosen in rounds:
+    for trial, chosen in rounds:
         guilty.update(_guilty([g for g in chosen if g not in guilty], trial))
-    coupled = _coupled(sorted(guilty), groups, trial)
+    coupled = _coupled(sorted(guilty), groups, few)
     guilty -= {g for together in coupled for g in together}
-    rest = [g for g in numbers if g not in guilty]
-    if (guilty or coupled) and not trial.works(rest):  # they fail only together
-        guilty.update(_greedy(rest, trial))
+    for trial in (few, many) if guilty or coupled else ():
+        guilty.update(_greedy([g for g in numbers if g not in guilty], trial))
     return Findings(tuple(sorted(guilty)), tuple(together for together in coupled if not guilty.intersection(together)))
 
 
-class _Trial:
-    """One sample of what to remove: of each group a random part, as many atoms from all groups of one size.
+def culprits(model: nn.Module, groups: Groups, keep: Sequence[Keep], inputs: Inputs, seed: int = 0) -> list[int]:
+    """Numbers of the groups without whose part the cut `keep` works: what is right for some atoms may be wrong for others."""
+    twin = random_twin(model, inputs, seed)
+    trial = _Trial(groups, twin, cut(twin.model, Manifest()), keep)
+    numbers = [g for g, k in enumerate(keep) if not k.all()]
+    alone = _guilty(numbers, trial)
+    return sorted(alone + _greedy([g for g in numbers if g not in alone], trial))
 
-    scratch is cut again and again: copying a module takes longer than running it.
+
+class _Trial:
+    """What to remove of each group, if it is chosen.
+
+    scratch: a copy of the twin, cut again and again, since copying a module takes longer than running it.
     """
 
-    def __init__(self, model: nn.Module, groups: Groups, inputs: Inputs, seed: int) -> None:
-        self.groups, self.twin = groups, random_twin(model, inputs, seed)
-        self.scratch = cut(self.twin.model, Manifest())
-        random = np.random.default_rng(seed)
-        self.sample = [random.permutation(group.size) >= max(1, group.size // 3) for group in groups.groups]
+    def __init__(self, groups: Groups, twin: Twin, scratch: nn.Module, sample: Sequence[Keep]) -> None:
+        self.groups, self.twin, self.scratch, self.sample = groups, twin, scratch, sample
 
     def works(self, chosen: Collection[int]) -> bool:
         """Whether the class equals the masked original when these groups lose their part."""
-        keep: list[Keep] = [k if g in chosen else np.ones_like(k) for g, k in enumerate(self.sample)]
-        manifest = self.groups.manifest(keep)
-        recut_(self.scratch, self.twin.model, manifest)
+        keep = [k if g in chosen else np.ones_like(k) for g, k in enumerate(self.sample)]
         try:
+            manifest = self.groups.manifest(keep)
+            recut_(self.scratch, self.twin.model, manifest)
             compare(self.scratch, self.twin, manifest, self.groups.consumers)
         except SurgeryError:
             return False
         return True
+
+
+def _sample(groups: Groups, part: float, seed: int) -> list[Keep]:
+    """Of each group a random part is lost, as many atoms of all groups of one size."""
+    random = np.random.default_rng(seed)
+    return [random.permutation(group.size) >= max(1, int(group.size * part)) for group in groups.groups]
+
+
+def _factors(groups: Groups) -> list[int]:
+    """Groups that share indices with others: heads and their width. Sizes of 1 that others leave hide an error of theirs."""
+    shared = (extent for extent in groups.extents.values() if sum(len(np.unique(p)) for _, _, p in extent.owners) > extent.size)
+    return sorted({group for extent in shared for group, _, _ in extent.owners})
 
 
 def _guilty(groups: list[int], trial: _Trial) -> list[int]:
@@ -85,7 +105,9 @@ def _coupled(guilty: Sequence[int], groups: Groups, trial: _Trial) -> list[tuple
 
 
 def _greedy(groups: list[int], trial: _Trial) -> list[int]:
-    """One by one, those that fail together with the ones taken so far."""
+    """Of groups that work alone those that fail together with the ones before them."""
+    if trial.works(groups):
+        return []
     taken: list[int] = []
     for group in groups:
         if trial.works([*taken, group]):

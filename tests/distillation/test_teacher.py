@@ -104,3 +104,13 @@ def test_outputs_without_a_row_per_sample_are_not_remembered() -> None:
 def test_digests_tell_different_samples_apart(other: object) -> None:
     assert len(set(digests(X))) == 12
     assert not set(digests(X)) & set(digests(other))  # type: ignore[arg-type]  # each is a form of inputs
+
+
+def test_a_hit_in_the_call_that_ends_the_remembering_is_still_served(small_resnet: nn.Module) -> None:
+    teacher = Teacher(small_resnet, batches_per_pass=200)
+    x = torch.randn(401, 1, 8, 8)
+    for index in range(399):
+        teacher(x[index : index + 1])
+    last = torch.cat([x[:1], x[400:]])  # the second pass ends here, with one hit in 201 samples
+    assert torch.allclose(teacher(last)[0], small_resnet(last), atol=1e-5)
+    assert not teacher.remembers

@@ -168,5 +168,5 @@ def one_of(layer: str) -> tuple[nn.Module, Tensor]:
 
 PRUNABLE: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     f.__name__: f
-    for f in (depthwise, grouped, dense, gated, chunked, sliced, flattened, squeezed, shuffled, in_place, heads, volume, signal, tied_head)
-}  # fmt: skip
+    for f in (depthwise, grouped, dense, gated, chunked, sliced, flattened, squeezed, shuffled, in_place, heads, volume, signal)
+} | {"tied_head": tied_head}

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from paredown.core.errors import SurgeryError
 from paredown.graph import rules
 from paredown.graph.equality import check_cut
 from paredown.graph.groups import Groups, Keep, dependency_groups
+from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
 from paredown.measure.cost import count_macs
 from tests.graph import nets
@@ -241,6 +243,19 @@ class Random(nn.Module):
 STEPS = ("residual", "cat", "split", "group", "depthwise", "conv", "pad", "shuffle")
 
 
+def checked_error(model: nn.Module, groups: Groups, x: Tensor, seed: int) -> float:
+    """The error of a random cut; groups that the class can't lose in just this way are left whole, as prune does."""
+    while True:
+        keep = random_choice(groups, seed)
+        try:
+            manifest = groups.manifest(keep)
+            return check_cut(model, cut(model, manifest), manifest, groups.consumers, x, seed=seed + 1)
+        except SurgeryError:
+            bad = culprits(model, groups, keep, x, seed + 1)
+            assert bad
+            groups = groups.without(bad)
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.sampled_from(STEPS), min_size=1, max_size=5), st.integers(0, 1000))
 def test_any_cut_of_any_random_net_equals_its_mask(steps: list[str], seed: int) -> None:
@@ -248,7 +263,25 @@ def test_any_cut_of_any_random_net_equals_its_mask(steps: list[str], seed: int) 
     steps = steps if steps.count("split") <= 2 else [s for s in steps if s != "split"]
     torch.manual_seed(seed)
     model, x = Random(steps, width).eval(), torch.randn(2, 2, 3, 3)
-    groups = dependency_groups(model, x)
-    manifest = groups.manifest(random_choice(groups, seed))
-    pruned = cut(model, manifest)
-    assert check_cut(model, pruned, manifest, groups.consumers, x, seed=seed + 1) <= 1e-9
+    assert checked_error(model, dependency_groups(model, x), x, seed) <= 1e-9
+
+
+def test_plain_random_nets_have_no_barrier_but_their_output() -> None:
+    model, x = Random(["residual", "cat", "group", "depthwise", "conv", "split", "residual"], 8).eval(), torch.randn(2, 2, 3, 3)
+    assert [b.operator for b in dependency_groups(model, x).barriers] == ["output"]
+
+
+def test_without_a_group_its_partners_go_too_and_the_rest_is_renumbered() -> None:
+    model, x = nets.chunked()
+    groups = dependency_groups(model, (x,))
+    rest = groups.without([groups.coupled[0][1]])
+    assert sizes(rest) == {"d": 8} and not rest.coupled
+    keep = [np.arange(8) < 3]
+    assert set(rest.manifest(keep).kept) == {"d.weight", "d.bias", "e.weight"}
+    assert rest.macs(keep) == count_macs(cut(model, rest.manifest(keep)), x)
+
+
+def test_a_cut_that_would_empty_a_dimension_is_refused(small_resnet: nn.Module) -> None:
+    groups = dependency_groups(small_resnet, torch.randn(2, 1, 8, 8))
+    with pytest.raises(SurgeryError, match=r"something of every dimension.*raise floor"):
+        groups.manifest([np.zeros(group.size, dtype=bool) for group in groups.groups])

@@ -39,7 +39,7 @@ def test_it_survives_json() -> None:
      {"kept": {"a": {"0": [2, 1]}}}, {"kept": {"a": {"0": [-1]}}}, {"kept": {"a": {"0": ["1"]}}}, {"kept": {"a": {"0": [True]}}}],
 )  # fmt: skip
 def test_a_malformed_manifest_is_refused(data: object) -> None:
-    with pytest.raises(CheckpointError, match="manifest.*save the checkpoint again"):
+    with pytest.raises(CheckpointError, match=r"manifest.*save the checkpoint again"):
         Manifest.from_dict(data)
 
 
