@@ -9,6 +9,7 @@ latency; NNCF 91.74, 0.43x bytes, 0.53x latency in OpenVINO; Torch-Pruning to 0.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import sys
 import tempfile
@@ -58,8 +59,7 @@ def prune(task: paredown.Task) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     values: list[float] = []
     for seed in _SEEDS:
-        pruned = paredown.prune(task, paredown.Prune(ratio=0.5), seed=seed)
-        student = paredown.distill(task, paredown.Distill(), model=pruned, seed=seed)
+        student = recovered(task, paredown.Recipe((paredown.Prune(ratio=0.5), paredown.Distill())), seed)
         found = quality(_exported(task, student), 0.95)
         values.append(found.value)
         kept = count_macs(student, task.inputs) / count_macs(task.model, task.inputs)
@@ -68,6 +68,15 @@ def prune(task: paredown.Task) -> list[dict[str, Any]]:
     spread = float(np.std(values, ddof=1))
     mean = Measurement("top-1 mean", float(np.mean(values)), "", len(values), min(values), max(values))
     return [*rows, row("prune 0.5 + distill 3 epochs", mean, seed="mean", standard_deviation=round(spread, 5))]
+
+
+def recovered(task: paredown.Task, recipe: paredown.Recipe, seed: int) -> nn.Module:
+    """The model after the recipe; kept under runs/bench, so that a killed benchmark goes on where it stopped."""
+    digest = hashlib.sha256(f"{recipe!r} {seed}".encode()).hexdigest()[:12]
+    folder = pathlib.Path("runs/bench") / digest
+    if not folder.exists():
+        paredown.save_checkpoint(paredown.apply(task, recipe, seed=seed), folder)
+    return paredown.load_checkpoint(folder, task.model)
 
 
 def official_test(task: paredown.Task, file: pathlib.Path, target: Target) -> Scores:

@@ -1,5 +1,6 @@
 """A model as an ATen graph, by torch.export, before decomposition: conv2d, linear and batch_norm stay whole."""
 
+import inspect
 import pathlib
 import re
 import sys
@@ -69,16 +70,11 @@ def _shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None) -> Any:
             return {k: of(k, v) for k, v in value.items()}
         return type(value)(of(name, v) for v in value) if isinstance(value, tuple | list) else None
 
-    if isinstance(inputs, dict):
-        return {name: of(name, value) for name, value in inputs.items()}
-    names = _argument_names(model)
-    values = inputs if isinstance(inputs, tuple) else (inputs,)
-    return tuple(of(names[i] if i < len(names) else "", value) for i, value in enumerate(values))
-
-
-def _argument_names(model: nn.Module) -> list[str]:
-    code = getattr(type(model).forward, "__code__", None)
-    return list(code.co_varnames[1 : code.co_argcount]) if code else []
+    args, kwargs = as_call(inputs)
+    given = inspect.signature(model.forward).bind(*args, **kwargs)
+    extra = next((p.name for p in given.signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+    arguments = {name: value for name, value in given.arguments.items() if name != extra} | given.arguments.get(extra, {})
+    return {name: of(name, value) for name, value in arguments.items()}
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -1,0 +1,88 @@
+"""Tracing: a dynamic batch whatever the form of the inputs, the model's modes kept, and errors that name the user's line."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paredown.core.errors import TraceError
+from paredown.graph.trace import module_path, source_line, trace
+
+X = torch.randn(3, 4)
+
+
+class Stacked(nn.Module):
+    def forward(self, *parts: Tensor) -> Tensor:
+        return parts[0] + parts[1]
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor, **rest: Tensor) -> Tensor:
+        return x + rest["y"]
+
+
+class Optional(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        return x if y is None else x + y
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:  # the line that the error names
+            return x
+        return -x
+
+
+class FixedBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(3, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (Stacked(), (X, X)),
+        (Named(), {"x": X, "y": X}),
+        (Optional(), {"x": X, "y": X}),
+        (Optional(), (X, None, X)),
+        (nn.ReLU(), X),
+    ],
+)
+def test_batch_is_dynamic_whatever_the_form_of_the_inputs(model: nn.Module, inputs: object) -> None:
+    program = trace(model, inputs)
+    sizes = [
+        node.meta["val"].shape[0] for node in program.graph.nodes if node.op == "placeholder" and node.meta.get("val") is not None
+    ]
+    assert sizes and all(isinstance(size, torch.SymInt) for size in sizes if size is not None)
+
+
+def test_modes_of_all_modules_are_kept() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    model[1].eval()
+    trace(model, (X,))
+    assert model.training and not model[1].training
+
+
+def test_error_names_the_users_line() -> None:
+    with pytest.raises(TraceError, match=r"test_trace.py:\d+, in forward") as caught:
+        trace(Branches(), (X,))
+    assert "torch.where" in caught.value.remedy
+
+
+def test_a_literal_batch_size_is_an_error_with_its_remedy() -> None:
+    with pytest.raises(TraceError) as caught:
+        trace(FixedBatch(), (X,))
+    assert "x.shape[0]" in caught.value.remedy
+
+
+def test_nodes_know_their_module_and_the_users_line() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    (node,) = [node for node in trace(Net(), (X,)).graph.nodes if node.op == "call_function"]
+    assert module_path(node) == "body.0"
+    assert source_line(node).startswith("test_trace.py:") and source_line(node).endswith("in forward")
