@@ -75,7 +75,7 @@ class Prune:
     importance: Importance = "taylor"
     scope: Scope = "global"
     floor: float = 0.1
-    round_to: int = 4
+    round_to: int = 8
     protect: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -42,13 +42,13 @@ class Block(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """(batch, 1, 8, 8) -> (batch, 10); 173 thousand parameters."""
+    """(batch, 1, 8, 8) -> (batch, 10); 111 thousand parameters."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 24, 3, 1, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU())
-        self.blocks = nn.Sequential(Block(24, 24), Block(24, 48), Block(48, 96))
-        self.head = nn.Linear(96, 10)
+        self.stem = nn.Sequential(nn.Conv2d(1, 48, 3, 1, 1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
+        self.blocks = nn.Sequential(Block(48, 48), Block(48, 64))
+        self.head = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.blocks(self.stem(x)).mean((2, 3))
