@@ -27,6 +27,7 @@ check: $(READY) ## format, lint, types, layers, and the fast tests
 	$(BIN)/python -m pytest tests/core tests/task tests/graph tests/measure tests/render
 
 bench: $(READY) ## the figures that the documents state, into benchmarks/results/ (an hour and more)
+	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.resnet20
 
 clean:          ## remove what the targets above made, except results
