@@ -42,7 +42,7 @@ def test_both_readmes_have_the_same_sections_tables_and_figures() -> None:
 @pytest.mark.parametrize("name", READMES)
 def test_python_examples_parse(name: str) -> None:
     for block in blocks(name, "python"):
-        compile(block, name, "exec")
+        assert compile(block, name, "exec").co_code
 
 
 def test_every_option_of_the_command_line_is_documented() -> None:
