@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test test-all check bench clean
+.PHONY: help demo test test-all check zoo bench clean
 .DEFAULT_GOAL := help
 
 help:           ## this list
@@ -26,9 +26,13 @@ check: $(READY) ## format, lint, types, layers, and the fast tests
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/core tests/task tests/graph tests/measure tests/render
 
-bench: $(READY) ## the figures that the documents state, into benchmarks/results/ (an hour and more)
+zoo: $(VENV)/.bench ## prune every model of the zoo, into benchmarks/results/zoo.csv (an hour; goes on where it stopped)
+	$(BIN)/python -m benchmarks.zoo
+
+bench: $(VENV)/.bench ## the figures that the documents state, into benchmarks/results/ (hours; goes on where it stopped)
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.resnet20
+	$(BIN)/python -m benchmarks.resnet56
 
 clean:          ## remove what the targets above made, except results
 	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -37,4 +41,9 @@ clean:          ## remove what the targets above made, except results
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+# The peers and models that only benchmarks need.
+$(VENV)/.bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	touch $@

@@ -1,26 +1,33 @@
 """Pare a trained PyTorch model down to a budget: prune, distill, quantize, measured on the file that ships.
 
-Names are loaded when first used, so that `import paredown` costs little.
+Names are loaded when first used, so that `import paredown` costs little. What a step's config holds (`Widths`, `Schedule`, ...)
+and what a run returns (`Candidate`, ...) is here too, though `__all__` leaves it out.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paredown.core.artifact import Artifact, Candidate
+    from paredown.core.artifact import Artifact as Artifact
+    from paredown.core.artifact import Candidate as Candidate
     from paredown.core.budget import Budget
     from paredown.core.effort import Effort
     from paredown.core.errors import ParedownError
-    from paredown.core.measurement import Measurement
-    from paredown.core.recipe import Distill, Prune, Quantize, Recipe, Training
-    from paredown.core.report import Report
+    from paredown.core.measurement import Measurement as Measurement
+    from paredown.core.recipe import Recipe
+    from paredown.core.report import Report as Report
+    from paredown.core.steps import ChannelAttention as ChannelAttention
+    from paredown.core.steps import Distill, Prune, Quantize, Sparsify, Training
+    from paredown.core.steps import Schedule as Schedule
+    from paredown.core.steps import Slimming as Slimming
+    from paredown.core.steps import Widths as Widths
     from paredown.core.target import Target
     from paredown.deploy.session import load
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
-    from paredown.pipeline.steps import distill, export, prune, quantize
+    from paredown.pipeline.steps import distill, export, prune, quantize, sparsify
     from paredown.task.metric import CORPUS, PER_SAMPLE, Metric, top1
     from paredown.task.task import Task
 
@@ -29,29 +36,28 @@ __version__ = "0.1.0"
 _HOME = {
     "Artifact": "core.artifact", "Candidate": "core.artifact", "Budget": "core.budget", "Effort": "core.effort",
     "ParedownError": "core.errors", "Measurement": "core.measurement", "Report": "core.report", "Target": "core.target",
-    "Distill": "core.recipe", "Prune": "core.recipe", "Quantize": "core.recipe", "Recipe": "core.recipe",
-    "Training": "core.recipe", "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",
+    "Distill": "core.steps", "Prune": "core.steps", "Quantize": "core.steps", "Sparsify": "core.steps",
+    "Training": "core.steps", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
+    "Widths": "core.steps", "Recipe": "core.recipe",
+    "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",
     "top1": "task.metric", "Task": "task.task", "load": "deploy.session", "analyze": "pipeline.analyze",
     "apply": "pipeline.apply", "load_checkpoint": "pipeline.checkpoint", "save_checkpoint": "pipeline.checkpoint",
     "compress": "pipeline.compress", "distill": "pipeline.steps", "export": "pipeline.steps", "prune": "pipeline.steps",
-    "quantize": "pipeline.steps",
+    "quantize": "pipeline.steps", "sparsify": "pipeline.steps",
 }  # fmt: skip
 
 __all__ = [
     "CORPUS",
     "PER_SAMPLE",
-    "Artifact",
     "Budget",
-    "Candidate",
     "Distill",
     "Effort",
-    "Measurement",
     "Metric",
     "ParedownError",
     "Prune",
     "Quantize",
     "Recipe",
-    "Report",
+    "Sparsify",
     "Target",
     "Task",
     "Training",
@@ -65,6 +71,7 @@ __all__ = [
     "prune",
     "quantize",
     "save_checkpoint",
+    "sparsify",
     "top1",
 ]
 

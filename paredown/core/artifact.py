@@ -1,7 +1,9 @@
 """A file that ships, and a candidate: an artifact with everything that was measured on it."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pydantic
@@ -10,6 +12,11 @@ from paredown.core.errors import ArtifactError
 from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
 from paredown.core.target import Target
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)

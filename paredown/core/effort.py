@@ -3,7 +3,9 @@
 import re
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal, Self
+from typing import Any, Literal, Self
+
+from pydantic_core import CoreSchema, core_schema
 
 from paredown.core.errors import BudgetError
 
@@ -45,6 +47,11 @@ class Effort:
             )
         amount = float(match.group(1))
         return cls(amount, _UNITS[unit]) if unit in _UNITS else cls(amount * _SECONDS[unit], "seconds")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        """Written as text, "3 epochs", wherever a recipe holds one."""
+        return core_schema.no_info_plain_validator_function(cls.parse, serialization=core_schema.to_string_ser_schema())
 
     def __str__(self) -> str:
         amount = f"{Decimal(repr(float(self.amount))):f}".removesuffix(".0")  # every digit: it is read back

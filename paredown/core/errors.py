@@ -98,5 +98,13 @@ class OutputError(ParedownError):
     """The output folder can't be used as asked."""
 
 
+class SearchSpaceError(ParedownError):
+    """A search space is malformed or empty, or an architecture isn't one of its own."""
+
+
+class SearchError(ParedownError):
+    """An architecture search was asked for in a way that can't work, or none of its evaluations succeeded."""
+
+
 class MissingExtraError(ParedownError):
     """A feature needs a package that is not installed; the remedy is the line that installs it."""

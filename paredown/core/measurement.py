@@ -22,6 +22,16 @@ class Measurement:
     confidence: float = 0.95
     device: str = ""
 
+    @property
+    def lower(self) -> float:
+        """The low end of the interval; the value itself where it is exact."""
+        return self.value if self.low is None else self.low
+
+    @property
+    def upper(self) -> float:
+        """The high end of the interval; the value itself where it is exact."""
+        return self.value if self.high is None else self.high
+
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit and self.unit != "x" else self.unit
         interval = "" if self.low is None or self.high is None else f" [{self.low:.4g}, {self.high:.4g}]"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from paredown.core.errors import TaskError
 from paredown.core.progress import Progress, silent
-from paredown.core.recipe import Distill
+from paredown.core.steps import Distill
 from paredown.distillation.losses.soft_labels import blend, soft_label_loss
 from paredown.distillation.teacher import Teacher
 from paredown.task.batches import Batch, call, tensors

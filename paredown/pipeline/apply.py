@@ -6,9 +6,10 @@ from typing import assert_never
 from torch import nn
 
 from paredown.core.progress import Progress, silent
-from paredown.core.recipe import Distill, Prune, Quantize, Recipe, Step
+from paredown.core.recipe import Recipe
+from paredown.core.steps import Distill, Prune, Quantize, Sparsify, Step
 from paredown.core.target import Target
-from paredown.pipeline.steps import distill, prune, quantize
+from paredown.pipeline.steps import distill, prune, quantize, sparsify
 from paredown.task.task import Task
 
 
@@ -32,6 +33,8 @@ def _do(task: Task, step: Step, model: nn.Module, target: Target | str | None, s
     match step:
         case Prune():
             return prune(task, step, model=model, target=target, seed=seed, progress=progress)
+        case Sparsify():
+            return sparsify(task, step, model=model, progress=progress)
         case Distill():
             return distill(task, step, model=model, seed=seed, progress=progress)
         case Quantize():

@@ -9,7 +9,6 @@
 """
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from paredown.core.artifact import file_digest
 from paredown.core.errors import CheckpointError, OutputError, ParedownError
-from paredown.core.recipe import Quantize, Recipe
+from paredown.core.recipe import Recipe
+from paredown.core.steps import Quantize
 from paredown.graph.manifest import Manifest, manifest_of
 from paredown.graph.surgery import cut
 from paredown.pipeline.evaluate import scratch_folder
@@ -43,7 +44,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     with scratch_folder(folder) as scratch:
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, scratch / _WEIGHTS)
-        description = _describe(model) | {"sha256": _digest(scratch / _WEIGHTS)}
+        description = _describe(model) | {"sha256": file_digest(scratch / _WEIGHTS)}
         (scratch / _MANIFEST).write_text(json.dumps(description, indent=1))
         (scratch / _WIDTHS).write_text(json.dumps(_widths(model), indent=1))
         if folder.exists():
@@ -149,7 +150,7 @@ def _weights(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
     path = folder / _WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"a checkpoint holds {_WEIGHTS}", got="no such file", remedy="copy the whole folder")
-    if _digest(path) != description["sha256"]:
+    if file_digest(path) != description["sha256"]:
         raise CheckpointError(
             f"{_WEIGHTS} must be as it was saved", got="another SHA-256: corrupt or truncated", remedy="copy it again"
         )
@@ -159,10 +160,6 @@ def _weights(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{_WEIGHTS} must be a safetensors file", got=str(error), remedy="save the checkpoint again"
         ) from None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _widths(model: nn.Module) -> dict[str, dict[str, int]]:

@@ -9,8 +9,8 @@ from paredown.core.budget import Budget
 from paredown.core.effort import Effort
 from paredown.core.errors import MissingExtraError
 from paredown.core.progress import Progress, silent
-from paredown.core.recipe import Training
 from paredown.core.report import Report
+from paredown.core.steps import Training
 from paredown.core.target import Target
 from paredown.pipeline.compress import compress
 from paredown.task.batches import Batch, call

@@ -19,8 +19,7 @@ def choose(budget: Budget, baseline: Candidate, candidates: Sequence[Candidate])
     """Within the budget: the one with the smallest bound on its drop. Else the one that exceeds it least, all limits together."""
 
     def key(candidate: Candidate) -> tuple[float, float]:
-        bound = candidate.drop.value if candidate.drop.high is None else candidate.drop.high
-        return sum(violations(budget, baseline, candidate).values()), bound
+        return sum(violations(budget, baseline, candidate).values()), candidate.drop.upper
 
     return min(candidates, key=key)
 

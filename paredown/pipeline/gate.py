@@ -22,7 +22,7 @@ class Verdict:
 
 def judge(budget: Budget, baseline: Candidate, candidate: Candidate, latency_ratio: Measurement, size_ratio: float) -> Verdict:
     """latency_ratio, size_ratio: of the candidate against the stage before it that was kept."""
-    limit, bound = budget.drop_limit(baseline.quality.value), _high(candidate.drop)
+    limit, bound = budget.drop_limit(baseline.quality.value), candidate.drop.upper
     if bound > limit:
         found = f"{candidate.drop.value:.4g}, at most {bound:.4g} at {budget.confidence:.0%}"
         return Verdict(False, f"rolled back: the drop is {found}; allowed {limit:.4g}")
@@ -42,11 +42,11 @@ def violations(budget: Budget, baseline: Candidate, candidate: Candidate) -> dic
     """
     broken: dict[str, float] = {}
     limit = budget.drop_limit(baseline.quality.value)
-    if _high(candidate.drop) > limit:
-        broken["drop"] = (_high(candidate.drop) - limit) / max(limit, 1e-9)
+    if candidate.drop.upper > limit:
+        broken["drop"] = (candidate.drop.upper - limit) / max(limit, 1e-9)
     latency, size = budget.limit("latency"), budget.limit("size")
     if latency is not None:
-        found = _high(candidate.latency_ratio) if latency.relative else _high(candidate.latency)
+        found = candidate.latency_ratio.upper if latency.relative else candidate.latency.upper
         if found > latency.value:
             broken["latency"] = found / latency.value - 1
     if size is not None:
@@ -59,7 +59,7 @@ def violations(budget: Budget, baseline: Candidate, candidate: Candidate) -> dic
 def binding(budget: Budget, baseline: Candidate, candidate: Candidate) -> tuple[str, ...]:
     """What a candidate still breaks, in words."""
     lines = {
-        "drop": f"drop: at most {_high(candidate.drop):.4g}, allowed {budget.drop_limit(baseline.quality.value):.4g}",
+        "drop": f"drop: at most {candidate.drop.upper:.4g}, allowed {budget.drop_limit(baseline.quality.value):.4g}",
         "latency": f"latency: {candidate.latency_ratio}, {candidate.latency}; asked {budget.latency}",
         "size": f"size: {candidate.size_ratio:.3g}x, {candidate.artifact.size_bytes:,} B; asked {budget.size}",
     }
@@ -67,22 +67,14 @@ def binding(budget: Budget, baseline: Candidate, candidate: Candidate) -> tuple[
 
 
 def _move(axis: str, latency_ratio: Measurement, size_ratio: float) -> str:
-    low, high = (_low(latency_ratio), _high(latency_ratio)) if axis == "latency" else (size_ratio, size_ratio)
+    low, high = (latency_ratio.lower, latency_ratio.upper) if axis == "latency" else (size_ratio, size_ratio)
     return "better" if high < 1 else "worse" if low > 1 else "unchanged"
 
 
 def _words(axis: str, move: str, latency_ratio: Measurement, size_ratio: float) -> str:
     value = (
-        f"{latency_ratio.value:.3g}x [{_low(latency_ratio):.3g}, {_high(latency_ratio):.3g}]"
+        f"{latency_ratio.value:.3g}x [{latency_ratio.lower:.3g}, {latency_ratio.upper:.3g}]"
         if axis == "latency"
         else f"{size_ratio:.3g}x"
     )
     return f"{axis} {move}: {value}"
-
-
-def _high(measurement: Measurement) -> float:
-    return measurement.value if measurement.high is None else measurement.high
-
-
-def _low(measurement: Measurement) -> float:
-    return measurement.value if measurement.low is None else measurement.low

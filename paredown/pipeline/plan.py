@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from paredown.core.budget import Axis
 from paredown.core.effort import Effort
-from paredown.core.recipe import Distill, Prune, Quantize, Recipe, Step, Training
+from paredown.core.recipe import Recipe
+from paredown.core.steps import Distill, Prune, Quantize, Step, Training
 
 _MARGIN = 0.96  # aim a little below a limit: its interval must fit too
 _FIXED_LATENCY = 0.35  # fraction of a latency that no pruning removes; ResNet-20 measured

@@ -8,7 +8,7 @@ from torch import nn
 from paredown.core.artifact import Artifact
 from paredown.core.errors import OrderError, RecipeError
 from paredown.core.progress import Progress, silent
-from paredown.core.recipe import Distill, Prune, Quantize
+from paredown.core.steps import Distill, Prune, Quantize, Sparsify
 from paredown.core.target import Target
 from paredown.deploy.capabilities import has_vnni
 from paredown.deploy.onnx import export_onnx
@@ -16,6 +16,7 @@ from paredown.deploy.parity import check_parity
 from paredown.distillation.recover import distill_model
 from paredown.pipeline.evaluate import latency_of, precision_of
 from paredown.pruning.prune import prune_model
+from paredown.pruning.sparse import sparsify_model
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.static import quantize_model
 from paredown.task.task import Task
@@ -52,6 +53,17 @@ def distill(
     Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case).
     """
     return distill_model(task.model if model is None else model, task, config, seed=seed, progress=progress)
+
+
+def sparsify(task: Task, config: Sparsify, *, model: nn.Module | None = None, progress: Progress = silent) -> nn.Module:
+    """A copy of the model with single weights at zero; shapes stay, and what is zero stays zero while the copy is trained.
+
+    Raises NothingToPruneError where no weight would become zero, OrderError for a quantized model.
+    """
+    source = task.model if model is None else model
+    if isinstance(source, QuantizedModel):
+        raise OrderError("a quantized model can't be made sparse", got="a QuantizedModel", remedy="sparsify first, then quantize")
+    return sparsify_model(source, task, config, progress=progress)
 
 
 def quantize(task: Task, config: Quantize, *, model: nn.Module | None = None, progress: Progress = silent) -> QuantizedModel:

@@ -20,7 +20,7 @@ import pydantic
 import torch
 from torch import nn
 
-from paredown.core.artifact import Candidate
+from paredown.core.artifact import Candidate, file_digest
 from paredown.core.budget import Budget
 from paredown.core.errors import ArtifactError, OutputError
 from paredown.core.recipe import Recipe
@@ -89,7 +89,7 @@ class Store:
             return None
         stage = relocated(stored.stage, lambda path: str(folder / path))
         path = Path(stage.candidate.artifact.path)
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != stage.candidate.artifact.digest:
+        if not path.is_file() or file_digest(path) != stage.candidate.artifact.digest:
             return None
         return Stored(stage, stored.parity)
 

@@ -4,22 +4,21 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from torch import nn
 
 from paredown.core.errors import NothingToPruneError, RecipeError, SurgeryError
 from paredown.core.progress import Progress, silent
-from paredown.core.recipe import Prune
+from paredown.core.steps import ChannelAttention, Prune, Slimming, Widths
 from paredown.graph.equality import check_cut
 from paredown.graph.groups import Groups, dependency_groups
 from paredown.graph.manifest import Manifest
 from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
 from paredown.measure.cost import count_macs
-from paredown.pruning.importance.magnitude import magnitude
-from paredown.pruning.importance.random import random
-from paredown.pruning.scores import taylor_scores
+from paredown.pruning.attention import channel_attention
+from paredown.pruning.scores import ADDITIVE, scores
 from paredown.pruning.select import Keep, Scores, allowed_counts, below, select
+from paredown.pruning.slimming import slim
 from paredown.task.task import Task
 
 _LATENCY_TRIALS = 7  # each cuts a model and measures it in its runtime
@@ -47,17 +46,33 @@ def prune_model(
     protect = tuple(dict.fromkeys((*task.protect, *config.protect)))
     groups = _require_groups(dependency_groups(model, task.inputs, dynamic=task.dynamic, protect=protect))
     progress("importance", 0.2)
-    pruned = _checked_cut(model, task, config, groups, _scores(model, task, groups, config, seed), latency, seed)
+    source, found = _importance(model, task, groups, config, seed, progress)
+    pruned = _checked_cut(source, task, config, groups, found, latency, seed)
     progress("surgery", 1.0)
     return pruned
 
 
+def _importance(
+    model: nn.Module, task: Task, groups: Groups, config: Prune, seed: int, progress: Progress
+) -> tuple[nn.Module, list[Scores]]:
+    """What is cut, `model` itself or a copy that was trained to tell what it can do without, and scores (size,) per group."""
+    match config.importance:
+        case ChannelAttention():
+            attended = channel_attention(model, task, groups, config.importance, seed=seed, progress=progress)
+            return attended.model, attended.scores
+        case Slimming():
+            trained = slim(model, task, groups, config.importance, seed=seed, progress=progress)
+            return trained, scores(trained, task, groups, "bn_scale", seed=seed)
+        case _:
+            return model, scores(model, task, groups, config.importance, seed=seed)
+
+
 def _checked_cut(
-    model: nn.Module, task: Task, config: Prune, groups: Groups, scores: Sequence[Scores], latency: Latency | None, seed: int
+    model: nn.Module, task: Task, config: Prune, groups: Groups, found: Sequence[Scores], latency: Latency | None, seed: int
 ) -> nn.Module:
     """Selects, cuts and checks. Where the class can't take this choice, its culprits stay whole and the rest is chosen anew."""
     while True:
-        units = Units(groups, scores)
+        units = Units(groups, found)
         chosen = units.spread(_choose(model, task, config, groups, units, latency))
         try:
             manifest = groups.manifest(chosen)
@@ -70,7 +85,7 @@ def _checked_cut(
             if not bad:
                 raise
         rest = groups.without(bad)
-        scores = [s for s, group in zip(scores, groups.groups, strict=True) if group in rest.groups]
+        found = [s for s, group in zip(found, groups.groups, strict=True) if group in rest.groups]
         groups = _require_groups(rest)
 
 
@@ -112,28 +127,15 @@ class Units:
                 result[g][self.order[g][kept]] = True
         return [result[g] for g in range(len(result))]
 
-    def allowed(self, floor: float, round_to: int) -> list[tuple[int, ...]]:
+    def allowed(self, widths: Widths) -> list[tuple[int, ...]]:
         """Counts that each unit may keep: an atom of several indices (a head) brings that many to the width."""
-        steps = (round_to // np.gcd(round_to, p) for p in self.positions)
-        return [allowed_counts(len(s), floor, int(step)) for s, step in zip(self.scores, steps, strict=True)]
-
-
-def _scores(model: nn.Module, task: Task, groups: Groups, config: Prune, seed: int) -> list[Scores]:
-    """One array (size,) per group."""
-    match config.importance:
-        case "taylor":
-            return taylor_scores(model, task, groups, seed=seed)
-        case "magnitude":
-            weights = {name: p.detach() for name, p in model.named_parameters()}
-            return [magnitude(group, weights).numpy() for group in groups.groups]
-        case "random":
-            generator = torch.Generator().manual_seed(seed)
-            return [random(group, generator).numpy() for group in groups.groups]
+        steps = (widths.round_to // np.gcd(widths.round_to, p) for p in self.positions)
+        return [allowed_counts(len(s), widths.floor, int(step)) for s, step in zip(self.scores, steps, strict=True)]
 
 
 def _choose(model: nn.Module, task: Task, config: Prune, groups: Groups, units: Units, latency: Latency | None) -> list[Keep]:
     """Which entries of each unit stay."""
-    allowed = units.allowed(config.floor, config.round_to)
+    allowed = units.allowed(config.widths)
     limit = config.limit()
     if limit is None:
         assert config.threshold is not None  # Prune has exactly one goal
@@ -144,7 +146,8 @@ def _choose(model: nn.Module, task: Task, config: Prune, groups: Groups, units: 
     def macs(keep: Sequence[Keep]) -> float:
         return other + groups.macs(units.spread(keep))
 
-    worth = _per_mac(units, macs) if config.importance == "taylor" else units.scores
+    additive = isinstance(config.importance, str) and config.importance in ADDITIVE
+    worth = _per_mac(units, macs) if additive else units.scores
     pick = functools.partial(select, worth, macs, allowed=allowed, scope=config.scope)
     if config.latency is None:
         return pick(_changing(limit.absolute(whole), whole, config))
@@ -165,10 +168,10 @@ def _per_mac(units: Units, macs: Callable[[Sequence[Keep]], float]) -> list[Scor
     """
     whole = [np.ones(len(s), dtype=np.bool_) for s in units.scores]
     full, result = macs(whole), list[Scores]()
-    for u, scores in enumerate(units.scores):
-        half = np.arange(len(scores)) < len(scores) - max(1, len(scores) // 2)
+    for u, values in enumerate(units.scores):
+        half = np.arange(len(values)) < len(values) - max(1, len(values) // 2)
         saved = full - macs([*whole[:u], half, *whole[u + 1 :]])
-        result.append(scores * (len(scores) - half.sum()) / max(saved, 1.0))
+        result.append(values * (len(values) - half.sum()) / max(saved, 1.0))
     return result
 
 

@@ -110,7 +110,7 @@ def _bind(text: str, finding: Finding | None) -> str:
 
 def _drop(report: Report) -> Finding:
     best, base = report.best, report.baseline.quality.value
-    upper = best.drop.value if best.drop.high is None else best.drop.high
+    upper = best.drop.upper
     share = relative(best.drop.value, base)
     return Finding(
         axis="drop",
@@ -159,7 +159,7 @@ def _within(report: Report, axis: str) -> bool:
 
 def _sure_of_drop(report: Report) -> str:
     best, metric = report.best, report.metric
-    upper = best.drop.value if best.drop.high is None else best.drop.high
+    upper = best.drop.upper
     limit = numbers.difference(report.budget.drop_limit(report.baseline.quality.value), metric)
     return (
         f"On {best.drop.n:,} validation samples, each read by both files, the result is "

@@ -145,18 +145,13 @@ def _x(candidate: Candidate, axis: Axis) -> tuple[float, float, float]:
     if axis == "size":
         return (candidate.size_ratio,) * 3
     measured = candidate.latency_ratio
-    return (
-        measured.value,
-        measured.value if measured.low is None else measured.low,
-        measured.value if measured.high is None else measured.high,
-    )
+    return measured.value, measured.lower, measured.upper
 
 
 def _y_errors(candidate: Candidate, higher: bool) -> tuple[float, float]:
     """How far the metric may lie above and below the point: the paired interval of the drop, turned to the metric's direction."""
     drop = candidate.drop
-    better = drop.value - (drop.value if drop.low is None else drop.low)
-    worse = (drop.value if drop.high is None else drop.high) - drop.value
+    better, worse = drop.value - drop.lower, drop.upper - drop.value
     return (better, worse) if higher else (worse, better)
 
 

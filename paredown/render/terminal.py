@@ -56,7 +56,7 @@ class ProgressBars:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self._stage, self._activity, self._began, self._bar = "", "", 0.0, TaskID(0)
+        self._stage, self._ended, self._bar = "", time.monotonic(), TaskID(0)
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -98,12 +98,11 @@ class ProgressBars:
         self._bars.update(self._bar, completed=1.0, activity="")
 
     def _write(self, label: str, fraction: float) -> None:
-        if label != self._activity:
-            self._activity, self._began = label, time.monotonic()
+        """The time that an activity took is what passed since the one before it ended."""
         if fraction >= 1:
-            took = numbers.seconds(time.monotonic() - self._began)
-            self.console.print(Text(f"{label}: done in {took}"), highlight=False, soft_wrap=True)
-            self._activity = ""
+            now = time.monotonic()
+            self.console.print(Text(f"{label}: done in {numbers.seconds(now - self._ended)}"), highlight=False, soft_wrap=True)
+            self._ended = now
 
 
 def _table(*columns: str, **options: Any) -> Table:
@@ -144,11 +143,11 @@ def _result_table(report: Report) -> Table:
     )
     table.add_row(
         Text(metric), numbers.quality(base.quality.value, metric), numbers.quality(best.quality.value, metric),
-        Text(f"{drop.value}; {numbers.at_worst(_upper(best.drop), metric)}"), _mark(drop.within, drop.limit),
+        Text(f"{drop.value}; {numbers.at_worst(best.drop.upper, metric)}"), _mark(drop.within, drop.limit),
     )  # fmt: skip
     if base.test_quality is not None and best.test_quality is not None and best.test_drop is not None:
         scores = (numbers.quality(of.value, metric) for of in (base.test_quality, best.test_quality))
-        change = f"{numbers.worse(best.test_drop.value, metric)}; {numbers.at_worst(_upper(best.test_drop), metric)}"
+        change = f"{numbers.worse(best.test_drop.value, metric)}; {numbers.at_worst(best.test_drop.upper, metric)}"
         table.add_row(Text(f"{metric}, test"), *scores, change, "")
     table.add_row(
         "latency", _timed(base.latency), _timed(best.latency), _ratio(best.latency_ratio), _mark(latency.within, latency.limit)
@@ -157,10 +156,6 @@ def _result_table(report: Report) -> Table:
     table.add_row("size", *sizes, size.value, _mark(size.within, size.limit))
     table.add_row("MACs", numbers.count(base.macs), numbers.count(best.macs), numbers.ratio(best.macs / max(base.macs, 1)), "")
     return table
-
-
-def _upper(drop: Measurement) -> float:
-    return drop.value if drop.high is None else drop.high
 
 
 def _stage_table(report: Report) -> Table:

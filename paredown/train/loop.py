@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from paredown.core.errors import BatchError, NotTrainableError, TaskError, TrainingDivergedError
 from paredown.core.progress import Progress, silent
-from paredown.core.recipe import Training
+from paredown.core.steps import Training
 from paredown.task.batches import Batch, Batches, apply_tensors, device_of, each
 from paredown.train.average import Average
 from paredown.train.batchnorm import needing_two_samples
+from paredown.train.masks import Masks
 from paredown.train.schedule import Clock, clock_of, rate
 from paredown.train.seeds import seeded
 
@@ -35,7 +36,7 @@ def fit_(
     """Trains the model where it stands and returns it in evaluation mode.
 
     loss: (model, (inputs, target)) -> scalar tensor; the batch is on the model's device. Call the model that is passed in.
-    batches: their `set_epoch(epoch)`, or their sampler's, is called before each pass where there is one.
+    batches: their `set_epoch(epoch)`, or their sampler's, is called before each pass where there is one, and with 0 at the end.
     The same seed gives the same weights, bit for bit on one thread, if the batches draw from the global generators only.
 
     Raises TrainingDivergedError (a loss that is NaN or infinite), NotTrainableError, BatchError, TaskError. On any error the
@@ -45,8 +46,11 @@ def fit_(
         raise NotTrainableError(
             "training needs parameters that require a gradient", got="none", remedy="call model.requires_grad_(True)"
         )
-    with _unharmed(model), _prepared_once(model), seeded(seed):
-        _run_(model, batches, loss, training, progress)
+    try:
+        with _unharmed(model), _prepared_once(model), seeded(seed):
+            _run_(model, batches, loss, training, progress)
+    finally:
+        _announce(batches, 0)  # what comes next sees the batches as a resumed run would
     return model.eval()
 
 
@@ -59,7 +63,7 @@ def _run_(model: nn.Module, batches: Batches, loss: Loss, training: Training, pr
     if training.channels_last:
         _to_channels_last_(model)
     clock = clock_of(training.effort, batches, accelerator.num_processes)
-    optimizer = _prepared(_optimizer(model, training), accelerator)
+    optimizer, masks = _prepared(_optimizer(model, training), accelerator), Masks(model)
     average = None if training.ema is None else Average(model, training.ema)
     parallel = accelerator.prepare_model(model.train())
     weights, last, shown = list(model.parameters()), math.nan, 0.0
@@ -71,6 +75,7 @@ def _run_(model: nn.Module, batches: Batches, loss: Loss, training: Training, pr
         value = _loss(loss, parallel, _laid_out(batch, training.channels_last))
         last = _finite(float(value.detach()), step, last, training)
         accelerator.backward(value)
+        masks.mask_gradients_()
         if training.clip is not None:
             accelerator.clip_grad_norm_(weights, training.clip)
         optimizer.step()

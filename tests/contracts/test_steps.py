@@ -9,7 +9,8 @@ from torch import nn
 import paredown
 from paredown import Distill, Prune, Quantize, Recipe, Task, Training
 from paredown.core.effort import Effort
-from paredown.core.recipe import Step, step_name
+from paredown.core.recipe import step_name
+from paredown.core.steps import Step
 
 STEPS: list[Step] = [
     Prune(ratio=0.4),

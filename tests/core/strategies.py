@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
-from paredown.core.recipe import Distill, Prune, Quantize, Recipe, Step, Training
+from paredown.core.recipe import Recipe
+from paredown.core.steps import ChannelAttention, Distill, Prune, Quantize, Schedule, Slimming, Sparsify, Step, Training, Widths
 
 fractions = st.floats(0.001, 0.999, allow_nan=False)
 amounts = st.floats(1e-3, 1e6, allow_nan=False)
@@ -28,15 +29,26 @@ goals = st.one_of(
     amounts.map(lambda value: {"threshold": value}),
 )
 prunes: st.SearchStrategy[Prune] = st.builds(
-    lambda goal, importance, scope, floor, round_to, protect: Prune(
-        **goal, importance=importance, scope=scope, floor=floor, round_to=round_to, protect=protect
+    lambda goal, importance, scope, schedule, widths, protect: Prune(
+        **goal, importance=importance, scope=scope, schedule=schedule, widths=widths, protect=protect
     ),
     goals,
-    st.sampled_from(["taylor", "magnitude", "random"]),
-    st.sampled_from(["global", "uniform"]),
-    fractions,
-    st.integers(1, 64),
+    st.one_of(
+        st.sampled_from(["taylor", "magnitude", "fpgm", "random"]),
+        st.builds(ChannelAttention, gate=st.sampled_from(["static", "squeeze_excite"]), penalty=fractions, training=trainings),
+        st.builds(Slimming, penalty=fractions, training=trainings),
+    ),
+    st.sampled_from(["global", "uniform", "depth"]),
+    st.builds(Schedule, steps=st.integers(1, 9), curve=st.sampled_from(["linear", "cubic"]), between=efforts),
+    st.builds(Widths, floor=fractions, round_to=st.integers(0, 64)),
     names,
+)
+sparsities = st.builds(
+    lambda goal, method, scope, samples: Sparsify(**goal, method=method, scope=scope, samples=samples),
+    st.one_of(fractions.map(lambda value: {"ratio": value}), st.sampled_from([{"pattern": "2:4"}, {"threshold": 0.1}])),
+    st.sampled_from(["magnitude", "sensitivity", "wanda", "sparsegpt"]),
+    st.sampled_from(["global", "uniform"]),
+    st.integers(1, 10**6),
 )
 distills = st.builds(Distill, temperature=amounts, hard_weight=fractions, training=trainings, recalibrate=st.booleans())
 quantizes = st.builds(
@@ -48,7 +60,7 @@ quantizes = st.builds(
     target=st.none() | st.sampled_from(["onnxruntime", "openvino"]),
     protect=names,
 )
-before_quantize: st.SearchStrategy[list[Step]] = st.lists(st.one_of(prunes, distills), max_size=4)
+before_quantize: st.SearchStrategy[list[Step]] = st.lists(st.one_of(prunes, sparsities, distills), max_size=4)
 after_quantize: st.SearchStrategy[list[Step]] = st.lists(distills, max_size=2)
 recipes = st.builds(
     lambda before, quantize, after: Recipe((*before, *quantize, *after)),

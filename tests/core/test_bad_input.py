@@ -7,7 +7,8 @@ import pytest
 from paredown.core.budget import Budget, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import BudgetError, ParedownError, RecipeError, TargetError
-from paredown.core.recipe import Distill, Prune, Quantize, Recipe, Training
+from paredown.core.recipe import Recipe
+from paredown.core.steps import Distill, Prune, Quantize, Schedule, Sparsify, Training, Widths
 from paredown.core.target import Target
 
 Case = tuple[Callable[[], object], type[ParedownError], str, str]  # call, error, value shown, remedy
@@ -44,8 +45,11 @@ RECIPES: dict[str, Case] = {
     "two goals": (lambda: Prune(ratio=0.5, macs="0.5x"), RecipeError, "ratio", "write Prune(ratio=0.5)"),
     "ratio of 50": (lambda: Prune(ratio=50), RecipeError, "got 50", "did you mean 0.5?"),
     "unknown importance": (lambda: Prune(ratio=0.5, importance="l3"), RecipeError, "'l3'", "taylor"),  # type: ignore[arg-type]
-    "floor above 1": (lambda: Prune(ratio=0.5, floor=1.5), RecipeError, "got 1.5", "leave it out"),
-    "rounding to 0": (lambda: Prune(ratio=0.5, round_to=0), RecipeError, "got 0", "write round_to=1"),
+    "floor above 1": (lambda: Prune(ratio=0.5, widths=Widths(floor=1.5)), RecipeError, "got 1.5", "leave it out"),
+    "rounding to -4": (lambda: Prune(ratio=0.5, widths=Widths(round_to=-4)), RecipeError, "got -4", "write round_to=1"),
+    "no cut at all": (lambda: Schedule(steps=0), RecipeError, "got 0", "write steps=1"),
+    "two goals of sparsity": (lambda: Sparsify(ratio=0.5, pattern="2:4"), RecipeError, "pattern", "Sparsify(ratio=0.5)"),
+    "sparsity in percent": (lambda: Sparsify(ratio=50), RecipeError, "got 50", "did you mean 0.5?"),
     "temperature of 0": (lambda: Distill(temperature=0), RecipeError, "got 0", "leave it out"),
     "hard weight of 2": (lambda: Distill(hard_weight=2), RecipeError, "got 2", "leave it out"),
     "infinite learning rate": (lambda: Training(learning_rate=float("inf")), RecipeError, "got inf", "leave it out"),

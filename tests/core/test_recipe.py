@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 
 from paredown.core.errors import RecipeError
-from paredown.core.recipe import Distill, Prune, Quantize, Recipe, Training
+from paredown.core.recipe import Recipe
+from paredown.core.steps import ChannelAttention, Distill, Prune, Quantize, Schedule, Slimming, Training
 from tests.core.strategies import recipes
 
 FULL = Recipe((Prune(ratio=0.5), Distill(), Prune(ratio=0.2), Quantize(), Distill()))
@@ -72,3 +73,27 @@ def test_unknown_field_is_named_and_the_known_ones_listed(text: str, field: str)
         Recipe.parse(text)
     assert field in caught.value.rule
     assert caught.value.remedy.startswith("its fields are")
+
+
+def test_a_function_of_the_users_is_named_in_the_file_and_cannot_be_done_from_it() -> None:
+    def mine(model: object, task: object, groups: object) -> list[object]:
+        return []
+
+    text = Recipe((Prune(ratio=0.5, importance=mine),)).to_yaml()
+    read = Recipe.parse(text)
+    step = read.steps[0]
+    assert "portable: false" in text and read.to_yaml() == text
+    assert isinstance(step, Prune) and callable(step.importance)
+    with pytest.raises(RecipeError, match="can't be done from a file"):
+        step.importance(None, None, None)
+
+
+def test_a_learned_importance_is_told_apart_by_its_kind() -> None:
+    recipe = Recipe((Prune(ratio=0.5, importance=Slimming()), Prune(ratio=0.5, importance=ChannelAttention())))
+    assert recipe.to_dict()["steps"][0]["importance"] == {"kind": "slimming"}
+    assert Recipe.parse(recipe.to_yaml()) == recipe
+
+
+def test_a_cubic_schedule_takes_most_at_first() -> None:
+    assert Schedule(steps=4).fractions() == (0.25, 0.5, 0.75, 1.0)
+    assert Schedule(steps=2, curve="cubic").fractions() == (0.875, 1.0)

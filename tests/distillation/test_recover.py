@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from paredown.core.effort import Effort
 from paredown.core.errors import NotTrainableError, TaskError
-from paredown.core.recipe import Distill, Training
+from paredown.core.steps import Distill, Training
 from paredown.distillation.losses.soft_labels import soft_label_loss
 from paredown.distillation.recover import distill_model
 from paredown.task.batches import Batch

@@ -2,7 +2,8 @@
 
 from paredown.core.artifact import Artifact, Candidate
 from paredown.core.measurement import Measurement
-from paredown.core.recipe import Quantize, Recipe
+from paredown.core.recipe import Recipe
+from paredown.core.steps import Quantize
 from paredown.core.target import Target
 
 

@@ -101,7 +101,7 @@ def test_no_path_of_the_machine_is_in_the_files(finished: tuple[Report, Path, Ta
 
 
 def test_stage_that_costs_too_much_is_rolled_back_with_its_reason(pattern_task: Task, tmp_path: Path) -> None:
-    recipe = Recipe((Prune(ratio=0.8, importance="random", floor=0.05), Quantize(samples=128)))
+    recipe = Recipe((Prune(ratio=0.8, importance="random", widths=paredown.Widths(floor=0.05)), Quantize(samples=128)))
     report = paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path / "run", recipe=recipe)
     pruned, quantized = report.stages
     assert not pruned.kept and "rolled back: the drop is" in pruned.reason
@@ -158,7 +158,7 @@ def test_stage_whose_file_was_changed_is_done_again(pattern_task: Task, tmp_path
 def test_failing_step_leaves_nothing_half_written(pattern_task: Task, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(NothingToPruneError):
-        paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=Recipe((Prune(ratio=0.99, floor=0.9),)))
+        paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=Recipe((Prune(ratio=0.99, widths=paredown.Widths(floor=0.9)),)))
     assert names(out) == {"stages"} and len(names(out / "stages")) == 1, "only the finished baseline"
 
 

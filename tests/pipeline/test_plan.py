@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from paredown.core.budget import Axis
 from paredown.core.effort import Effort
-from paredown.core.recipe import Distill, Prune, Quantize, Recipe
+from paredown.core.recipe import Recipe
+from paredown.core.steps import Distill, Prune, Quantize
 from paredown.pipeline.plan import Outcome, Planner
 
 EFFORT = Effort(3, "epochs")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.core.errors import NothingToPruneError, NotTrainableError, RecipeError, SurgeryError
-from paredown.core.recipe import Prune
+from paredown.core.steps import Prune, Widths
 from paredown.graph import equality
 from paredown.graph.groups import dependency_groups
 from paredown.graph.manifest import manifest_of
@@ -36,7 +36,7 @@ def test_macs_end_at_the_goal_or_just_under_it(
     importance: Literal["taylor", "magnitude", "random"], scope: Literal["global", "uniform"]
 ) -> None:
     model = make_small_resnet(16)
-    pruned = prune_model(model, task_of(model), Prune(ratio=0.5, importance=importance, scope=scope, round_to=4))
+    pruned = prune_model(model, task_of(model), Prune(ratio=0.5, importance=importance, scope=scope, widths=Widths(round_to=4)))
     assert isinstance(pruned, SmallResNet)
     assert 0.45 < count_macs(pruned, X) / count_macs(model, X) <= 0.5
     assert count_parameters(pruned) < count_parameters(model)
@@ -46,7 +46,7 @@ def test_macs_end_at_the_goal_or_just_under_it(
 def test_widths_are_multiples_and_protected_modules_whole() -> None:
     model = make_small_resnet(16)
     task = task_of(model, protect=("block1.conv1",))
-    pruned = prune_model(model, task, Prune(ratio=0.3, round_to=8, protect=("head",)))
+    pruned = prune_model(model, task, Prune(ratio=0.3, widths=Widths(round_to=8), protect=("head",)))
     assert isinstance(pruned, SmallResNet)
     assert pruned.block1.conv1.weight.shape == (16, 16, 3, 3) and pruned.head.weight.shape == (10, 32)
     assert pruned.block2.conv1.out_channels % 8 == 0
@@ -75,13 +75,13 @@ def test_a_pruned_model_can_be_pruned_again_and_rebuilt_from_its_manifest() -> N
 def test_absolute_macs_are_taken() -> None:
     model = make_small_resnet(16)
     goal = 0.6 * count_macs(model, X)
-    pruned = prune_model(model, task_of(model), Prune(macs=f"{goal / 1e3:.3f} k", round_to=4))
+    pruned = prune_model(model, task_of(model), Prune(macs=f"{goal / 1e3:.3f} k", widths=Widths(round_to=4)))
     assert 0.9 * goal < count_macs(pruned, X) <= goal
 
 
 def test_a_threshold_needs_no_goal() -> None:
     model = make_small_resnet(16)
-    pruned = prune_model(model, task_of(model), Prune(threshold=0.99, importance="magnitude", round_to=1))
+    pruned = prune_model(model, task_of(model), Prune(threshold=0.99, importance="magnitude", widths=Widths(round_to=1)))
     assert count_macs(pruned, X) < count_macs(model, X)
 
 
@@ -125,7 +125,7 @@ def test_taylor_keeps_what_the_output_depends_on() -> None:
     model = make_small_resnet(16)
     with torch.no_grad():
         model.block1.conv2.weight[:, 4:] *= 1e-6
-    pruned = prune_model(model, task_of(model), Prune(ratio=0.1, scope="global", round_to=4))
+    pruned = prune_model(model, task_of(model), Prune(ratio=0.1, scope="global", widths=Widths(round_to=4)))
     manifest = manifest_of(pruned)
     assert manifest is not None and set(manifest.kept["block1.conv1.weight"][0]) >= {0, 1, 2, 3}
     assert len(manifest.kept["block1.conv1.weight"][0]) < 16
@@ -136,7 +136,7 @@ def test_coupled_groups_lose_equally_many() -> None:
     task = Task(
         model, (x,), [(x, torch.zeros(3, dtype=torch.long))], [(x, torch.zeros(3, dtype=torch.long))], loss=_spatial, metric=_zero
     )
-    pruned = prune_model(model, task, Prune(ratio=0.4, round_to=1))
+    pruned = prune_model(model, task, Prune(ratio=0.4, widths=Widths(round_to=1)))
     manifest = manifest_of(pruned)
     assert manifest is not None
     kept = manifest.kept["a.weight"][0]
@@ -154,7 +154,7 @@ def _zero(output: Tensor, target: Tensor) -> Tensor:
 def test_a_goal_out_of_reach_names_the_least_reachable_ratio() -> None:
     model = make_small_resnet()
     with pytest.raises(NothingToPruneError, match=r"0\.01x asked, 0\.\d+x reachable; ask for at least"):
-        prune_model(model, task_of(model), Prune(ratio=0.99, floor=0.5))
+        prune_model(model, task_of(model), Prune(ratio=0.99, widths=Widths(floor=0.5)))
 
 
 def _all_barriers() -> tuple[nn.Module, dict[str, Any]]:
@@ -204,7 +204,8 @@ def test_a_choice_that_the_class_cannot_take_is_made_anew(seed: int) -> None:
     torch.manual_seed(seed)
     model = Random(["pad", "pad", "conv", "pad", "group", "conv", "pad", "split"], 8).eval()
     x, batches = torch.randn(2, 2, 3, 3), [(torch.randn(2, 2, 3, 3), torch.zeros(2, dtype=torch.long))]
-    pruned = prune_model(model, Task(model, (x,), batches, batches), Prune(ratio=0.1, importance="random", round_to=1), seed=seed)
+    config = Prune(ratio=0.1, importance="random", widths=Widths(round_to=1))
+    pruned = prune_model(model, Task(model, (x,), batches, batches), config, seed=seed)
     manifest = manifest_of(pruned)
     assert manifest is not None
     consumers = dependency_groups(model, x).consumers

@@ -6,8 +6,9 @@ import hashlib
 from paredown.core.artifact import Artifact, Candidate
 from paredown.core.budget import Budget
 from paredown.core.measurement import Measurement
-from paredown.core.recipe import Distill, Prune, Quantize, Recipe
+from paredown.core.recipe import Recipe
 from paredown.core.report import Barrier, Parity, Report, Stage, Width
+from paredown.core.steps import Distill, Prune, Quantize
 from paredown.core.target import Target
 
 SAMPLES = 5000

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from paredown.core.effort import Effort
 from paredown.core.errors import BatchError, NotFiniteError, NotTrainableError, TaskError, TrainingDivergedError
-from paredown.core.recipe import Training
+from paredown.core.steps import Training
 from paredown.task.batches import Batch
 from paredown.train.loop import fit_
 
@@ -201,6 +201,7 @@ def test_each_pass_is_announced(small_resnet: nn.Module) -> None:
     batches = Shuffling()
     assert counted(small_resnet, Training(effort=Effort(3)), batches) == 6
     assert batches.epochs[:3] == [0, 1, 2]
+    assert batches.epochs[-1] == 0  # what comes next sees the batches as a resumed run would
 
 
 def test_progress_ends_at_one(small_resnet: nn.Module) -> None:

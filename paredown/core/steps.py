@@ -1,0 +1,309 @@
+"""The step configs: what each step is asked to do, as frozen data that checks itself."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import pydantic
+
+from paredown.core.budget import Limit, parse_limit
+from paredown.core.effort import Effort
+from paredown.core.errors import RecipeError
+from paredown.core.fields import choice, count, fraction, positive, within
+
+Criterion = Literal[
+    "taylor",
+    "taylor_loss",
+    "taylor_second",
+    "gradient",
+    "gradient_loss",
+    "fisher",
+    "obd",
+    "obs",
+    "magnitude",
+    "l1",
+    "group_norm",
+    "bn_scale",
+    "fpgm",
+    "lamp",
+    "activation",
+    "apoz",
+    "random",
+]
+Scope = Literal["global", "uniform", "depth"]
+Gate = Literal["static", "squeeze_excite"]
+SparseMethod = Literal["magnitude", "sensitivity", "wanda", "sparsegpt"]
+Pattern = Literal["2:4", "4:8"]
+Observer = Literal["minmax", "percentile"]
+WeightRange = Literal["auto", "full", "reduced"]
+Optimizer = Literal["sgd", "adamw"]
+
+_FORBID = pydantic.ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a step trains: linear warm-up, then a cosine to zero, over exactly the effort.
+
+    learning_rate: at its peak. warmup: fraction of the effort. clip: largest gradient norm (None: no clipping).
+    ema: decay of the averaged weights that are returned (None: the last weights).
+    channels_last: memory format of 4-dimensional inputs and weights; faster for convolutions on CPUs.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    effort: Effort = field(default_factory=lambda: Effort(3, "epochs"))
+    optimizer: Optimizer = "sgd"
+    learning_rate: float = 0.02
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    clip: float | None = 5.0
+    ema: float | None = None
+    channels_last: bool = True
+
+    def __post_init__(self) -> None:
+        choice("optimizer", self.optimizer, Optimizer)
+        positive("learning_rate", self.learning_rate)
+        within("warmup", self.warmup, 0, 1)
+        within("weight_decay", self.weight_decay, 0, 1)
+        if self.ema is not None:
+            within("ema", self.ema, 0, 1)
+        if self.clip is not None:
+            positive("clip", self.clip)
+
+
+@dataclass(frozen=True)
+class ChannelAttention:
+    """An importance that is learned: a gate on every dependency group, trained with a penalty on open gates.
+
+    gate: "static" (one number a channel) or "squeeze_excite" (computed from the input, averaged over calibration data).
+    penalty: weight of the mean gate in the loss. temperature: of the gates' sigmoid at the end; it falls from 1.
+    training: of the gates and the weights together.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    kind: Literal["channel_attention"] = "channel_attention"
+    gate: Gate = "static"
+    penalty: float = 0.1
+    temperature: float = 0.3
+    training: Training = field(default_factory=lambda: Training(effort=Effort(1, "epochs")))
+
+    def __post_init__(self) -> None:
+        choice("gate", self.gate, Gate)
+        within("penalty", self.penalty, 0, 1e3)
+        positive("temperature", self.temperature)
+
+
+@dataclass(frozen=True)
+class Slimming:
+    """An importance that is learned: the scales of batch norms, after training with an L1 penalty on them (Network Slimming)."""
+
+    __pydantic_config__: ClassVar = _FORBID
+    kind: Literal["slimming"] = "slimming"
+    penalty: float = 1e-4
+    training: Training = field(default_factory=lambda: Training(effort=Effort(1, "epochs")))
+
+    def __post_init__(self) -> None:
+        within("penalty", self.penalty, 0, 1e3)
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Stands for a user's function in a recipe that was read from a file, which holds only the name of it."""
+
+    name: str
+
+    def __call__(self, *_: object) -> Any:
+        raise RecipeError(
+            "a step that holds a function of the user's can't be done from a file",
+            got=self.name,
+            remedy="build that recipe in Python, and pass it as recipe=",
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the goal is reached: in one cut, or in several with training between them.
+
+    steps: cuts. curve: "linear" takes equal parts, "cubic" most of it early (Zhu and Gupta, arXiv:1710.01878).
+    between: how long to train after each cut but the last; distillation from the original.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    steps: int = 1
+    curve: Literal["linear", "cubic"] = "linear"
+    between: Effort = field(default_factory=lambda: Effort(1, "epochs"))
+
+    def __post_init__(self) -> None:
+        count("steps", self.steps)
+        choice("curve", self.curve, Literal["linear", "cubic"])
+
+    def fractions(self) -> tuple[float, ...]:
+        """The part of the goal that is reached after each cut; the last is 1."""
+        times = [(i + 1) / self.steps for i in range(self.steps)]
+        return tuple(t if self.curve == "linear" else 1 - (1 - t) ** 3 for t in times)
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Which widths a dependency group may end at.
+
+    floor, ceiling: fractions of each group that stay in any case, that may stay at most. round_to: multiples (0: what the target
+    is fast at, by measuring it).
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    floor: float = 0.1
+    ceiling: float = 1.0
+    round_to: int = 8
+
+    def __post_init__(self) -> None:
+        within("floor", self.floor, 0, 1)
+        within("ceiling", self.ceiling, self.floor, 1)
+        if self.round_to != 0:
+            count("round_to", self.round_to)
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Structured pruning: whole channels are removed, the model keeps its class and really gets smaller.
+
+    Exactly one of the first four says how much:
+    ratio: fraction of the MACs to remove, in (0, 1). macs: what may remain, "0.5x" or "20 M".
+    latency: what may remain, measured in the target's runtime, "0.6x" or "3 ms". threshold: remove what is less important.
+    importance: a criterion by name (one file each in `pruning/importance/`), a learned one, or a callable of your own:
+    `(model, task, groups) -> one array (size,) per group`.
+    scope: "global" ranks all groups together, "uniform" removes the same fraction of each, "depth" drops whole residual branches.
+    schedule: one cut or several. widths: what each group may end at. protect: module names.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    ratio: float | None = None
+    macs: str | None = None
+    latency: str | None = None
+    threshold: float | None = None
+    importance: Criterion | ChannelAttention | Slimming | Callable[..., Any] = "taylor"
+    scope: Scope = "global"
+    schedule: Schedule = field(default_factory=Schedule)
+    widths: Widths = field(default_factory=Widths)
+    protect: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        goals = [name for name in ("ratio", "macs", "latency", "threshold") if getattr(self, name) is not None]
+        if len(goals) != 1:
+            raise RecipeError(
+                "Prune takes exactly one of ratio, macs, latency, threshold",
+                got=goals or "none",
+                remedy="write Prune(ratio=0.5)",
+            )
+        if self.ratio is not None:
+            fraction("ratio", self.ratio, "write ratio=0.5 to remove half of the MACs")
+        if self.threshold is not None:
+            positive("threshold", self.threshold)
+        if self.macs is not None:
+            parse_limit("macs", self.macs)
+        if self.latency is not None:
+            parse_limit("latency", self.latency)
+        if isinstance(self.importance, str):
+            choice("importance", self.importance, Criterion)
+        choice("scope", self.scope, Scope)
+
+    def limit(self) -> Limit | None:
+        """The goal in MACs or in latency, parsed; None where the goal is a threshold."""
+        if self.ratio is not None:
+            return Limit(1 - self.ratio, relative=True)
+        if self.macs is not None:
+            return parse_limit("macs", self.macs)
+        return None if self.latency is None else parse_limit("latency", self.latency)
+
+
+@dataclass(frozen=True)
+class Sparsify:
+    """Sparsity that stays in shape: single weights become zero, shapes stay, and stay zero while the model is trained.
+
+    Exactly one of the first three says how much:
+    ratio: fraction of the weights, in (0, 1). threshold: of the criterion. pattern: "2:4" or "4:8" along the input dimension.
+    method: "magnitude", "sensitivity" (|weight * gradient|), "wanda" (|weight| * norm of its input),
+    "sparsegpt" (second order, updates what stays).
+    scope: "global" ranks all layers together, "uniform" takes the same fraction of each.
+    samples: of the training data, for the methods that look at it. protect: module names.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    ratio: float | None = None
+    threshold: float | None = None
+    pattern: Pattern | None = None
+    method: SparseMethod = "magnitude"
+    scope: Literal["global", "uniform"] = "global"
+    samples: int = 256
+    protect: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        goals = [name for name in ("ratio", "threshold", "pattern") if getattr(self, name) is not None]
+        if len(goals) != 1:
+            raise RecipeError(
+                "Sparsify takes exactly one of ratio, threshold, pattern", got=goals or "none", remedy="write Sparsify(ratio=0.5)"
+            )
+        if self.ratio is not None:
+            fraction("ratio", self.ratio, "write ratio=0.5 to make half of the weights zero")
+        if self.threshold is not None:
+            positive("threshold", self.threshold)
+        if self.pattern is not None:
+            choice("pattern", self.pattern, Pattern)
+        choice("method", self.method, SparseMethod)
+        choice("scope", self.scope, Literal["global", "uniform"])
+        count("samples", self.samples)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Training against a teacher's soft labels; without further word the teacher is the task's own model.
+
+    temperature: of both softmaxes; the soft loss is scaled by its square (Hinton 2015).
+    hard_weight: weight of the task's own loss, 0 (labels never read) to 1 (plain fine-tuning, no teacher).
+    recalibrate: batch norms take new statistics from training batches before anything else.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    temperature: float = 4.0
+    hard_weight: float = 0.1
+    training: Training = field(default_factory=Training)
+    recalibrate: bool = True
+
+    def __post_init__(self) -> None:
+        positive("temperature", self.temperature)
+        within("hard_weight", self.hard_weight, 0, 1)
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Static int8 after training: batch norms folded, weights symmetric per channel, activations asymmetric per tensor.
+
+    bits: of both; 8. observer: "minmax", or "percentile", which clips what lies beyond `percentile` on either side.
+    samples: how many training samples calibrate (0: all of them); memory does not depend on it.
+    weight_range: "full" is [-127, 127]; "reduced" is [-63, 63], which can't saturate 16-bit sums on machines without
+    VNNI; "auto" asks the machine. target: the runtime whose rules place the quantizers; None: the run's own,
+    or, outside a run, a placement for both.
+    protect: modules that stay in float.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    bits: int = 8
+    observer: Observer = "percentile"
+    percentile: float = 99.99
+    samples: int = 1024
+    weight_range: WeightRange = "auto"
+    target: str | None = None
+    protect: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.bits != 8:
+            raise RecipeError("bits must be 8", got=self.bits, remedy="other widths are not supported yet")
+        choice("observer", self.observer, Observer)
+        choice("weight_range", self.weight_range, WeightRange)
+        if not 50 < self.percentile <= 100:
+            raise RecipeError("percentile must be in (50, 100]", got=self.percentile, remedy="99.99 is the usual choice")
+        if self.samples < 0:
+            raise RecipeError("samples must be at least 0", got=self.samples, remedy="write samples=0 to use them all")
+
+
+Step = Prune | Sparsify | Distill | Quantize

@@ -1,0 +1,1 @@
+"""Sparsity that stays in shape: one criterion a file, functions of bare matrices."""
