@@ -20,10 +20,11 @@ def row(name: str, measurement: Measurement, **extra: Any) -> dict[str, Any]:
 
 
 def write(file: str, rows: list[dict[str, Any]], target: Target | None = None) -> pathlib.Path:
-    """RESULTS/file, its columns the union of the rows', with date and environment appended to each row."""
+    """RESULTS/file, its columns the union of the rows', with date and environment appended to each row that has none."""
     stamp = {"date": datetime.date.today().isoformat(), "paredown": paredown.__version__}
     where = "; ".join(f"{key}={value}" for key, value in environment(target or Target()).items())
-    full = [{**each, **stamp, "environment": where} for each in rows]
+    stamp["environment"] = where
+    full = [{**each, **stamp, **each} for each in rows]  # a row of an earlier run keeps its own
     columns = list(dict.fromkeys(key for each in full for key in each))
     RESULTS.mkdir(exist_ok=True)
     path, unfinished = RESULTS / file, RESULTS / f".{file}"

@@ -65,11 +65,36 @@ class GroupRow:
 
 
 @dataclass(frozen=True)
+class SensitivityCurve:
+    """How much worse the model gets as more of one dependency group, or of one layer's weights, is masked.
+
+    ratios: fractions masked, ascending; the first is 0, the unchanged model. metric, loss: measured at each ratio.
+    estimate: the loss as first derivatives predict it. All on the same samples. size: atoms of the group.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    group: str
+    size: int
+    ratios: tuple[float, ...]
+    metric: tuple[float, ...]
+    loss: tuple[float, ...]
+    estimate: tuple[float, ...]
+    higher_is_better: bool = True
+
+    @property
+    def drops(self) -> tuple[float, ...]:
+        """How much worse the metric is at each ratio, in its own units; positive is worse."""
+        sign = 1.0 if self.higher_is_better else -1.0
+        return tuple(sign * (self.metric[0] - value) for value in self.metric)
+
+
+@dataclass(frozen=True)
 class Profile:
     """What `analyze` found of a task, before anything is changed.
 
     quality: the metric on validation data. latency: in ms, of the exported fp32 file in the target's runtime, whose size is
     `size_bytes`. macs: for one sample. groups: what can be pruned; barriers: what can't. seconds: what the analysis took.
+    sensitivity: one curve per group, where it was asked for.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -85,6 +110,7 @@ class Profile:
     barriers: tuple[Barrier, ...]
     warnings: tuple[str, ...]
     seconds: float
+    sensitivity: tuple[SensitivityCurve, ...] = ()
 
     def to_json(self) -> str:
         """The whole profile as JSON; `Profile.from_json` reads it back equal."""
@@ -141,6 +167,7 @@ class Report:
     """One run. met: whether `best` is within the budget; else `best` is the nearest point and `binding` names what binds.
 
     front: the Pareto-optimal candidates in drop, latency and size, the baseline among them. environment: machine, versions.
+    sensitivity: of the unchanged model, one curve per dependency group, where it was asked for.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -160,6 +187,7 @@ class Report:
     environment: dict[str, str]
     seed: int
     seconds: float
+    sensitivity: tuple[SensitivityCurve, ...] = ()
     render: Callable[["Report"], str] | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:

@@ -1,7 +1,8 @@
 """Dependency groups as data: what a model lets us remove, each with every slice of every parameter that goes with it."""
 
+import functools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -12,9 +13,11 @@ from paredown.core.report import Barrier
 from paredown.graph.labels import Array, Labels
 from paredown.graph.manifest import Manifest
 from paredown.graph.operation import Knowledge
+from paredown.graph.statistics import Statistic
 
 Keep: TypeAlias = NDArray[np.bool_]  # (size,): which atoms of a group live
 Dimension: TypeAlias = tuple[str, int]  # a parameter or buffer, and one of its dimensions
+Reader: TypeAlias = Dimension | Statistic  # what a masked run must change, so that it doesn't read what is removed
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +72,29 @@ class Extent:
 
 
 @dataclass(frozen=True, eq=False)
+class Scale:
+    """Rows (tensor, dimension, rows) to be multiplied by sqrt(living / size) of a width that a class divides by."""
+
+    width: Extent
+    targets: tuple[tuple[str, int, Array], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """A whole number, named `name`, that a module keeps of a dimension."""
+
+    module: str
+    name: str
+    extent: Extent
+
+
+@dataclass(frozen=True, eq=False)
 class Groups:
     """Everything that may be removed from a model, and what may not.
 
-    coupled: sets of groups, by number, that must lose equally many atoms; the model's class can't run otherwise.
+    coupled: sets of groups, by number, that must lose the same fraction of their atoms; the model's class can't run otherwise.
     products: MACs of one sample, as (factor, extents): the factor times the living indices of each extent.
+    contracted: rows that make the activations which are multiplied with each other; masking them masks the product.
     """
 
     groups: tuple[Group, ...]
@@ -81,11 +102,16 @@ class Groups:
     extents: dict[Dimension, Extent]
     products: tuple[tuple[float, tuple[Extent, ...]], ...]
     coupled: tuple[tuple[int, ...], ...] = ()
+    contracted: frozenset[Dimension] = frozenset()
+    statistics: tuple[Statistic, ...] = ()
+    scales: tuple[Scale, ...] = ()
+    attributes: tuple[Attribute, ...] = ()
 
-    @property
-    def consumers(self) -> frozenset[Dimension]:
-        """Dimensions of weights that are summed over; zeroing what a cut removes there is masking it."""
-        return frozenset((s.tensor, s.dimension) for group in self.groups for s in group.slices if s.consumer)
+    @functools.cached_property
+    def consumers(self) -> frozenset[Reader]:
+        """Dimensions of weights that are summed over (zeroing what a cut removes there is masking it), and statistics."""
+        consumers = ((s.tensor, s.dimension) for group in self.groups for s in group.slices if s.consumer)
+        return frozenset((*consumers, *self.contracted, *self.statistics))
 
     def all_kept(self) -> list[Keep]:
         """The choice that removes nothing."""
@@ -101,12 +127,14 @@ class Groups:
         def narrowed(extent: Extent) -> Extent:
             return Extent(extent.size, tuple((number[g], a, p) for g, a, p in extent.owners if g in number))
 
-        return Groups(
-            tuple(self.groups[g] for g in number),
-            self.barriers,
-            {dimension: narrowed(extent) for dimension, extent in self.extents.items()},
-            tuple((factor, tuple(narrowed(extent) for extent in extents)) for factor, extents in self.products),
-            tuple(tuple(number[g] for g in together) for together in self.coupled if gone.isdisjoint(together)),
+        return replace(
+            self,
+            groups=tuple(self.groups[g] for g in number),
+            extents={dimension: narrowed(extent) for dimension, extent in self.extents.items()},
+            products=tuple((factor, tuple(narrowed(extent) for extent in extents)) for factor, extents in self.products),
+            coupled=tuple(tuple(number[g] for g in together) for together in self.coupled if gone.isdisjoint(together)),
+            scales=tuple(replace(scale, width=narrowed(scale.width)) for scale in self.scales),
+            attributes=tuple(replace(attribute, extent=narrowed(attribute.extent)) for attribute in self.attributes),
         )
 
     def manifest(self, keep: Sequence[Keep]) -> Manifest:
@@ -123,7 +151,30 @@ class Groups:
                 )
             if not alive.all():
                 kept.setdefault(tensor, {})[dimension] = tuple(np.flatnonzero(alive).tolist())
-        return Manifest(kept)
+        return Manifest(kept, self._factors(keep, kept), self._attributes(keep))
+
+    def _factors(
+        self, keep: Sequence[Keep], kept: dict[str, dict[int, tuple[int, ...]]]
+    ) -> dict[str, dict[int, tuple[float, ...]]]:
+        result: dict[str, dict[int, tuple[float, ...]]] = {}
+        for scale in self.scales:
+            living = int(scale.width.living(keep).sum())
+            if living == scale.width.size:
+                continue
+            for tensor, dimension, rows in scale.targets:
+                indices = kept.get(tensor, {}).get(dimension) or range(self.extents[tensor, dimension].size)
+                factors = np.where(np.isin(indices, rows), np.sqrt(living / scale.width.size), 1.0)
+                before = result.setdefault(tensor, {}).get(dimension)
+                result[tensor][dimension] = tuple((factors if before is None else factors * before).tolist())
+        return result
+
+    def _attributes(self, keep: Sequence[Keep]) -> dict[str, dict[str, int]]:
+        result: dict[str, dict[str, int]] = {}
+        for attribute in self.attributes:
+            living = int(attribute.extent.living(keep).sum())
+            if living != attribute.extent.size:
+                result.setdefault(attribute.module, {})[attribute.name] = living
+        return result
 
     def macs(self, keep: Sequence[Keep]) -> float:
         """MACs of one sample of the convolutions and matrix products, after that cut, without making it."""
@@ -135,19 +186,36 @@ def collect(known: Knowledge, coupled: Sequence[Collection[int]] = ()) -> Groups
 
     coupled: sets of atoms; the groups in one set must lose equally many.
     """
-    owners = {dimension: _owners(known.labels, labels) for dimension, labels in _dimensions(known).items()}
-    members = _members(owners, known.labels)
-    number = {atom: (g, i) for g, atoms in enumerate(members) for i, atom in enumerate(atoms)}
-    extents = {dimension: _extent(pairs, number) for dimension, pairs in owners.items()}
+    dimensions = _dimensions(known)
+    number = _Numbers(known.labels, [known.labels.owners(labels) for labels in dimensions.values()])
+    members = number.members
+    extents = {dimension: number.extent(labels) for dimension, labels in dimensions.items()}
     slices: list[list[Slice]] = [[] for _ in members]
     for (tensor, dimension), extent in extents.items():
         for g, atoms, positions in extent.owners:
             slices[g].append(Slice(tensor, dimension, atoms, positions, (tensor, dimension) in known.consumers))
+    contracted = _contracted(known, dimensions)
+    slices = [_read(parts, contracted) for parts in slices]
     names = _names(slices)
-    groups = (Group(name, tuple(atoms), tuple(parts)) for name, atoms, parts in zip(names, members, slices, strict=True))
-    products = tuple((f, tuple(_extent(_owners(known.labels, x), number) for x in dims)) for f, dims in known.products)
-    pairs = tuple(tuple(sorted({number[atom][0] for atom in together})) for together in coupled)
-    return Groups(tuple(groups), tuple(known.barriers), {d: e for d, e in extents.items() if e.owners}, products, pairs)
+    groups = (Group(name, tuple(atoms.tolist()), tuple(parts)) for name, atoms, parts in zip(names, members, slices, strict=True))
+    products = tuple((f, tuple(number.extent(x) for x in dims)) for f, dims in known.products)
+    pairs = tuple(tuple(np.unique(number.groups[sorted(together)]).tolist()) for together in coupled)
+    return Groups(
+        tuple(groups),
+        tuple(known.barriers),
+        {d: e for d, e in extents.items() if e.owners},
+        products,
+        pairs,
+        contracted,
+        _statistics(known, dimensions),
+        tuple(Scale(number.extent(fold.width), fold.targets) for fold in known.folds),
+        tuple(Attribute(m, name, number.extent(x)) for m, name, x in known.attributes),
+    )
+
+
+def places(known: Knowledge) -> dict[int, tuple[str, int, int]]:
+    """Canonical label -> the first index of a parameter or buffer that carries it, as (tensor, dimension, position)."""
+    return _places(known, _dimensions(known))
 
 
 def _dimensions(known: Knowledge) -> dict[Dimension, Array]:
@@ -159,31 +227,86 @@ def _dimensions(known: Knowledge) -> dict[Dimension, Array]:
     }
 
 
-def _owners(labels: Labels, array: Array) -> list[list[int]]:
-    """For each index of a dimension the atoms that it needs."""
-    atoms = {int(label): sorted(labels.atoms(int(label))) for label in np.unique(array)}
-    return [atoms[label] for label in array.tolist()]
+def _places(known: Knowledge, dimensions: dict[Dimension, Array]) -> dict[int, tuple[str, int, int]]:
+    result: dict[int, tuple[str, int, int]] = {}
+    for (tensor, dimension), labels in dimensions.items():
+        distinct, first = np.unique(known.labels.canonical(labels), return_index=True)
+        for label, position in zip(distinct.tolist(), first.tolist(), strict=True):
+            result.setdefault(label, (tensor, dimension, position))
+    return result
 
 
-def _members(owners: dict[Dimension, list[list[int]]], labels: Labels) -> list[list[int]]:
-    """Atoms that occur in the same dimensions and are of one family, so that a head isn't mixed with a head's width."""
-    where: dict[int, dict[Dimension, None]] = {}
-    for dimension, indices in owners.items():
-        for atom in (atom for atoms in indices for atom in atoms):
-            where.setdefault(atom, {})[dimension] = None
-    groups: dict[tuple[frozenset[Dimension], int], list[int]] = {}
-    for atom, dimensions in where.items():
-        groups.setdefault((frozenset(dimensions), labels.family(atom)), []).append(atom)
-    return [atoms for atoms in groups.values() if len(atoms) > 1]
+def _statistics(known: Knowledge, dimensions: dict[Dimension, Array]) -> tuple[Statistic, ...]:
+    """Those over dimensions that may lose an index, each index with the weight's index that it lives with."""
+    where = _places(known, dimensions) if known.statistics else {}
+    result = []
+    for call, axis, labels in known.statistics:
+        sources: dict[Dimension, list[tuple[int, int]]] = {}
+        for here, label in enumerate(known.labels.canonical(labels).tolist()):
+            if label:
+                tensor, dimension, there = where[label]
+                sources.setdefault((tensor, dimension), []).append((there, here))
+        columns = ((*key, *np.array(pairs, dtype=np.int64).T) for key, pairs in sources.items())
+        if sources:
+            result.append(Statistic(call, axis, len(labels), tuple(columns)))
+    return tuple(result)
 
 
-def _extent(owners: list[list[int]], number: dict[int, tuple[int, int]]) -> Extent:
-    pairs: dict[int, list[tuple[int, int]]] = {}
-    for position, atoms in enumerate(owners):
-        for group, atom in (number[a] for a in atoms if a in number):
-            pairs.setdefault(group, []).append((atom, position))
-    columns = {group: np.array(entries, dtype=np.int64).T for group, entries in pairs.items()}
-    return Extent(len(owners), tuple((group, atoms, positions) for group, (atoms, positions) in columns.items()))
+def _contracted(known: Knowledge, dimensions: dict[Dimension, Array]) -> frozenset[Dimension]:
+    """Every dimension of a weight that makes one of two activations which are multiplied and summed over it."""
+    labels = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *known.contracted]))
+    atoms = frozenset[int]().union(*(known.labels.atoms(int(label)) for label in labels))
+    if not atoms:
+        return frozenset()
+    owners = {key: (known.labels.atoms(int(x)) for x in np.unique(array)) for key, array in dimensions.items()}
+    return frozenset(key for key, sets in owners.items() if any(not atoms.isdisjoint(s) for s in sets))
+
+
+def _read(slices: list[Slice], contracted: frozenset[Dimension]) -> list[Slice]:
+    """Where nothing but another activation reads a group, its own rows stand for what is read."""
+    if any(s.consumer for s in slices):
+        return slices
+    return [replace(s, consumer=(s.tensor, s.dimension) in contracted) for s in slices]
+
+
+class _Numbers:
+    """Which group, and which atom of it, an atom of the store is.
+
+    members: the atoms of each group. groups, indices (atoms of the store,): number of the group, -1 for none, and place in it.
+    """
+
+    def __init__(self, labels: Labels, owners: Sequence[tuple[Array, Array]]) -> None:
+        self.labels = labels
+        self.members = _members(owners, labels)
+        self.groups, self.indices = np.full(labels.count, -1), np.zeros(labels.count, dtype=np.int64)
+        for group, atoms in enumerate(self.members):
+            self.groups[atoms], self.indices[atoms] = group, np.arange(len(atoms))
+
+    def extent(self, labels: Array) -> Extent:
+        """A dimension's labels (size,) as an extent."""
+        atoms, positions = self.labels.owners(labels)
+        groups = self.groups[atoms]
+        found = ((group, groups == group) for group in dict.fromkeys(groups.tolist()) if group >= 0)
+        return Extent(len(labels), tuple((group, self.indices[atoms[here]], positions[here]) for group, here in found))
+
+
+def _members(owners: Sequence[tuple[Array, Array]], labels: Labels) -> list[Array]:
+    """Atoms that occur in the same dimensions and are of one family, so that a head isn't mixed with a head's width.
+
+    owners: of each dimension the atoms, and where they stand. Groups, and atoms in them, come in the order in which they occur.
+    """
+    occurring = np.concatenate([np.zeros(0, dtype=np.int64), *(atoms for atoms, _ in owners)])
+    distinct, first = np.unique(occurring, return_index=True)
+    kinds, latest = np.zeros(labels.count, dtype=np.int64), 0  # atom -> number of the set of dimensions in which it occurs
+    for atoms, _ in owners:
+        here = np.unique(atoms)
+        before, kind = np.unique(kinds[here], return_inverse=True)
+        kinds[here], latest = latest + 1 + kind, latest + len(before)
+    ordered = distinct[np.argsort(first)]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for atom, kind, family in zip(ordered.tolist(), kinds[ordered].tolist(), labels.families(ordered).tolist(), strict=True):
+        groups.setdefault((kind, family), []).append(atom)
+    return [np.array(atoms) for atoms in groups.values() if len(atoms) > 1]
 
 
 def _names(slices: Sequence[Sequence[Slice]]) -> list[str]:

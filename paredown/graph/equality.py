@@ -1,12 +1,13 @@
 """Is a cut model equal to the masked original? Both get the same random weights; values are compared, not shapes alone.
 
-Masking a removed index is zeroing the slices of every consumer of it. float64 and 1e-9 relative: float32 fails falsely on
-deep nets. Every parameter is randomized, since biases that are initialised to zero hide errors.
+Masking a removed index is zeroing the slices of every consumer of it; normalizations take their statistics over the kept ones.
+float64 and 1e-9 relative: float32 fails falsely on deep nets. Every parameter is randomized, since biases that are initialised to
+zero hide errors.
 """
 
 import math
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,29 +15,35 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import SurgeryError
-from paredown.graph.collect import Dimension
+from paredown.graph.collect import Reader
 from paredown.graph.manifest import Manifest
-from paredown.graph.surgery import cut, named_tensors, take
-from paredown.task.batches import Inputs, apply_tensors, batch_size, call, tensors
+from paredown.graph.statistics import OverKept, Statistic, over_kept
+from paredown.graph.surgery import cut, kept_values, named_tensors
+from paredown.graph.trace import unfused
+from paredown.task.batches import Inputs, apply_tensors, batch_size, call, device_of, tensors
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _BATCHES, _SAMPLES = 2, 2
 _REMEDY = "name its module in protect, and please report the model"
 
 
-def masked(model: nn.Module, manifest: Manifest, consumers: Collection[Dimension]) -> nn.Module:
+def masked(model: nn.Module, manifest: Manifest, consumers: Collection[Reader]) -> nn.Module:
     """A copy of the model in full size in which every consumer ignores what `manifest` removes.
 
-    consumers: dimensions of weights that are summed over (`Groups.consumers`).
+    consumers: dimensions of weights that are summed over, and statistics (`Groups.consumers`).
     """
     result = cut(model, Manifest())
     for name, value in masked_weights(named_tensors(result), manifest, consumers).items():
         named_tensors(result)[name].data = value
+    mode = _over_kept(result, manifest, consumers)
+    if isinstance(mode, OverKept):
+        result.register_forward_pre_hook(lambda *_: mode.__enter__() and None)
+        result.register_forward_hook(lambda *_: mode.__exit__(None, None, None), always_call=True)
     return result
 
 
 def check_cut(
-    original: nn.Module, pruned: nn.Module, manifest: Manifest, consumers: Collection[Dimension], inputs: Inputs, *, seed: int = 0
+    original: nn.Module, pruned: nn.Module, manifest: Manifest, consumers: Collection[Reader], inputs: Inputs, *, seed: int = 0
 ) -> float:
     """The largest relative difference of `pruned` to the masked `original`, on 2 random batches shaped like `inputs`.
 
@@ -47,7 +54,7 @@ def check_cut(
     twin = random_twin(original, inputs, seed)
     candidate = cut(pruned, Manifest()).to(twin.dtype).eval()
     for name, tensor in named_tensors(candidate).items():
-        tensor.data = take(twin.weights[name], manifest.kept.get(name, {}))
+        tensor.data = kept_values(name, twin.weights[name], manifest)
     return compare(candidate, twin, manifest, consumers)
 
 
@@ -76,14 +83,17 @@ def random_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     raise SurgeryError("a model's output must be finite to be compared", got="NaN or infinity", remedy=_REMEDY)
 
 
-def compare(candidate: nn.Module, twin: Twin, manifest: Manifest, consumers: Collection[Dimension]) -> float:
+def compare(candidate: nn.Module, twin: Twin, manifest: Manifest, consumers: Collection[Reader]) -> float:
     """The largest relative difference of a candidate, cut from the twin, to the masked twin, which is left as it was."""
     own = named_tensors(twin.model)
     changed = masked_weights(twin.weights, manifest, consumers)
     for name, value in changed.items():
         own[name].data = value
     try:
-        expected = [outputs(twin.model, batch, twin.dtype) for batch in twin.batches]
+        expected = []
+        for batch in twin.batches:
+            with _over_kept(twin.model, manifest, consumers):
+                expected.append(outputs(twin.model, batch, twin.dtype))
     finally:
         for name in changed:
             own[name].data = twin.weights[name]
@@ -95,10 +105,10 @@ def compare(candidate: nn.Module, twin: Twin, manifest: Manifest, consumers: Col
     return worst
 
 
-def masked_weights(weights: dict[str, Tensor], manifest: Manifest, consumers: Collection[Dimension]) -> dict[str, Tensor]:
+def masked_weights(weights: dict[str, Tensor], manifest: Manifest, consumers: Collection[Reader]) -> dict[str, Tensor]:
     """The weights that a cut takes input indices from, copied, with zeros in place of those indices."""
     result: dict[str, Tensor] = {}
-    for name, dimension in consumers:
+    for name, dimension in (c for c in consumers if not isinstance(c, Statistic)):
         kept = manifest.kept.get(name, {}).get(dimension)
         if kept is not None:
             value = result.setdefault(name, weights[name].detach().clone())
@@ -109,8 +119,14 @@ def masked_weights(weights: dict[str, Tensor], manifest: Manifest, consumers: Co
 
 def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
     """Every tensor that a model returns; what its forward makes by torch.zeros and the like is of type `dtype`."""
-    with torch.no_grad(), _default_dtype(dtype):
+    with torch.no_grad(), unfused(), _default_dtype(dtype):
         return tensors(call(model, apply_tensors(batch, torch.clone)))
+
+
+def _over_kept(model: nn.Module, manifest: Manifest, consumers: Collection[Reader]) -> AbstractContextManager[object]:
+    """The mode in which statistics are taken over what is kept; nothing at all where none of them loses an index."""
+    mode = over_kept((c for c in consumers if isinstance(c, Statistic)), manifest, device_of(model))
+    return mode if mode.masks else nullcontext()
 
 
 def _check_slices(original: nn.Module, pruned: nn.Module, manifest: Manifest) -> None:
@@ -119,7 +135,7 @@ def _check_slices(original: nn.Module, pruned: nn.Module, manifest: Manifest) ->
         odd = sorted(before.keys() ^ after.keys())[:3]
         raise SurgeryError("a cut model must have the original's parameters", got=odd, remedy=_REMEDY)
     for name, tensor in before.items():
-        if not torch.equal(take(tensor, manifest.kept.get(name, {})), after[name]):
+        if not torch.equal(kept_values(name, tensor, manifest), after[name]):
             raise SurgeryError("a cut model's weights must be slices of the original's", got=name, remedy=_REMEDY)
 
 

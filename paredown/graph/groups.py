@@ -1,17 +1,21 @@
 """Dependency groups of a model: trace it, propagate labels, freeze what must stay, try the cuts, and collect what is left."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
+import torch
 from torch import nn
 
 from paredown.core.report import Barrier
-from paredown.graph.collect import Dimension, Extent, Group, Groups, Keep, Slice, collect
-from paredown.graph.operation import Knowledge
+from paredown.graph.attributes import find_attributes
+from paredown.graph.collect import Dimension, Extent, Group, Groups, Keep, Slice, collect, places
+from paredown.graph.operation import Knowledge, short_name
 from paredown.graph.probe import probe
 from paredown.graph.propagate import propagate
-from paredown.graph.trace import Dynamic, trace
-from paredown.task.batches import Inputs, batch_size
+from paredown.graph.statistics import uncountable
+from paredown.graph.trace import Dynamic, trace, unfused
+from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating
 
 __all__ = ["Dimension", "Extent", "Group", "Groups", "Keep", "Slice", "dependency_groups"]
 
@@ -19,6 +23,7 @@ _UNCUTTABLE = (
     "the class can't run, or disagrees with the masked original, when this is cut: "
     "a width is a literal in forward, or an attribute that we don't know"
 )
+_UNGROUNDED = "it takes statistics that can't be compared with those over the kept indices"
 
 
 def dependency_groups(
@@ -32,6 +37,8 @@ def dependency_groups(
     """
     known = propagate(trace(model, inputs, dynamic), model, batch_size(inputs))
     _protect(model, known, protect)
+    known.attributes.extend(find_attributes(known))
+    _ground(known, model, inputs)
     groups = collect(known)
     found = probe(model, groups, inputs)
     _freeze(known, [groups.groups[g] for g in found.uncuttable])
@@ -50,6 +57,37 @@ def _protect(model: nn.Module, known: Knowledge, protect: Collection[str]) -> No
         arrays = [labels for node in nodes for labels in known.dims[node][0] if labels is not None]
         if arrays and known.labels.freeze(np.concatenate(arrays)):
             known.barriers[Barrier("protect", module, "protected by the user")] = None
+
+
+def _ground(known: Knowledge, model: nn.Module, inputs: Inputs) -> None:
+    """Freezes statistics that a masked run couldn't take: of indices that no weight has, or in calls that can't be counted."""
+    _freeze_unread(known)
+    if not known.statistics:
+        return
+
+    def run() -> None:
+        with evaluating(model), unfused(), torch.no_grad():
+            call(model, apply_tensors(inputs, torch.clone))
+
+    counts = Counter(name for name, _ in known.calls.values())
+    odd = uncountable(run, counts, {name for (name, _), _, _ in known.statistics})
+    where = places(known)
+    for (name, _), _, labels in known.statistics:
+        distinct = np.unique(known.labels.canonical(labels)).tolist()
+        if (name in odd or any(label and label not in where for label in distinct)) and known.labels.freeze(labels):
+            known.barriers[Barrier(f"aten.{name}", "", _UNGROUNDED)] = None
+
+
+def _freeze_unread(known: Knowledge) -> None:
+    """What no slice of a parameter reads, as positions beyond this input's length, another input may."""
+    for node in known.origins:
+        slices = [user for user in node.users if short_name(user) == "slice"]
+        if len(slices) < len(node.users):
+            continue
+        for dimension, labels in enumerate(known.dims[node][0]):
+            read = [x for user in slices if (x := known.dims[user][0][dimension]) is not None]
+            if labels is not None:
+                known.labels.freeze(np.setdiff1d(labels, np.concatenate([labels[:0], *read])))
 
 
 def _freeze(known: Knowledge, groups: Sequence[Group]) -> None:

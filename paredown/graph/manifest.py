@@ -1,6 +1,12 @@
-"""The manifest: which indices of which parameters and buffers a pruned model kept, relative to the original model."""
+"""The manifest: which indices of which parameters and buffers a pruned model kept, relative to the original model.
+
+Two things go with the indices: factors, where a class would otherwise compute another attention scale from the smaller width,
+and whole numbers that a class keeps as attributes (`num_heads`).
+"""
 
 import itertools
+import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,15 +15,20 @@ from torch import nn
 from paredown.core.errors import CheckpointError
 
 _ATTRIBUTE = "_paredown_manifest"
+_ENTRY = re.compile(r"[^\W\d]\w*(\.\d+)?")  # an attribute, or an entry of a tuple or list
 
 
 @dataclass(frozen=True)
 class Manifest:
     """kept: {name of a parameter or buffer: {dimension: the indices kept, ascending}}; what is not named is whole.
     A tied tensor stands once, under the first of its names. Indices are those of the original model.
+    scaled: {name: {dimension: a factor for each index kept}}. attributes: {module: {attribute: its value in the cut model}};
+    entry 0 of a tuple or list `sizes` is called "sizes.0".
     """
 
     kept: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    scaled: dict[str, dict[int, tuple[float, ...]]] = field(default_factory=dict)
+    attributes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def then(self, later: "Manifest") -> "Manifest":
         """This cut, then `later`, whose indices are relative to what this one left; as one manifest of the original."""
@@ -27,23 +38,43 @@ class Manifest:
                 before = self.kept.get(name, {}).get(dimension)
                 after = indices if before is None else tuple(before[i] for i in indices)
                 result.setdefault(name, {})[dimension] = after
-        return Manifest(result)
+        modules = dict.fromkeys((*self.attributes, *later.attributes))
+        attributes = {m: self.attributes.get(m, {}) | later.attributes.get(m, {}) for m in modules}
+        return Manifest(result, self._scaled_then(later), attributes)
+
+    def _scaled_then(self, later: "Manifest") -> dict[str, dict[int, tuple[float, ...]]]:
+        """Of the factors so far those whose indices stay, times the later ones."""
+        result: dict[str, dict[int, tuple[float, ...]]] = {}
+        for name, dimensions in self.scaled.items():
+            for d, factors in dimensions.items():
+                kept = later.kept.get(name, {}).get(d)
+                result.setdefault(name, {})[d] = factors if kept is None else tuple(factors[i] for i in kept)
+        for name, dimensions in later.scaled.items():
+            for d, factors in dimensions.items():
+                before = result.setdefault(name, {}).get(d)
+                result[name][d] = factors if before is None else tuple(a * b for a, b in zip(before, factors, strict=True))
+        return result
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: `{"kept": {name: {"0": [indices]}}}`."""
-        return {"kept": {name: {str(d): list(i) for d, i in dims.items()} for name, dims in self.kept.items()}}
+        """Plain data for JSON: `{"kept": {name: {"0": [indices]}}}`; "scaled" and "attributes" only where there are any."""
+        data: dict[str, Any] = {"kept": {name: {str(d): list(i) for d, i in dims.items()} for name, dims in self.kept.items()}}
+        if self.scaled:
+            data["scaled"] = {name: {str(d): list(f) for d, f in dims.items()} for name, dims in self.scaled.items()}
+        return data | ({"attributes": self.attributes} if self.attributes else {})
 
     @classmethod
     def from_dict(cls, data: Any) -> "Manifest":
         """The inverse. Raises CheckpointError where the data has another form."""
-        if not isinstance(data, dict) or set(data) != {"kept"} or not isinstance(data["kept"], dict):
-            raise _malformed("a mapping with one key, kept")
-        kept: dict[str, dict[int, tuple[int, ...]]] = {}
-        for name, dimensions in data["kept"].items():
-            if not isinstance(name, str) or not isinstance(dimensions, dict):
-                raise _malformed(f"a mapping of dimensions for {name!r}")
-            kept[name] = {_dimension(name, d): _indices(name, indices) for d, indices in dimensions.items()}
-        return cls(kept)
+        if not isinstance(data, dict) or "kept" not in data or not set(data) <= {"kept", "scaled", "attributes"}:
+            raise _malformed("a mapping with the key kept, and maybe scaled and attributes")
+        kept = {
+            name: {d: _indices(name, v) for d, v in dims.items()} for name, dims in _by_dimension(data["kept"], "kept").items()
+        }
+        scaled = {
+            name: {d: _factors(name, v) for d, v in dims.items()}
+            for name, dims in _by_dimension(data.get("scaled", {}), "scaled").items()
+        }
+        return cls(kept, scaled, _attributes(data.get("attributes", {})))
 
 
 def manifest_of(model: nn.Module) -> Manifest | None:
@@ -58,10 +89,32 @@ def attach_(model: nn.Module, manifest: Manifest) -> nn.Module:
     return model
 
 
-def _dimension(name: str, text: Any) -> int:
-    if not str(text).isdigit():
-        raise _malformed(f"whole numbers as dimensions of {name!r}")
-    return int(text)
+def _by_dimension(data: Any, key: str) -> dict[str, dict[int, Any]]:
+    """{name: {dimension: anything}}."""
+    if not isinstance(data, dict):
+        raise _malformed(f"a mapping under {key}")
+    for name, dimensions in data.items():
+        if not isinstance(name, str) or not isinstance(dimensions, dict):
+            raise _malformed(f"a mapping of dimensions for {name!r}")
+        if not all(str(d).isdigit() for d in dimensions):
+            raise _malformed(f"whole numbers as dimensions of {name!r}")
+    return {name: {int(d): value for d, value in dimensions.items()} for name, dimensions in data.items()}
+
+
+def _factors(name: str, values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list) or not all(type(f) in {int, float} and 0 < f < math.inf for f in values):
+        raise _malformed(f"positive factors for {name!r}")
+    return tuple(float(f) for f in values)
+
+
+def _attributes(data: Any) -> dict[str, dict[str, int]]:
+    valid = isinstance(data, dict) and all(
+        isinstance(values, dict) and all(_ENTRY.fullmatch(str(name)) and type(v) is int and v > 0 for name, v in values.items())
+        for values in data.values()
+    )
+    if not valid:
+        raise _malformed("positive whole numbers as attributes")
+    return {str(module): dict(values) for module, values in data.items()}
 
 
 def _indices(name: str, values: Any) -> tuple[int, ...]:

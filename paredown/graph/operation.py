@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from paredown.core.report import Barrier
 from paredown.graph.labels import Array, Dims, Labels
@@ -15,23 +15,43 @@ from paredown.graph.trace import module_path, source_line
 Product = tuple[float, tuple[Array, ...]]  # MACs of one sample: the factor times the living indices of each dimension
 
 
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """A class divides by the square root of a width that shrinks; rows of weights (tensor, dimension, rows) make up for it.
+
+    width: labels of the dimension. targets: what is to be multiplied by sqrt(new width / old width).
+    """
+
+    width: Array
+    targets: tuple[tuple[str, int, Array], ...]
+
+
 @dataclass
 class Knowledge:
     """What is known of a graph so far; the rules add to it.
 
-    dims: node -> labels of each of its outputs (one, or several for split and chunk).
+    modules: of the model, by name. dims: node -> labels of each of its outputs (one, or several for split and chunk).
     origins: placeholder of a parameter or buffer -> its first name in the model.
     consumers: (parameter, dimension) whose indices weigh an input; zeroing them masks that input.
     products: MACs, one entry per convolution or matrix product.
+    calls: node -> which call of its operator it is. statistics: (call, dimension from the end, labels) of normalizations.
+    contracted: labels of dimensions along which two activations are multiplied and summed.
+    folds: attention scales that a class computes from a width. attributes: whole numbers that a class keeps of a dimension.
     """
 
     samples: int
+    modules: dict[str, nn.Module] = field(default_factory=dict)
     labels: Labels = field(default_factory=Labels)
     dims: dict[fx.Node, tuple[Dims, ...]] = field(default_factory=dict)
     origins: dict[fx.Node, str] = field(default_factory=dict)
     consumers: set[tuple[str, int]] = field(default_factory=set)
     products: list[Product] = field(default_factory=list)
     barriers: dict[Barrier, None] = field(default_factory=dict)
+    calls: dict[fx.Node, tuple[str, int]] = field(default_factory=dict)
+    statistics: list[tuple[tuple[str, int], int, Array]] = field(default_factory=list)
+    contracted: list[Array] = field(default_factory=list)
+    folds: list[Fold] = field(default_factory=list)
+    attributes: list[tuple[str, str, Array]] = field(default_factory=list)
 
 
 class Operation:
@@ -93,11 +113,17 @@ class Operation:
             self.fix(mine)
             return
         origin = self.origin(weight, dimension)
-        if origin is None:
+        if origin is None and not is_standardized(weight):
             self.freeze([mine, labels], "its weight is computed in forward, so that a cut couldn't be checked by masking it")
             return
         self.unite(labels, mine)
-        self.known.consumers.add(origin)
+        if origin is not None:
+            self.known.consumers.add(origin)
+
+    def take_statistics(self, axis: int, labels: Array | None) -> None:
+        """This call takes statistics over the dimension `axis`, counted from the end; of the kept indices, once it is cut."""
+        if labels is not None:
+            self.known.statistics.append((self.known.calls[self.node], axis, labels))
 
     def origin(self, node: fx.Node, dimension: int) -> tuple[str, int] | None:
         """The parameter, and its dimension, that a node's dimension is a mere view of."""
@@ -108,6 +134,13 @@ class Operation:
                 return None
             node, dimension = step.operands()[0], order[dimension]
         return self.known.origins[node], dimension
+
+
+def is_standardized(node: fx.Node) -> bool:
+    """Whether a weight is standardized by a batch norm in training mode, where the masked original masks what is cut of it."""
+    if short_name(node) in {"view", "reshape", "reshape_as", "view_as"} and isinstance(node.args[0], fx.Node):
+        return is_standardized(node.args[0])
+    return short_name(node) == "batch_norm" and node.args[5] is True
 
 
 def permutation(op: Operation) -> list[int] | None:

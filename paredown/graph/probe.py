@@ -1,7 +1,7 @@
 """Which groups the model's own class can lose: cut some of each, run the class, compare it with the masked original.
 
 Widths may be literals in forward, or attributes that we don't know. We never guess those: what can't be cut is a barrier.
-Groups that can only lose equally many atoms (the halves of `chunk(2)` in ShuffleNet) are found by trying that.
+Groups that can only lose the same fraction (the halves of `chunk(2)` in ShuffleNet) are found by trying that: `couple.py`.
 """
 
 from collections.abc import Collection, Sequence
@@ -12,6 +12,7 @@ from torch import nn
 
 from paredown.core.errors import SurgeryError
 from paredown.graph.collect import Groups, Keep
+from paredown.graph.couple import find_coupled, same_fraction
 from paredown.graph.equality import Twin, compare, random_twin
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import cut, recut_
@@ -20,7 +21,7 @@ from paredown.task.batches import Inputs
 
 @dataclass(frozen=True)
 class Findings:
-    """uncuttable: numbers of groups that must stay whole. coupled: sets of groups that must lose equally many atoms."""
+    """uncuttable: numbers of groups that must stay whole. coupled: sets of groups that must lose the same fraction."""
 
     uncuttable: tuple[int, ...] = ()
     coupled: tuple[tuple[int, ...], ...] = ()
@@ -37,11 +38,11 @@ def probe(model: nn.Module, groups: Groups, inputs: Inputs, seed: int = 0) -> Fi
     rounds = [(few, numbers), (many, numbers), *((few, half) for half in halves), *((few, [g]) for g in _factors(groups))]
     guilty: set[int] = set()
     for trial, chosen in rounds:
-        guilty.update(_guilty([g for g in chosen if g not in guilty], trial))
-    coupled = _coupled(sorted(guilty), groups, few)
+        guilty.update(_guilty([(g,) for g in chosen if g not in guilty], trial))
+    coupled = find_coupled(sorted(guilty), groups, lambda together: all(trial.tied(together) for trial in (few, many)))
     guilty -= {g for together in coupled for g in together}
     for trial in (few, many) if guilty or coupled else ():
-        guilty.update(_greedy([g for g in numbers if g not in guilty], trial))
+        guilty.update(_greedy([g for g in numbers if g not in guilty], trial, coupled))
     return Findings(tuple(sorted(guilty)), tuple(together for together in coupled if not guilty.intersection(together)))
 
 
@@ -50,8 +51,9 @@ def culprits(model: nn.Module, groups: Groups, keep: Sequence[Keep], inputs: Inp
     twin = random_twin(model, inputs, seed)
     trial = _Trial(groups, twin, cut(twin.model, Manifest()), keep)
     numbers = [g for g, k in enumerate(keep) if not k.all()]
-    alone = _guilty(numbers, trial)
-    return sorted(alone + _greedy([g for g in numbers if g not in alone], trial))
+    bound = {g for together in groups.coupled for g in together}
+    alone = _guilty([*((g,) for g in numbers if g not in bound), *groups.coupled], trial)
+    return sorted(alone + _greedy([g for g in numbers if g not in alone], trial, groups.coupled))
 
 
 class _Trial:
@@ -61,7 +63,7 @@ class _Trial:
     """
 
     def __init__(self, groups: Groups, twin: Twin, scratch: nn.Module, sample: Sequence[Keep]) -> None:
-        self.groups, self.twin, self.scratch, self.sample = groups, twin, scratch, sample
+        self.groups, self.twin, self.scratch, self.sample = groups, twin, scratch, list(sample)
 
     def works(self, chosen: Collection[int]) -> bool:
         """Whether the class equals the masked original when these groups lose their part."""
@@ -73,6 +75,17 @@ class _Trial:
         except SurgeryError:
             return False
         return True
+
+    def tied(self, together: Sequence[int]) -> bool:
+        """Whether the class works when these lose the same fraction, which they do in every later trial then."""
+        before, whole = self.sample, sum(group.size for group in self.groups.groups)
+        lost = sum(int((~k).sum()) for k in before) / max(whole, 1)
+        tied = same_fraction(self.groups, together, lost, np.random.default_rng(0))
+        self.sample = [tied.get(g, k) for g, k in enumerate(before)]
+        works = self.works(together)
+        if not works:
+            self.sample = before
+        return works
 
 
 def _sample(groups: Groups, part: float, seed: int) -> list[Keep]:
@@ -87,29 +100,24 @@ def _factors(groups: Groups) -> list[int]:
     return sorted({group for extent in shared for group, _, _ in extent.owners})
 
 
-def _guilty(groups: list[int], trial: _Trial) -> list[int]:
-    """Those that fail by themselves."""
-    if not groups or trial.works(groups):
+def _guilty(units: Sequence[tuple[int, ...]], trial: _Trial) -> list[int]:
+    """The groups of those units, groups or coupled ones, that fail by themselves."""
+    chosen = [g for unit in units for g in unit]
+    if not units or trial.works(chosen):
         return []
-    if len(groups) == 1:
-        return groups
-    half = len(groups) // 2
-    return _guilty(groups[:half], trial) + _guilty(groups[half:], trial)
+    if len(units) == 1:
+        return chosen
+    half = len(units) // 2
+    return _guilty(units[:half], trial) + _guilty(units[half:], trial)
 
 
-def _coupled(guilty: Sequence[int], groups: Groups, trial: _Trial) -> list[tuple[int, ...]]:
-    """Sets of groups of one size that fail alone and work together."""
-    sizes = sorted({groups.groups[g].size for g in guilty})
-    sets = [tuple(g for g in guilty if groups.groups[g].size == size) for size in sizes]
-    return [together for together in sets if len(together) > 1 and trial.works(together)]
-
-
-def _greedy(groups: list[int], trial: _Trial) -> list[int]:
-    """Of groups that work alone those that fail together with the ones before them."""
+def _greedy(groups: list[int], trial: _Trial, coupled: Sequence[tuple[int, ...]] = ()) -> list[int]:
+    """Of groups that work alone, or coupled, those that fail together with the ones before them."""
     if trial.works(groups):
         return []
+    bound = {g for together in coupled for g in together}
     taken: list[int] = []
-    for group in groups:
-        if trial.works([*taken, group]):
-            taken.append(group)
+    for unit in (*((g,) for g in groups if g not in bound), *coupled):
+        if trial.works([*taken, *unit]):
+            taken.extend(unit)
     return [group for group in groups if group not in taken]

@@ -1,14 +1,16 @@
 """Labels from the inputs of a traced graph to its outputs, operator by operator."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from paredown.core.report import Barrier
-from paredown.graph.operation import Knowledge, Operation, nothing
+from paredown.graph.labels import Dims
+from paredown.graph.operation import Knowledge, Operation, nothing, short_name
 from paredown.graph.rules import follow
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER)
@@ -17,8 +19,9 @@ _OUTPUT = "the model's output keeps its shape"
 
 def propagate(program: ExportedProgram, model: nn.Module, samples: int) -> Knowledge:
     """What the operators of `program`, traced from `model` with a batch of `samples`, tie together."""
-    known = Knowledge(samples)
+    known = Knowledge(samples, dict(model.named_modules()))
     _enter(program, model, known)
+    _count_calls(program, known)
     for node in program.graph.nodes:
         if node.op == "call_function":
             known.dims[node] = follow(Operation(node, known))
@@ -44,13 +47,32 @@ def _enter(program: ExportedProgram, model: nn.Module, known: Knowledge) -> None
     first: dict[str, fx.Node] = {}
     for spec in program.graph_signature.input_specs:
         node = placeholders[spec.arg.name]
-        if spec.kind not in _WEIGHTS or spec.target not in tensors or not node.users:
+        if spec.kind not in _WEIGHTS or spec.target not in tensors or not node.users or _is_index(tensors[spec.target]):
             known.dims[node] = nothing(node)
             continue
         name = first_names[id(tensors[spec.target])]
         known.origins[node] = name
         twin = first.setdefault(name, node)
-        known.dims[node] = known.dims.get(twin) or (tuple(known.labels.fresh(size) for size in tensors[name].shape),)
+        known.dims[node] = known.dims.get(twin) or (_fresh(tensors[name], known),)
+
+
+def _fresh(tensor: Tensor, known: Knowledge) -> Dims:
+    """A dimension of size 1 can lose nothing, and is broadcast."""
+    return tuple(known.labels.fresh(size) if size > 1 else None for size in tensor.shape)
+
+
+def _is_index(tensor: Tensor) -> bool:
+    """Whole numbers count positions or tokens: nothing in them is a channel."""
+    return not tensor.is_floating_point() and not tensor.is_complex()
+
+
+def _count_calls(program: ExportedProgram, known: Knowledge) -> None:
+    numbers = Counter[str]()
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            name = short_name(node)
+            known.calls[node] = name, numbers[name]
+            numbers[name] += 1
 
 
 def _named_tensors(model: nn.Module) -> Any:

@@ -4,8 +4,11 @@ from collections.abc import Callable
 
 import torch
 
+from paredown.graph import rules_attention as products
 from paredown.graph import rules_layers as layers
+from paredown.graph import rules_recurrent as recurrent
 from paredown.graph import rules_shapes as shapes
+from paredown.graph import rules_statistics as statistics
 from paredown.graph.labels import Dims
 from paredown.graph.operation import Operation, nothing, short_name
 
@@ -19,17 +22,25 @@ _ROWS: tuple[tuple[Rule, str], ...] = (
     (layers.convolution, "conv1d conv2d conv3d"),
     (layers.transposed_convolution, "conv_transpose1d conv_transpose2d conv_transpose3d"),
     (layers.linear, "linear"),
-    (layers.matrix_product, "matmul mm bmm"),
-    (layers.biased_product, "addmm"),
-    (layers.per_channel, "batch_norm instance_norm prelu"),
-    (layers.normalization, "layer_norm rms_norm"),
-    (layers.group_normalization, "group_norm"),
+    (products.matrix_product, "matmul mm bmm"),
+    (products.biased_product, "addmm baddbmm"),
+    (products.einsum, "einsum"),
+    (products.attention, "scaled_dot_product_attention"),
+    (products.gather, "index index_select"),
+    (products.repeat_interleave, "repeat_interleave"),
+    (recurrent.lstm, "lstm"),
+    (recurrent.gru, "gru"),
+    (recurrent.elman, "rnn_tanh rnn_relu"),
+    (statistics.per_channel, "batch_norm instance_norm prelu"),
+    (statistics.normalization, "layer_norm rms_norm"),
+    (statistics.group_normalization, "group_norm"),
     (layers.embedding, "embedding"),
-    (layers.along, "softmax log_softmax cumsum cumprod flip roll"),
-    (layers.reduction, "mean sum amax amin prod var std logsumexp max min argmax argmin any all norm linalg_vector_norm"),
+    (statistics.along, "softmax log_softmax cumsum cumprod flip roll"),
+    (statistics.reduction, "mean sum amax amin prod var std logsumexp max min argmax argmin any all norm linalg_vector_norm"),
     (layers.over_space, " ".join(_POOLS.format(d) for d in (1, 2, 3))),
     (layers.over_space, "upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d"),
     (shapes.first_operand, "type_as"),
+    (shapes.factory, "new_zeros new_ones new_full new_empty"),
     (shapes.reorder, "permute transpose t numpy_T mT swapaxes movedim"),
     (shapes.reshape, "view reshape flatten unflatten squeeze unsqueeze view_as reshape_as _unsafe_view"),
     (shapes.expand, "expand expand_as"),

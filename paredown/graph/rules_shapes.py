@@ -15,6 +15,11 @@ def first_operand(op: Operation) -> tuple[Dims, ...]:
     return (op.dims(op.operands()[0]),)
 
 
+def factory(op: Operation) -> tuple[Dims, ...]:
+    """new_zeros, new_full: a new tensor takes only its type from its operand."""
+    return nothing(op.node)
+
+
 def reorder(op: Operation) -> tuple[Dims, ...]:
     """permute, transpose, t, movedim."""
     x, order = op.operands()[0], permutation(op)
@@ -26,38 +31,44 @@ def reshape(op: Operation) -> tuple[Dims, ...]:
     x = op.operands()[0]
     dims, before, after = op.dims(x), shape(x), shape(op.node)
     op.fix(*(labels for labels, size in zip(dims, before, strict=True) if static(size) == 1))
+    was, becomes = hints(x), hints(op.node)
     result: list[Array | None] = [None] * len(after)
     for ins, outs in blocks(before, after):
-        parts = [(dims[i], static(before[i])) for i in ins]
-        if all(labels is None for labels, _ in parts):
+        if all(dims[i] is None for i in ins):
             continue
-        sizes = [static(after[i]) for i in outs]
-        known = [(labels, size) for labels, size in parts if size is not None]
-        merged = op.labels.merge(known) if len(known) == len(parts) else None
-        if merged is None or None in sizes or len(merged) != np.prod([s for s in sizes if s is not None]):
-            op.freeze([labels for labels, _ in parts], "it is reshaped together with a dynamic dimension")
+        sizes = [becomes[i] for i in outs]
+        merged = op.labels.merge([(dims[i], was[i]) for i in ins])  # a dynamic dimension counts as long as it was when traced
+        if merged is None or len(merged) != np.prod(sizes):
+            op.freeze([dims[i] for i in ins], "it is reshaped together with a dynamic dimension")
             continue
-        for i, labels in zip(outs, op.labels.split(merged, [s for s in sizes if s is not None]), strict=True):
+        for i, labels in zip(outs, op.labels.split(merged, sizes), strict=True):
             result[i] = labels
     return (tuple(result),)
 
 
 def expand(op: Operation) -> tuple[Dims, ...]:
-    """expand, expand_as: a dimension of size 1 that grows carries nothing."""
+    """expand, expand_as: a dimension of size 1 that grows is copies of one index, each with a label of its own."""
     x = op.operands()[0]
-    before, after = hints(x), hints(op.node)
+    before, after, sizes = hints(x), hints(op.node), shape(op.node)
     new = len(after) - len(before)
-    grown = [op.dims(x)[i] for i in range(len(before)) if before[i] != after[i + new]]
-    op.fix(*grown)
-    kept = (op.dims(x)[i] if before[i] == after[i + new] else None for i in range(len(before)))
-    return ((*[None] * new, *kept),)
+    same = [before[i] == after[i + new] for i in range(len(before))]
+    op.fix(*(labels for labels, kept in zip(op.dims(x), same, strict=True) if not kept))
+    old = (labels if kept else _copies(op, sizes[i + new]) for i, (labels, kept) in enumerate(zip(op.dims(x), same, strict=True)))
+    return ((*[None] * new, *old),)
 
 
 def repeat(op: Operation) -> tuple[Dims, ...]:
-    """repeat: each dimension tiled."""
-    x, times = op["self"], list(op["repeats"])
+    """repeat: each dimension tiled; one of size 1 is copied as `expand` does."""
+    x, times, sizes = op["self"], list(op["repeats"]), shape(op.node)
     new = len(times) - len(shape(x))
-    dims = [None if labels is None else np.tile(labels, t) for labels, t in zip(op.dims(x), times[new:], strict=True)]
+    dims: list[Array | None] = []
+    for i, labels in enumerate(op.dims(x)):
+        count = static(times[i + new])
+        if count is None or (count > 1 and hints(x)[i] == 1):
+            op.freeze([labels], "it is repeated a dynamic number of times") if count is None else op.fix(labels)
+            dims.append(_copies(op, sizes[i + new]))
+        else:
+            dims.append(None if labels is None else np.tile(labels, count))
     return ((*[None] * new, *dims),)
 
 
@@ -161,6 +172,12 @@ def _united(op: Operation, parts: list[fx.Node], skip: int | None = None) -> Dim
                 op.unite(column[0], labels)
         result.append(column[0] if all(labels is not None for labels in column) else None)
     return tuple(result)
+
+
+def _copies(op: Operation, size: Any) -> Array | None:
+    """Labels of a dimension that is made by copying; None where its size is dynamic."""
+    length = static(size)
+    return None if length is None else op.labels.fresh(length)
 
 
 def _explicit(labels: Array | None, size: Any) -> Array | None:

@@ -21,6 +21,7 @@ def cut(model: nn.Module, manifest: Manifest) -> nn.Module:
     """
     tensors = named_tensors(model)
     _check_names(tensors, manifest)
+    _check_attributes(model, manifest)
     memo: dict[int, object] = {id(tensor): _cut_tensor(name, tensor, manifest) for name, tensor in tensors.items()}
     try:
         result = copy.deepcopy(model, memo)
@@ -39,7 +40,7 @@ def recut_(scratch: nn.Module, model: nn.Module, manifest: Manifest) -> None:
     """Cuts `scratch`, a copy of `model` however it was cut before, by `manifest`, in place. Whole weights are shared."""
     values = named_tensors(model)
     for name, tensor in named_tensors(scratch).items():
-        tensor.data = take(values[name].detach(), manifest.kept.get(name, {}))
+        tensor.data = kept_values(name, values[name].detach(), manifest)
     _fix_all_(scratch, model, manifest)
 
 
@@ -58,14 +59,23 @@ def take(tensor: Tensor, dimensions: dict[int, tuple[int, ...]]) -> Tensor:
     return tensor
 
 
+def kept_values(name: str, tensor: Tensor, manifest: Manifest) -> Tensor:
+    """What a cut leaves of one parameter or buffer: the kept indices, times the factors that go with them."""
+    tensor = take(tensor, manifest.kept.get(name, {}))
+    for dimension, factors in manifest.scaled.get(name, {}).items():
+        shape = [-1 if d == dimension else 1 for d in range(tensor.dim())]
+        tensor = tensor * torch.tensor(factors, dtype=tensor.dtype, device=tensor.device).reshape(shape)
+    return tensor
+
+
 def _all_named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 def _cut_tensor(name: str, tensor: Tensor, manifest: Manifest) -> Tensor:
-    kept = manifest.kept.get(name, {})
-    value = take(tensor.detach(), kept) if kept else tensor.detach().clone()
+    changed = name in manifest.kept or name in manifest.scaled
+    value = kept_values(name, tensor.detach(), manifest) if changed else tensor.detach().clone()
     return nn.Parameter(value, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
 
@@ -80,6 +90,36 @@ def _check_names(tensors: dict[str, Tensor], manifest: Manifest) -> None:
                 raise _misfit("keep indices that exist, and at least one", f"{name}, dimension {dimension}")
 
 
+def numbers_of(module: nn.Module) -> dict[str, int]:
+    """Whole numbers that a module keeps, by name; those in a tuple or list as "name.0", "name.1"."""
+    result: dict[str, int] = {}
+    for name, value in vars(module).items():
+        if type(value) is int:
+            result[name] = value
+        elif type(value) in {tuple, list} and value and all(type(entry) is int for entry in value):
+            result.update((f"{name}.{i}", entry) for i, entry in enumerate(value))
+    return result
+
+
+def set_numbers_(module: nn.Module, numbers: dict[str, int]) -> None:
+    """Gives a module these values, under the names that `numbers_of` uses."""
+    for key, number in numbers.items():
+        name, _, index = key.partition(".")
+        if index:
+            sequence = vars(module)[name]
+            vars(module)[name] = type(sequence)(number if i == int(index) else entry for i, entry in enumerate(sequence))
+        else:
+            vars(module)[name] = number
+
+
+def _check_attributes(model: nn.Module, manifest: Manifest) -> None:
+    modules = dict(model.named_modules())
+    for path, values in manifest.attributes.items():
+        for name in values:
+            if path not in modules or name not in numbers_of(modules[path]):
+                raise _misfit("name attributes of the model's modules that are whole numbers", f"{path}.{name}")
+
+
 def _misfit(rule: str, got: str) -> SurgeryError:
     return SurgeryError(
         f"a manifest must {rule}", got=got, remedy="pass a fresh, uncut model of the class that the manifest was made from"
@@ -87,24 +127,34 @@ def _misfit(rule: str, got: str) -> SurgeryError:
 
 
 def _fix_all_(result: nn.Module, model: nn.Module, manifest: Manifest) -> None:
+    """Whole numbers as the model has them, then as the manifest has them, then as the shapes of the weights say."""
     before = dict(model.named_modules())
     for path, module in result.named_modules():
+        set_numbers_(module, numbers_of(before[path]) | manifest.attributes.get(path, {}))
         _fix_attributes_(module, before[path], manifest.kept.get(f"{path}.weight" if path else "weight", {}))
 
 
 def _fix_attributes_(module: nn.Module, before: nn.Module, kept: dict[int, tuple[int, ...]]) -> None:
     """in_channels, num_features and the like, from the shapes that the parameters have now."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
-        if isinstance(module, _NormBase) and module.running_mean is not None:
-            module.num_features = len(module.running_mean)
-        return
+    if isinstance(module, nn.RNNBase):
+        assert isinstance(before, nn.RNNBase)  # a copy has the class of what it was copied from
+        _fix_recurrent_(module, before)
+    elif isinstance(module, _NormBase) and module.running_mean is not None:
+        module.num_features = len(module.running_mean)
+    elif isinstance(weight, Tensor):
+        _fix_by_weight_(module, weight, before, kept)
+
+
+def _fix_by_weight_(module: nn.Module, weight: Tensor, before: nn.Module, kept: dict[int, tuple[int, ...]]) -> None:
     match module:
         case _ConvTransposeNd():
+            assert isinstance(before, _ConvTransposeNd)  # a copy has the class of what it was copied from
+            module.groups = _blocks(before.in_channels, before.groups, kept)
             module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
         case _ConvNd():
             assert isinstance(before, _ConvNd)  # a copy has the class of what it was copied from
-            module.groups = _groups(before, kept)
+            module.groups = _blocks(before.out_channels, before.groups, kept)
             module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
         case nn.Linear():
             module.out_features, module.in_features = weight.shape
@@ -113,14 +163,23 @@ def _fix_attributes_(module: nn.Module, before: nn.Module, kept: dict[int, tuple
         case nn.LayerNorm() | nn.RMSNorm():
             module.normalized_shape = tuple(weight.shape)
         case nn.GroupNorm():
+            assert isinstance(before, nn.GroupNorm)  # as above
             module.num_channels = len(weight)
+            module.num_groups = _blocks(before.num_channels, before.num_groups, kept)
         case nn.Embedding():
             module.num_embeddings, module.embedding_dim = weight.shape
         case nn.PReLU():
             module.num_parameters = len(weight)
 
 
-def _groups(conv: _ConvNd, kept: dict[int, tuple[int, ...]]) -> int:
-    """How many groups still have an output channel: exact, where shapes alone leave it open."""
-    each = conv.out_channels // conv.groups
-    return len({row // each for row in kept[0]}) if 0 in kept else conv.groups
+def _fix_recurrent_(module: nn.RNNBase, before: nn.RNNBase) -> None:
+    """weight_ih_l0 (gates * hidden, in), weight_hh_l0 (gates * hidden, hidden or projected)."""
+    gates = len(before.get_parameter("weight_ih_l0")) // before.hidden_size
+    rows, module.input_size = module.get_parameter("weight_ih_l0").shape
+    module.hidden_size = rows // gates
+    module.proj_size = module.get_parameter("weight_hh_l0").shape[1] if before.proj_size else 0
+
+
+def _blocks(size: int, count: int, kept: dict[int, tuple[int, ...]]) -> int:
+    """Of `count` equal blocks of a dimension how many still have an index."""
+    return len({row // (size // count) for row in kept[0]}) if 0 in kept else count

@@ -6,6 +6,8 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> E
     """
     args, kwargs = as_call(inputs)
     try:
-        with warnings.catch_warnings(), evaluating(model):
+        with warnings.catch_warnings(), evaluating(model), unfused():
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, inputs, dynamic))
     except Exception as error:
@@ -35,6 +37,17 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> E
             "torch.export must be able to follow the model", got=f"{_line(error)}{_first_sentence(error)}",
             remedy="replace control flow on tensor values by torch.where, and literal batch sizes by x.shape[0]",
         ) from error  # fmt: skip
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Attention layers by their own operators, instead of torch's one fused operator, which hides what is inside."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -46,9 +59,13 @@ def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def module_path(node: fx.Node) -> str:
     """The dotted name of the innermost module that made a node, "" for the model itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values()]
-    return re.sub(r"@\d+$", "", str(paths[-1])) if paths else ""
+    return next(iter(module_stack(node)), "")
+
+
+def module_stack(node: fx.Node) -> tuple[str, ...]:
+    """The dotted names of the modules that made a node, the innermost first."""
+    paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    return tuple(re.sub(r"@\d+$", "", path) for path in reversed(paths))
 
 
 def source_line(node: fx.Node) -> str:

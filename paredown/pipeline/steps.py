@@ -1,6 +1,5 @@
 """The steps as public functions: step(task, config, *, model=None) -> nn.Module. The input model is never touched."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -14,8 +13,8 @@ from paredown.deploy.capabilities import has_vnni
 from paredown.deploy.onnx import export_onnx
 from paredown.deploy.parity import check_parity
 from paredown.distillation.recover import distill_model
-from paredown.pipeline.evaluate import latency_of, precision_of
-from paredown.pruning.prune import prune_model
+from paredown.pipeline.evaluate import precision_of
+from paredown.pipeline.schedule import prune_by_schedule
 from paredown.pruning.sparse import sparsify_model
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.static import quantize_model
@@ -33,7 +32,7 @@ def prune(
 ) -> nn.Module:
     """The model with whole channels removed: same class, really smaller, equal to the masked original (checked).
 
-    target: where latency is measured; needed only where the config's goal is a latency.
+    target: where latency is measured; needed where the config's goal is a latency, or its widths are the target's choice.
     Raises NothingToPruneError where the goal can't be reached, OrderError for a quantized model.
     """
     source = task.model if model is None else model
@@ -41,8 +40,7 @@ def prune(
         raise OrderError(
             "a quantized model can't be pruned: its channels are fixed", remedy="prune first, then distill, then quantize"
         )
-    latency = _latency(task, target) if config.latency is not None else None
-    return prune_model(source, task, config, latency=latency, seed=seed, progress=progress)
+    return prune_by_schedule(task, config, source, target, seed=seed, progress=progress)
 
 
 def distill(
@@ -94,9 +92,3 @@ def export(model: nn.Module, task: Task, *, target: Target | str = "onnxruntime"
     finally:
         unchecked.unlink(missing_ok=True)
     return Artifact(str(file), chosen, artifact.precision, artifact.size_bytes, artifact.digest)
-
-
-def _latency(task: Task, target: Target | str | None) -> Callable[[nn.Module], float]:
-    if target is None:
-        raise RecipeError("a latency goal needs a target to measure in", remedy='pass target="onnxruntime"')
-    return latency_of(task, Target.of(target))

@@ -1,76 +1,167 @@
-"""Gradients over calibration batches, and the Taylor scores that they give.
+"""One score per atom of every dependency group, by any criterion: gathers what a criterion looks at, then asks it.
 
-The gradient is that of the *output* along a random direction, not of the loss, unless the user has a training step of his own.
-On data that the model was trained on the loss is near its minimum: its gradient rests on the few samples that are still wrong.
-How far the output moves is what distillation has to recover, and needs no label. Measured on ResNet-20, 20 batches of 64, top-1
-on 1,000 validation images after new batch-norm statistics, at 0.7x and 0.5x MACs: gradient of the loss 79.9 and 47.7, of the
-output 85.2 and 57.4, magnitude 80.1 and 50.0, random 58.9 and 30.4 (mean of 3). After 2 epochs of distillation on 10,000 images,
-at 0.5x, one seed: 86.3, 87.2, 87.2, 84.6; there the first three differ by less than the noise of 1,000 images.
+All scores compare between groups; `importance/aggregate.py` says how. Those of ADDITIVE criteria are in one unit and add up,
+so that a goal in MACs is a knapsack, filled by score per MAC saved. Measured on ResNet-20 at 0.7x and 0.5x MACs, batch norms
+recalibrated, no training, top-1 on 1,000 validation images (`benchmarks/results/criteria.csv`), per MAC and not: taylor 86 68
+and 83 55, taylor_loss 85 59 and 69 43, taylor_second 86 66 and 77 36, fisher 86 67 and 70 50. The others rank as they are:
+group_norm 82 64, fpgm 83 61, gradient_loss 82 59, l1 83 58, obd 82 57, activation 79 56, obs 85 55, magnitude 83 54, lamp 81 52,
+gradient 80 49, apoz 70 46, bn_scale without its training 70 45, random 68 36.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from paredown.core.errors import NotFiniteError
-from paredown.graph.groups import Groups
+from paredown.core.errors import RecipeError
+from paredown.core.steps import Criterion
+from paredown.graph.groups import Group, Groups
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import cut
+from paredown.pruning.importance.activation import activation, size_of
+from paredown.pruning.importance.activations import Statistic, channel_means
+from paredown.pruning.importance.aggregate import shared
+from paredown.pruning.importance.apoz import apoz, is_alive
+from paredown.pruning.importance.bn_scale import bn_scale
+from paredown.pruning.importance.fisher import fisher
+from paredown.pruning.importance.fpgm import fpgm
+from paredown.pruning.importance.gradient import gradient
+from paredown.pruning.importance.gradients import (
+    Objective,
+    curvatures,
+    detached,
+    gate_gradients,
+    output_change,
+    pieces,
+    task_loss,
+    weight_means,
+)
+from paredown.pruning.importance.group_norm import group_norm
+from paredown.pruning.importance.l1 import l1
+from paredown.pruning.importance.lamp import lamp
+from paredown.pruning.importance.magnitude import magnitude
+from paredown.pruning.importance.obd import obd
+from paredown.pruning.importance.obs import obs
+from paredown.pruning.importance.random import random
 from paredown.pruning.importance.taylor import taylor
+from paredown.pruning.importance.taylor_second import taylor_second
 from paredown.pruning.select import Scores
-from paredown.task.batches import Batch, call, each, tensors
+from paredown.task.batches import Batch, each
 from paredown.task.task import Task
 
-BATCHES = 10
+BATCHES = 10  # of task.train, at most
+PIECE = 16  # samples that are derived together, for the criteria that average squares over as many pieces as there can be
+ADDITIVE: frozenset[str] = frozenset({"taylor", "taylor_loss", "taylor_second", "fisher"})
+Own = Callable[..., Any]
 
 
-def taylor_scores(model: nn.Module, task: Task, groups: Groups, *, batches: int = BATCHES, seed: int = 0) -> list[Scores]:
-    """One array (size,) per group: mean square over batches of the first-order change, as a multiple of the mean over all atoms.
+def scores(model: nn.Module, task: Task, groups: Groups, importance: Criterion | Own, *, seed: int = 0) -> list[Scores]:
+    """One array (size,) per group, finite. The model is not touched; its copy runs in evaluation mode.
 
-    Squares of changes add up, so they compare between groups as they are: no group is normalized by itself.
-
-    batches: of task.train, at most. The model runs in evaluation mode and is not touched.
-    Raises NotTrainableError where nothing requires a gradient, NotFiniteError where a gradient isn't finite.
+    importance: a criterion by name, or `(model, task, groups) -> one array (size,) per group`, larger = more important.
+    Raises NotTrainableError where gradients are needed and nothing requires one, BatchError where the loss is needed and
+    targets are missing, NotFiniteError where a gradient isn't finite, RecipeError where a callable returns anything else than
+    one finite array (size,) per group, or bn_scale finds no batch norm.
     """
-    task.require_trainable(model)
     copy = cut(model, Manifest()).eval()
-    weights = {name: p.detach() for name, p in copy.named_parameters()}
-    total = [np.zeros(group.size) for group in groups.groups]
-    for gradients in _gradients(copy, task, batches, seed):
-        for g, group in enumerate(groups.groups):
-            total[g] += taylor(group, weights, gradients).square().numpy()
-    mean = max(float(np.concatenate(total).mean()), 1e-60)
-    return [s / mean for s in total]
+    if callable(importance):
+        return _own(importance, copy, task, groups)
+    found = _by_name(importance, copy, task, groups.groups, seed)
+    return [score.to(torch.float64).cpu().numpy() for score in found]
 
 
-def _gradients(model: nn.Module, task: Task, batches: int, seed: int) -> Iterator[Mapping[str, Tensor]]:
-    """For each batch the gradient of every parameter that the output depends on, frozen ones included."""
-    parameters = {name: p.requires_grad_(True) for name, p in model.named_parameters() if p.is_floating_point()}
-    generator = torch.Generator().manual_seed(seed)
-    for batch in itertools.islice(each(task.train, "train", task.device), batches):
-        with torch.enable_grad():
-            loss = _objective(model, task, batch, generator)
-            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        gradients = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
-        if not all(bool(torch.isfinite(g).all()) for g in gradients.values()):
-            raise NotFiniteError(
-                "gradients must be finite", got="NaN or infinity", remedy="look for log(0) or sqrt(0) in the model or the loss"
-            )
-        yield gradients
+def _by_name(name: Criterion, model: nn.Module, task: Task, groups: Sequence[Group], seed: int) -> list[Tensor]:
+    match name:
+        case "magnitude" | "l1" | "group_norm" | "fpgm" | "lamp":
+            of = {"magnitude": magnitude, "l1": l1, "group_norm": group_norm, "fpgm": fpgm, "lamp": lamp}[name]
+            weights = detached(model)
+            return [of(group, weights) for group in groups]
+        case "bn_scale":
+            return bn_scale(groups, detached(model), batch_norm_scales(model))
+        case "activation":
+            return _watched(model, task, groups, size_of, activation)
+        case "apoz":
+            return _watched(model, task, groups, is_alive, apoz)
+        case "random":
+            generator = torch.Generator().manual_seed(seed)
+            return [random(group, generator) for group in groups]
+        case "taylor" | "taylor_loss" | "taylor_second" | "gradient" | "gradient_loss" | "fisher" | "obd" | "obs":
+            task.require_trainable(model)
+            return _by_gradient(name, model, task, groups, seed)
+        case _:
+            assert_never(name)
 
 
-def _objective(model: nn.Module, task: Task, batch: Batch, generator: torch.Generator) -> Tensor:
-    """The user's own training step; else the output along a random direction, whose squared change is the output's on average."""
-    if task.train_step is not None:
-        return task.train_step(model, batch)
-    parts = [t for t in tensors(call(model, batch[0])) if t.is_floating_point()]
-    return torch.stack([_projection(t, generator) for t in parts]).sum()
+def _by_gradient(name: str, model: nn.Module, task: Task, groups: Sequence[Group], seed: int) -> list[Tensor]:
+    objective: Objective = output_change(task, seed) if name in ("taylor", "gradient") else task_loss(task, name)
+    match name:
+        case "taylor" | "taylor_loss":
+            batches = _few(task) if name == "taylor" else calibration(task)
+            return shared([taylor(gates) for gates in gate_gradients(model, groups, batches, objective)])
+        case "gradient" | "gradient_loss":
+            absolute = weight_means(model, calibration(task), objective, torch.abs)
+            return [gradient(group, absolute) for group in groups]
+        case "taylor_second":
+            found = curvatures(model, groups, _few(task), objective, torch.Generator().manual_seed(seed))
+            return shared([taylor_second(curvature.gates, curvature.second) for curvature in found])
+        case "obd":
+            squares, weights = weight_means(model, _few(task), objective, torch.square), detached(model)
+            return [obd(group, weights, squares) for group in groups]
+        case "fisher":
+            return shared([fisher(gates) for gates in gate_gradients(model, groups, _few(task), objective)])
+        case _:
+            return [obs(gates) for gates in gate_gradients(model, groups, _few(task), objective)]
 
 
-def _projection(output: Tensor, generator: torch.Generator) -> Tensor:
-    """Each output of a model in units of its own size, so that none drowns the others."""
-    direction = torch.randn(output.shape, generator=generator).to(output)
-    return (output * direction).sum() / output.detach().square().mean().sqrt().clamp_min(1e-12)
+def _watched(
+    model: nn.Module, task: Task, groups: Sequence[Group], statistic: Statistic, of: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Groups whose activations can't be watched score by their weight norms, which have the same mean."""
+    means = channel_means(model, groups, calibration(task), statistic)
+    weights = detached(model)
+    return [magnitude(group, weights) if m is None else of(m) for group, m in zip(groups, means, strict=True)]
+
+
+def batch_norm_scales(model: nn.Module) -> list[str]:
+    """Names of the parameters that are scales of batch norms."""
+    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    return [f"{path}.weight" if path else "weight" for path, norm in norms if norm.weight is not None]
+
+
+def calibration(task: Task) -> Iterator[Batch]:
+    """The training batches that importances look at: the first few."""
+    return itertools.islice(each(task.train, "train", task.device), BATCHES)
+
+
+def _few(task: Task) -> Iterator[Batch]:
+    """The same in pieces; whole where the user's own step may tie the samples of a batch to one another."""
+    return calibration(task) if task.train_step is not None else pieces(calibration(task), PIECE)
+
+
+def _own(importance: Own, model: nn.Module, task: Task, groups: Groups) -> list[Scores]:
+    found = list(importance(model, task, groups))
+    rule = "an importance of your own must return one array (size,) per group"
+    if len(found) != len(groups.groups):
+        raise RecipeError(rule, got=f"{len(found)} for {len(groups.groups)} groups", remedy="loop over groups.groups")
+    return [_checked(values, group, rule) for values, group in zip(found, groups.groups, strict=True)]
+
+
+def _checked(values: Any, group: Group, rule: str) -> Scores:
+    try:
+        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(rule, got=f"{type(values).__name__} for {group.name}", remedy="return float arrays") from error
+    if array.shape != (group.size,):
+        remedy = f"give a score to each of the group's {group.size} atoms (group.size)"
+        raise RecipeError(rule, got=f"shape {array.shape} for {group.name}", remedy=remedy)
+    if not np.isfinite(array).all():
+        raise RecipeError(
+            "scores of an importance of your own must be finite",
+            got=f"NaN or infinity for {group.name}",
+            remedy="guard its division or its logarithm",
+        )
+    return array

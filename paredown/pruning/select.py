@@ -1,6 +1,7 @@
 """Which atoms to remove, from their scores alone: the least important first, until a cost is met. Works on bare arrays.
 
-A group keeps one of a few allowed counts: at least its floor, and a multiple of what the runtime likes where it is large enough.
+A group keeps one of a few allowed counts: from its floor to its ceiling, and a multiple of what the runtime likes where it
+is large enough.
 """
 
 import math
@@ -55,11 +56,18 @@ def below(scores: Sequence[Scores], threshold: float, allowed: Sequence[Sequence
     return [_ranks(s) < count for s, count in zip(scores, counts, strict=True)]
 
 
-def allowed_counts(size: int, floor: float, round_to: int) -> tuple[int, ...]:
-    """Ascending: at least `floor` of the atoms and one; multiples of `round_to` where the group has more than that; `size`."""
-    least = max(1, math.ceil(floor * size - 1e-9))
+def allowed_counts(size: int, floor: float, round_to: int, *, ceiling: float = 1.0, whole: int | None = None) -> tuple[int, ...]:
+    """Ascending: from `floor` of the atoms, and one, to `ceiling` of them; multiples of `round_to` where the group has more
+    than that; `size`, where the ceiling allows it. Where no multiple lies between the two, what the ceiling allows.
+
+    whole: atoms that floor and ceiling are fractions of, where the group had more of them before; None: size.
+    """
+    before = size if whole is None else whole
+    least = min(size, max(1, math.ceil(floor * before - 1e-9)))
+    most = min(size, max(least, math.floor(ceiling * before + 1e-9)))
     step = round_to if size > round_to else 1
-    return tuple(sorted({*(count for count in range(step, size, step) if count >= least), size}))
+    multiples = {count for count in range(step, most + 1, step) if count >= least}
+    return tuple(sorted(multiples | ({size} if most == size else set()))) or (most,)
 
 
 def _removal_order(scores: Sequence[Scores], scope: Literal["global", "uniform"]) -> NDArray[np.int64]:
@@ -77,7 +85,8 @@ def _ranks(scores: Scores) -> NDArray[np.int64]:
 
 
 def _at_least(allowed: Sequence[int], count: int) -> int:
-    return next(a for a in allowed if a >= count)
+    """The least of the allowed counts that is no less; the largest where the ceiling lies below."""
+    return next((a for a in allowed if a >= count), allowed[-1])
 
 
 def _give_back(

@@ -3,29 +3,42 @@
 from collections import Counter
 from collections.abc import Callable
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from paredown.graph.trace import module_path
-from paredown.quantization.grid import ACTIVATIONS, BIASES, Grid
+from paredown.quantization.grid import BIASES
 from paredown.quantization.model import FakeQuantizer
 from paredown.quantization.nodes import argument, constant, name_of, value_of
 from paredown.quantization.placement import Placement, Site
+from paredown.quantization.scheme import Scheme, Widths, activation_grid, path_of, weight_grid
 
 
-def insert_quantizers_(module: fx.GraphModule, placement: Placement, weights: Grid) -> None:
-    """Adds `module.quantizers`, and a call of one at every site; weights: their grid, per channel on dimension 0."""
+def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Scheme, *, reduced: bool) -> None:
+    """Adds `module.quantizers`, and a call of one at every site. reduced: 8-bit weights on [-63, 63]."""
     quantizers = nn.ModuleDict()
-    for sites, grid in ((placement.weights, weights), (placement.biases, BIASES)):
-        for site in sites:
-            value = constant(module, site.node)
-            assert value is not None  # the placement takes constant weights and biases only
-            quantizers[site.key] = FakeQuantizer(grid, value.shape[0], axis=0).to(value.device)
+    for site in placement.weights:
+        weight, widths = constant(module, site.node), scheme.of(path_of(site.key))
+        assert weight is not None  # the placement takes constant weights only
+        quantizers[site.key] = _of_weight(weight, widths, reduced=reduced)
+    for site in placement.biases:
+        bias = constant(module, site.node)
+        assert bias is not None  # likewise
+        quantizers[site.key] = FakeQuantizer(BIASES, (bias.shape[0],), axis=0).to(bias.device)
     device = next(iter(quantizers.buffers())).device
     for site in placement.activations:
-        quantizers[site.key] = FakeQuantizer(ACTIVATIONS).to(device)
+        quantizers[site.key] = FakeQuantizer(activation_grid(site.bits)).to(device)
     module.add_module("quantizers", quantizers)
     for site in (*placement.weights, *placement.biases, *placement.activations, *placement.restated):
         _call_(module.graph, f"quantizers.{site.key}", site)
+
+
+def _of_weight(weight: Tensor, widths: Widths, *, reduced: bool) -> FakeQuantizer:
+    """One scale per output channel, or per group."""
+    grid, rows = weight_grid(widths, reduced=reduced), weight.shape[0]
+    if not widths.group:
+        return FakeQuantizer(grid, (rows,), axis=0).to(weight.device)
+    blocks = -(-weight[0].numel() // widths.group)
+    return FakeQuantizer(grid, (rows, blocks), axis=1, block=widths.group).to(weight.device)
 
 
 def insert_dropouts_(module: fx.GraphModule) -> None:

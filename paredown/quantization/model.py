@@ -11,16 +11,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from paredown.core.recipe import Quantize
+from paredown.core.steps import Quantize
 from paredown.graph import fake_quantize as _operator  # noqa: F401 (importing it registers the operator)
 from paredown.graph.manifest import Manifest
 from paredown.graph.trace import Dynamic
 from paredown.quantization.grid import Grid
+from paredown.quantization.scheme import Scheme
 from paredown.task.batches import Inputs
 
 
 class FakeQuantizer(nn.Module):
-    """Rounds a tensor to a grid and back. scale, zero_point: (1,), or (channels,) along `axis`; NaN and 0 until calibrated.
+    """Rounds a tensor to a grid and back. NaN and 0 until calibrated.
+
+    scale, zero_point: (1,), or (channels,) along `axis`, or (rows, blocks) with one scale for `block` numbers of a row.
 
     While `enabled` is False it passes its input through, so that calibration sees the float model.
     """
@@ -28,17 +31,17 @@ class FakeQuantizer(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, grid: Grid, channels: int = 1, axis: int = -1) -> None:
+    def __init__(self, grid: Grid, shape: tuple[int, ...] = (1,), axis: int = -1, block: int = 0) -> None:
         super().__init__()
-        self.grid, self.axis, self.enabled = grid, axis, True
-        self.register_buffer("scale", torch.full((channels,), torch.nan))
-        self.register_buffer("zero_point", torch.zeros(channels, dtype=torch.int32))
+        self.grid, self.axis, self.block, self.enabled = grid, axis, block, True
+        self.register_buffer("scale", torch.full(shape, torch.nan))
+        self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
-        grid = self.grid
-        result: Tensor = torch.ops.paredown.fake_quantize(x, self.scale, self.zero_point, self.axis, grid.low, grid.high)
+        grid, more = self.grid, (self.block,) if self.block else ()
+        result: Tensor = torch.ops.paredown.fake_quantize(x, self.scale, self.zero_point, self.axis, grid.low, grid.high, *more)
         return result
 
     def set_(self, scale: Tensor, zero_point: Tensor) -> None:
@@ -55,7 +58,7 @@ class QuantizedModel(fx.GraphModule):
 
     quantizers: FakeQuantizer by module path, call index and role: "layer1/0/conv1@0:weight".
     config, reduced (7-bit weights), example_inputs, dynamic: what it was made with. manifest: of the pruned model it was
-    made from; source_class: its class. prunable is False: pruning comes before quantization.
+    made from; source_class: its class. scheme: the bits of each layer. prunable is False: pruning comes before quantization.
     """
 
     prunable: ClassVar[bool] = False
@@ -65,11 +68,12 @@ class QuantizedModel(fx.GraphModule):
     dynamic: Dynamic | None
     manifest: Manifest | None
     source_class: str
+    scheme: Scheme
     quantizers: nn.ModuleDict
     dropouts: nn.ModuleDict
 
     def __init__(self, root: nn.Module, graph: fx.Graph, about: dict[str, Any]) -> None:
-        """root: holds what the graph reads, `quantizers` and `dropouts` among it; about: the five attributes."""
+        """root: holds what the graph reads, `quantizers` and `dropouts` among it; about: the attributes that ABOUT names."""
         super().__init__(root, graph, QuantizedModel.__name__)
         for name in ("quantizers", "dropouts"):
             setattr(self, name, getattr(root, name))
@@ -91,4 +95,4 @@ class QuantizedModel(fx.GraphModule):
         return copied
 
 
-ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest", "source_class")
+ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest", "source_class", "scheme")

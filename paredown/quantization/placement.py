@@ -13,6 +13,7 @@ from torch import fx, nn
 from paredown.graph.trace import module_path
 from paredown.quantization.functional import is_inplace
 from paredown.quantization.nodes import argument, constant, is_float, name_of, value_of
+from paredown.quantization.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Rules:
 
 
 _CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
+RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
 _RESHAPES = frozenset(
     ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "contiguous", "clone",
      "alias", "detach", "dropout", "feature_dropout"]
@@ -62,16 +64,20 @@ RULES: dict[str | None, Rules] = {
 
 @dataclass(frozen=True)
 class Site:
-    """One quantizer: its key, the node whose value it quantizes, the nodes that read the quantized value."""
+    """One quantizer: its key, the node whose value it quantizes, the nodes that read the quantized value; bits: of an
+    activation.
+    """
 
     key: str
     node: fx.Node
     readers: tuple[fx.Node, ...]
+    bits: int = 8
 
 
 @dataclass(frozen=True)
 class Placement:
-    """weights, biases: one site per weighted operator (that has a bias); a runtime holds biases as int32.
+    """weights, biases: one site per weighted operator (that has a bias); a runtime holds biases as int32. Operators whose
+    weight alone is on a grid, or has a scale per group, keep their bias in float.
     activations: one per anchor. restated: the same keys again, behind moves.
     """
 
@@ -85,17 +91,23 @@ class Placement:
 class _State:
     module: nn.Module
     rules: Rules
+    scheme: Scheme
     names: dict[fx.Node, str]
     int8: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)  # operator -> the tensors it reads quantized
     anchors: dict[fx.Node, str] = field(default_factory=dict)  # anchor -> key
 
 
-def place(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = ()) -> Placement:
-    """The quantizers of a folded graph. protect: modules (and what is inside them) that stay in float."""
-    state = _State(module, rules, _call_names(module.graph, rules))
+def place(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = (), scheme: Scheme | None = None) -> Placement:
+    """The quantizers of a folded graph. protect: modules (and what is inside them) that stay in float.
+
+    scheme: widths by layer (None: 8 bits everywhere); a layer of 32 bits stays in float too.
+    """
+    state = _State(module, rules, scheme or Scheme(), _call_names(module.graph, rules))
     free = [n for n in module.graph.nodes if not any(_inside(module_path(n), name) for name in protect)]
+    stored = [site for node in free for site in _weight_only(state, node)]
     for node in free:
-        if _is_weighted(state, node):
+        widths = state.scheme.of(module_path(node))
+        if _is_weighted(state, node) and not widths.is_float and not widths.weight_only:
             _take(state, node, (node.args[0],), stored=name_of(node) in rules.stored)
     for node in free:
         operands = _operands(state, node)
@@ -104,14 +116,43 @@ def place(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = ()) -
             state.anchors = {anchor: key for anchor, key in state.anchors.items() if anchor is not summed}
             _take(state, node, tuple(o for o in operands if o is not summed), stored=True)
     weighted = [n for n in module.graph.nodes if n in state.int8 and name_of(n) in rules.weighted]
-    biased = [n for n in weighted if constant(module, argument(n, 2)) is not None]
+    biased = [n for n in weighted if constant(module, argument(n, 2)) is not None and not state.scheme.of(module_path(n)).group]
     activations = [(n, state.anchors[n]) for n in module.graph.nodes if n in state.anchors]
     return Placement(
-        tuple(Site(f"{state.names[n]}:weight", argument(n, 1), (n,)) for n in weighted),
+        (*(Site(f"{state.names[n]}:weight", argument(n, 1), (n,)) for n in weighted), *stored),
         tuple(Site(f"{state.names[n]}:bias", argument(n, 2), (n,)) for n in biased),
-        tuple(Site(key, n, _readers(state, n)) for n, key in activations),
+        tuple(Site(key, n, _readers(state, n), _bits(state, n)) for n, key in activations),
         _restated(state),
     )
+
+
+def _weight_only(state: _State, node: fx.Node) -> list[Site]:
+    """The weights of an operator that are stored on a grid, while it computes in float."""
+    name, path = name_of(node), module_path(node)
+    widths = state.scheme.of(path)
+    if widths.is_float or node not in state.names:
+        return []
+    if name == "embedding":
+        table = node.args[0] if state.scheme.embeddings and constant(state.module, node.args[0]) is not None else None
+        return [Site(f"{state.names[node]}:weight", table, tuple(table.users))] if isinstance(table, fx.Node) else []
+    if not widths.weight_only:
+        return []
+    if name in state.rules.weighted:
+        return [Site(f"{state.names[node]}:weight", argument(node, 1), (node,))] if _has_weight(state, node) else []
+    weights = [w for w in argument(node, 2, ()) if _is_matrix(state.module, w)] if name in RECURRENT else []
+    return [Site(f"{state.names[node]}:{str(w.target).rpartition('.')[2]}:weight", w, (node,)) for w in weights]
+
+
+def _is_matrix(module: nn.Module, node: object) -> bool:
+    value = constant(module, node)
+    return value is not None and value.dim() == 2
+
+
+def _bits(state: _State, anchor: fx.Node) -> int:
+    """The most bits that a layer reading this tensor wants; 8 where sums alone read it."""
+    readers = [n for n, operands in state.int8.items() if any(_origin(state, o) is anchor for o in operands)]
+    wanted = [state.scheme.of(module_path(n)).activation_bits for n in readers if name_of(n) in state.rules.weighted]
+    return max(wanted, default=8)
 
 
 def _take(state: _State, node: fx.Node, operands: tuple[fx.Node, ...], *, stored: bool) -> None:
@@ -126,9 +167,12 @@ def _take(state: _State, node: fx.Node, operands: tuple[fx.Node, ...], *, stored
 
 
 def _is_weighted(state: _State, node: fx.Node) -> bool:
-    if name_of(node) not in state.rules.weighted or constant(state.module, argument(node, 1)) is None:
-        return False
-    return is_float(node) and _quantizable(state, node.args[0])
+    return _has_weight(state, node) and _quantizable(state, node.args[0])
+
+
+def _has_weight(state: _State, node: fx.Node) -> bool:
+    weighted = name_of(node) in state.rules.weighted
+    return weighted and constant(state.module, argument(node, 1)) is not None and is_float(node)
 
 
 def _operands(state: _State, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -223,9 +267,9 @@ def _call_names(graph: fx.Graph, rules: Rules) -> dict[fx.Node, str]:
     names = {}
     for node in graph.nodes:
         name = name_of(node)
-        if name not in rules.weighted | rules.joins:
+        if name not in rules.weighted | rules.joins | RECURRENT | {"embedding"}:
             continue
-        path, kind = module_path(node).replace(".", "/"), "" if name in rules.weighted else name
+        path, kind = module_path(node).replace(".", "/"), name if name in rules.joins else ""
         names[node] = f"{path}@{seen[path, kind]}"
         seen[path, kind] += 1
     return names

@@ -1,7 +1,7 @@
-"""Static int8 after training: trace, fold, place quantizers, calibrate them on a few training batches.
+"""Static quantization after training: trace, fold, place quantizers, calibrate them on a few training batches.
 
-Weights: symmetric per output channel, from their extremes; scales are fixed from then on. Activations: asymmetric uint8 per
-tensor, from what an observer saw in the float model.
+Weights: symmetric per output channel or per group; 8 bits and more from their extremes, fewer by least squares. Activations:
+asymmetric unsigned per tensor, from what an observer saw in the float model. Scales are fixed from then on.
 """
 
 import copy
@@ -15,17 +15,19 @@ from torch import Tensor, fx, nn
 
 from paredown.core.errors import NothingToQuantizeError, RecipeError, TraceError
 from paredown.core.progress import Progress, silent
-from paredown.core.recipe import Quantize
+from paredown.core.steps import Quantize
 from paredown.graph.manifest import manifest_of
 from paredown.graph.trace import Dynamic, trace
 from paredown.quantization.fold import fold_batch_norms_
 from paredown.quantization.functional import functionalize_
-from paredown.quantization.grid import WEIGHTS, WEIGHTS_REDUCED, channel_range, scale_and_zero_point
+from paredown.quantization.grid import scale_and_zero_point
 from paredown.quantization.insert import insert_dropouts_, insert_quantizers_
 from paredown.quantization.model import ABOUT, FakeQuantizer, QuantizedModel
 from paredown.quantization.nodes import argument, constant, get
-from paredown.quantization.observers import Observer, observer_of
+from paredown.quantization.observers import MeanSquare, Observer, observer_of
 from paredown.quantization.placement import RULES, Placement, place
+from paredown.quantization.scheme import Scheme
+from paredown.quantization.weights import extreme_scales, fitted_scales
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, check_finite, device_of, each
 from paredown.task.task import Task
 
@@ -33,38 +35,47 @@ _BIAS_STEPS = 2.0**30  # half of what an int32 holds
 
 
 def quantize_model(
-    model: nn.Module, task: Task, config: Quantize, *, reduced: bool, progress: Progress = silent
+    model: nn.Module, task: Task, config: Quantize, *, reduced: bool, scheme: Scheme | None = None, progress: Progress = silent
 ) -> QuantizedModel:
-    """A calibrated int8 simulation of `model`, which is left untouched. reduced: weights on [-63, 63].
+    """A calibrated simulation of `model`, which is left untouched. reduced: 8-bit weights on [-63, 63].
+
+    scheme: the bits of each layer; None: 8 everywhere.
 
     Reads whole batches of task.train until config.samples samples were seen. What task.protect names stays in float too.
     Raises NothingToQuantizeError, RecipeError (unknown module in config.protect), TraceError, BatchError, NotFiniteError.
     """
     config = dataclasses.replace(config, protect=tuple(dict.fromkeys((*config.protect, *task.protect))))
-    quantized = prepare(model, task.inputs, config, reduced=reduced, dynamic=task.dynamic)
-    _calibrate_(quantized, task, progress)
+    quantized = prepare(model, task.inputs, config, reduced=reduced, dynamic=task.dynamic, scheme=scheme)
+    calibrate_(quantized, task, progress)
     return quantized
 
 
 def prepare(
-    model: nn.Module, inputs: Inputs, config: Quantize, *, reduced: bool, dynamic: Dynamic | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    config: Quantize,
+    *,
+    reduced: bool,
+    dynamic: Dynamic | None = None,
+    scheme: Scheme | None = None,
 ) -> QuantizedModel:
     """The traced, folded model with its quantizers, not calibrated: their scales are NaN until a state_dict is loaded.
 
     inputs: at least 2 samples. Raises what `quantize_model` raises, besides what comes from data.
     """
-    _check(model, config)
+    scheme = scheme or Scheme()
+    _check(model, config, scheme)
     inputs = apply_tensors(inputs, lambda t: t.to(device_of(model)))
     owned = _owned(trace(model, inputs, dynamic).module(check_guards=False))
     functionalize_(owned.graph)
     fold_batch_norms_(owned)
-    placement = place(owned, RULES[config.target], config.protect)
+    placement = place(owned, RULES[config.target], config.protect, scheme)
     _check_placement(placement, config)
-    insert_quantizers_(owned, placement, WEIGHTS_REDUCED if reduced else WEIGHTS)
+    insert_quantizers_(owned, placement, scheme, reduced=reduced)
     insert_dropouts_(owned)
     owned.graph.eliminate_dead_code()
     owned.graph.lint()
-    about = (config, reduced, inputs, dynamic, manifest_of(model), type(model).__qualname__)
+    about = (config, reduced, inputs, dynamic, manifest_of(model), type(model).__qualname__, scheme)
     return QuantizedModel(owned, owned.graph, dict(zip(ABOUT, about, strict=True))).eval()
 
 
@@ -75,8 +86,13 @@ def _owned(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule({path: copy.deepcopy(get(module, path), memo) for path in sorted(reads)}, module.graph)
 
 
-def _check(model: nn.Module, config: Quantize) -> None:
+def _check(model: nn.Module, config: Quantize, scheme: Scheme) -> None:
     known = {name for name, _ in model.named_modules()}
+    strangers = [name for name in scheme.layers if name not in known]
+    if strangers:
+        raise RecipeError(
+            "a scheme must name modules of the model", got=strangers[0], remedy="see model.named_modules() for the names"
+        )
     unknown = [name for name in config.protect if name not in known]
     if unknown:
         raise RecipeError(
@@ -99,13 +115,16 @@ def _check_placement(placement: Placement, config: Quantize) -> None:
         raise NothingToQuantizeError("a model must have operators that run in int8", got="none", remedy=remedy)
 
 
-def _calibrate_(quantized: QuantizedModel, task: Task, progress: Progress) -> None:
-    """Sets all scales: activations from the training batches, then weights."""
+def calibrate_(quantized: QuantizedModel, task: Task, progress: Progress = silent) -> None:
+    """Sets all scales: activations from the training batches, then weights. Where no activation is on a grid nothing is read.
+
+    `config.observer` sees activations of 8 bits and more; narrower ones get the range with the smallest squared error.
+    """
     config = quantized.config
-    observers = {key: observer_of(config) for key in quantized.quantizers if not key.endswith((":weight", ":bias"))}
+    observers = {key: _observer(quantized, key) for key in quantized.quantizers if not key.endswith((":weight", ":bias"))}
     seen = 0
     with torch.no_grad(), _observing(quantized, observers):
-        for inputs, _ in each(task.train, "train", device_of(quantized)):
+        for inputs, _ in each(task.train, "train", device_of(quantized)) if observers else ():
             call(quantized, inputs)
             seen += batch_size(inputs)
             progress("calibrating", min(1.0, seen / config.samples) if config.samples else 0.0)
@@ -115,8 +134,13 @@ def _calibrate_(quantized: QuantizedModel, task: Task, progress: Progress) -> No
             quantizer = quantized.quantizer(key)
             low, high = (torch.tensor([value], dtype=torch.float64) for value in observer.range())
             quantizer.set_(*scale_and_zero_point(low, high, quantizer.grid))
-        _set_weight_scales_(quantized)
+        set_weight_scales_(quantized)
     progress("calibrating", 1.0)
+
+
+def _observer(quantized: QuantizedModel, key: str) -> Observer:
+    grid = quantized.quantizer(key).grid
+    return observer_of(quantized.config, grid) if grid.bits >= 8 else MeanSquare(grid)
 
 
 @contextmanager
@@ -147,23 +171,31 @@ def _observing(quantized: QuantizedModel, observers: dict[str, Observer]) -> Ite
             handle.remove()
 
 
-def _set_weight_scales_(quantized: QuantizedModel) -> None:
-    """Weights from the extremes of each channel; never so fine that the channel's bias overflows an int32 in steps of
-    s_x * s_w, which is the scale of the bias.
+def set_weight_scales_(quantized: QuantizedModel) -> None:
+    """Weights from the extremes of each channel, or fitted by least squares below 8 bits; biases in steps of s_x * s_w."""
+    for node in quantized.graph.nodes:
+        if node.op == "call_module" and str(node.target).endswith(":weight"):
+            quantizer, weight = quantized.quantizer(_key(node)), constant(quantized, node.args[0])
+            assert weight is not None  # the placement takes constant weights only
+            find = extreme_scales if quantizer.grid.bits >= 7 else fitted_scales
+            quantizer.set_(*find(weight, quantizer.grid, quantizer.block))
+    set_bias_scales_(quantized)
+
+
+def set_bias_scales_(quantized: QuantizedModel) -> None:
+    """Gives each bias the scale s_x * s_w that runtimes hold it in. Where the channel's bias would overflow an int32 in such
+    steps, the weight's own scale is made coarser first.
     """
     for node in quantized.graph.nodes:
-        if node.op != "call_module" or not str(node.target).endswith(":weight"):
+        if node.op != "call_module" or not str(node.target).endswith(":bias"):
             continue
-        quantizer, reader = quantized.quantizer(_key(node)), next(iter(node.users))
-        weight, bias_node = constant(quantized, node.args[0]), argument(reader, 2)
-        assert weight is not None  # the placement takes constant weights only
-        scale, zero_point = scale_and_zero_point(*channel_range(weight), quantizer.grid)
-        if isinstance(bias_node, fx.Node) and bias_node.op == "call_module":
-            bias, step = constant(quantized, bias_node.args[0]), quantized.quantizer(_quantizer_before(reader)).scale
-            assert bias is not None  # likewise
-            scale = torch.maximum(scale, (bias.detach().abs() / step / _BIAS_STEPS).float())
-            quantized.quantizer(_key(bias_node)).set_(scale * step, zero_point)
-        quantizer.set_(scale, zero_point)
+        reader, bias = next(iter(node.users)), constant(quantized, node.args[0])
+        assert bias is not None  # likewise
+        weight = quantized.quantizer(_key(argument(reader, 1)))
+        step = quantized.quantizer(_quantizer_before(reader)).scale
+        scale = torch.maximum(weight.scale, (bias.detach().abs() / step / _BIAS_STEPS).float())
+        weight.set_(scale, weight.zero_point)
+        quantized.quantizer(_key(node)).set_(scale * step, torch.zeros_like(weight.zero_point))
 
 
 def _quantizer_before(node: fx.Node) -> str:

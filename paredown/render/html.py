@@ -8,7 +8,7 @@ from typing import Any
 
 from paredown.core.artifact import Candidate
 from paredown.core.report import Report, Stage
-from paredown.render import findings, numbers, plots
+from paredown.render import findings, numbers, plots, sensitivity
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def render_html(report: Report) -> str:
         stages=tuple(_stage_row(report, number, stage) for number, stage in enumerate(report.stages, 1)),
         unchanged_widths=not any(width.before != width.after for width in report.widths),
         off_chart=plots.off_chart(report),
+        sensitivity=_sensitivity(report),
         environment=environment_rows(report),
         snippet=load_snippet(report),
         figures=_embedded(_figures(report)),
@@ -180,7 +181,23 @@ def _figures(report: Report) -> dict[str, plots.Figure]:
     figures = {"latency": plots.tradeoff(report, "latency"), "size": plots.tradeoff(report, "size")}
     if any(width.before != width.after for width in report.widths):
         figures["widths"] = plots.width_bars(report.widths)
+    if report.sensitivity:
+        figures["sensitivity"] = sensitivity.curve_figure(report.sensitivity, report.metric)
+        figures["sensitivity-map"] = sensitivity.map_figure(report.sensitivity)
     return figures
+
+
+def _sensitivity(report: Report) -> dict[str, Any] | None:
+    """What the section on sensitivity shows; None where the run didn't ask for it."""
+    curves = report.sensitivity
+    if not curves:
+        return None
+    return {
+        "summary": sensitivity.summary(curves, report.metric),
+        "heads": sensitivity.ratio_heads(curves),
+        "rows": sensitivity.rows(curves, report.metric),
+        "unit": "points" if numbers.is_fraction(report.metric) else "its own units",
+    }
 
 
 def _embedded(figures: dict[str, plots.Figure]) -> Any:

@@ -60,7 +60,7 @@ def tradeoff(report: Report, axis: Axis) -> Figure:
     return {
         "data": [trace for trace in traces if trace["x"]],
         "layout": {
-            **_layout(420),
+            **layout(420),
             "xaxis": {"range": [0, reach], **_ratio_ticks(report, axis, reach)},
             "yaxis": {
                 "range": [low, high],
@@ -98,7 +98,7 @@ def width_bars(widths: Sequence[Width]) -> Figure:
             {**bar, "name": "after", "x": [w.after for w in out], "marker": {"color": _BLUE}, "width": 0.46, "hoverinfo": "skip"},
         ],
         "layout": {
-            **_layout(96 + 21 * len(out)),
+            **layout(96 + 21 * len(out)),
             "barmode": "overlay",
             "xaxis": {"title": {"text": "output channels"}, "rangemode": "tozero", "automargin": True},
             "yaxis": {"autorange": "reversed", "automargin": True, "type": "category"},
@@ -108,7 +108,8 @@ def width_bars(widths: Sequence[Width]) -> Figure:
     }  # fmt: skip
 
 
-def _layout(height: int) -> Figure:
+def layout(height: int) -> Figure:
+    """What all charts share. height: in pixels."""
     clear = "rgba(0,0,0,0)"
     return {
         "height": height,

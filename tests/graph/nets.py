@@ -156,13 +156,12 @@ def one_of(layer: str) -> tuple[nn.Module, Tensor]:
         "softmax": lambda y: F.softmax(y, -1),
         "fft": lambda y: torch.fft.rfft(y, dim=1).abs(),
         "sum": lambda y: y.sum(1, keepdim=True),
-        "norm": lambda y: F.layer_norm(y, (8,)),
     }
 
     def steps(s: Any, x: Tensor) -> Tensor:
         return s.c(between[layer](s.b(F.relu(s.a(x)))))
 
-    widths = {"softmax": 8, "fft": 5, "sum": 1, "norm": 8}
+    widths = {"softmax": 8, "fft": 5, "sum": 1}
     return Net(steps, a=nn.Linear(8, 8), b=nn.Linear(8, 8), c=nn.Linear(widths[layer], 3)).eval(), ROWS
 
 

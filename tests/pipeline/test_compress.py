@@ -158,7 +158,13 @@ def test_stage_whose_file_was_changed_is_done_again(pattern_task: Task, tmp_path
 def test_failing_step_leaves_nothing_half_written(pattern_task: Task, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(NothingToPruneError):
-        paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=Recipe((Prune(ratio=0.99, widths=paredown.Widths(floor=0.9)),)))
+        paredown.compress(
+            pattern_task,
+            SIZE_ONLY,
+            target=TARGET,
+            out=out,
+            recipe=Recipe((Prune(ratio=0.99, widths=paredown.Widths(floor=0.9)),)),
+        )
     assert names(out) == {"stages"} and len(names(out / "stages")) == 1, "only the finished baseline"
 
 

@@ -16,7 +16,7 @@ from paredown.graph.groups import dependency_groups
 from paredown.graph.manifest import manifest_of
 from paredown.graph.surgery import cut
 from paredown.measure.cost import count_macs, count_parameters
-from paredown.pruning.prune import prune_model
+from paredown.pruning.prune import Part, prune_model
 from paredown.task.task import Task
 from tests.conftest import SmallResNet, make_small_resnet
 from tests.graph import nets
@@ -77,6 +77,46 @@ def test_absolute_macs_are_taken() -> None:
     goal = 0.6 * count_macs(model, X)
     pruned = prune_model(model, task_of(model), Prune(macs=f"{goal / 1e3:.3f} k", widths=Widths(round_to=4)))
     assert 0.9 * goal < count_macs(pruned, X) <= goal
+
+
+def test_a_schedule_goes_by_the_original_whatever_was_cut_before() -> None:
+    """Parts of the goal, and the floor, are fractions of the model that was never cut."""
+    model = make_small_resnet(16)
+    config, whole = Prune(ratio=0.6, importance="magnitude", widths=Widths(round_to=1, floor=0.5)), count_macs(model, X)
+    now: nn.Module = model
+    for fraction in (0.5, 0.75, 1.0):
+        now = prune_model(now, task_of(model), config, part=Part(fraction, model))
+        assert 1 - 0.6 * fraction - 0.06 < count_macs(now, X) / whole <= 1 - 0.6 * fraction
+    widths = {name: p.shape[0] for name, p in now.named_parameters() if p.dim() == 4}
+    assert all(width >= dict(model.named_parameters())[name].shape[0] / 2 for name, width in widths.items())
+
+
+def test_a_part_of_a_goal_that_an_earlier_cut_reached_changes_nothing() -> None:
+    model = make_small_resnet(16)
+    once = prune_model(model, task_of(model), Prune(ratio=0.5, importance="magnitude"))
+    again = prune_model(once, task_of(model), Prune(ratio=0.3, importance="magnitude"), part=Part(1.0, model))
+    assert count_macs(again, X) == count_macs(once, X)
+    with pytest.raises(NothingToPruneError, match="below what the model costs"):
+        prune_model(model, task_of(model), Prune(macs="1x"), part=Part(1.0, model))
+
+
+def test_a_schedule_of_a_latency_goes_by_the_originals() -> None:
+    model = make_small_resnet(16)
+
+    def latency(candidate: nn.Module) -> float:
+        return count_macs(candidate, X) / 1e5
+
+    config, now = Prune(latency="0.5x", importance="magnitude", widths=Widths(round_to=2)), model
+    for fraction in (0.5, 1.0):
+        now = prune_model(now, task_of(model), config, latency=latency, part=Part(fraction, model))  # type: ignore[assignment]  # the same class
+        assert latency(now) <= (1 - 0.5 * fraction) * latency(model)
+
+
+def test_no_group_ends_above_its_ceiling() -> None:
+    model = make_small_resnet(16)
+    pruned = prune_model(model, task_of(model), Prune(ratio=0.1, importance="magnitude", widths=Widths(round_to=1, ceiling=0.75)))
+    widths = {name: p.shape[0] for name, p in pruned.named_parameters() if p.dim() == 4}
+    assert all(width <= 0.75 * dict(model.named_parameters())[name].shape[0] for name, width in widths.items())
 
 
 def test_a_threshold_needs_no_goal() -> None:
@@ -167,6 +207,8 @@ def _all_barriers() -> tuple[nn.Module, dict[str, Any]]:
         (_all_barriers, Prune(ratio=0.5), NothingToPruneError, "may be removed.*output.*protect less"),
         (lambda: (make_small_resnet(), {}), Prune(threshold=1e-9), NothingToPruneError, "remove something.*ask for more"),
         (lambda: (make_small_resnet(), {}), Prune(ratio=0.5, protect=("nose",)), RecipeError, "nose.*named_modules"),
+        (lambda: (make_small_resnet(), {}), Prune(ratio=0.5, widths=Widths(round_to=0)), RecipeError, "target.*round_to=8"),
+        (lambda: (make_small_resnet(), {}), Prune(ratio=0.5, scope="depth"), RecipeError, 'depth.*scope="global"'),
         (lambda: (make_small_resnet(), {}), Prune(latency="0.5x"), RecipeError, 'measure.*macs="0.5x"'),
         (lambda: (make_small_resnet(), {}), Prune(macs="1x"), NothingToPruneError, "below what the model costs"),
         (lambda: (make_small_resnet(), {}), Prune(macs="9 G"), NothingToPruneError, "below what the model costs.*ratio"),

@@ -56,6 +56,31 @@ def test_allowed_counts(size: int, floor: float, round_to: int, expected: tuple[
     assert allowed_counts(size, floor, round_to) == expected
 
 
+@pytest.mark.parametrize(
+    ("size", "ceiling", "round_to", "whole", "expected"),
+    [
+        (16, 0.5, 4, None, (4, 8)),
+        (16, 0.75, 8, None, (8,)),
+        (12, 0.5, 8, None, (6,)),
+        (8, 0.5, 4, 16, (4, 8)),
+        (8, 0.25, 1, 16, (2, 3, 4)),
+        (8, 1.0, 4, 16, (4, 8)),
+    ],
+)
+def test_a_ceiling_caps_the_counts_as_a_fraction_of_the_original(
+    size: int, ceiling: float, round_to: int, whole: int | None, expected: tuple[int, ...]
+) -> None:
+    assert allowed_counts(size, 0.1, round_to, ceiling=ceiling, whole=whole) == expected
+
+
+def test_a_ceiling_holds_even_where_the_goal_asks_for_less() -> None:
+    scores = [np.arange(8.0), 100 + np.arange(8.0)]
+    counts = [allowed_counts(8, 0.1, 1, ceiling=0.5)] * 2
+    assert [int(k.sum()) for k in select(scores, total, 15, counts)] == [4, 4]
+    assert [int(k.sum()) for k in select(scores, total, 6, counts)] == [2, 4]
+    assert [int(k.sum()) for k in below(scores, 50, counts)] == [1, 4]
+
+
 def test_a_goal_below_the_floors_names_the_least_reachable_ratio() -> None:
     scores = [np.arange(10.0)]
     with pytest.raises(NothingToPruneError, match=r"0\.1x asked, 0\.5x reachable; ask for at least 0\.5x"):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paredown.core.recipe import Quantize
+from paredown.core.steps import Quantize
 from paredown.graph.trace import trace
 from paredown.quantization.model import FakeQuantizer, QuantizedModel
 from paredown.quantization.static import prepare, quantize_model

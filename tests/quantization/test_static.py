@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.core.errors import BatchError, NotFiniteError, NothingToQuantizeError, RecipeError, TraceError
-from paredown.core.recipe import Quantize
+from paredown.core.steps import Quantize
 from paredown.graph.manifest import Manifest, attach_
 from paredown.quantization.static import prepare, quantize_model
 from paredown.task.batches import Batch

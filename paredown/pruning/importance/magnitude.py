@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from paredown.graph.groups import Group
-from paredown.pruning.importance.aggregate import per_atom, per_index
+from paredown.pruning.importance.aggregate import matrices, per_atom, per_index, relative
 
 
 def magnitude(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
     """(size,) float64, at least 0, of mean 1. weights: parameters by name; vectors and buffers don't count."""
-    slices = [s for s in group.slices if s.tensor in weights and weights[s.tensor].dim() > 1]
-    norms = per_atom(group, slices, lambda s: per_index(weights[s.tensor].square(), s.dimension)).sqrt()
-    return norms / norms.mean().clamp_min(1e-30)
+    return relative(
+        per_atom(group, matrices(group, weights), lambda s: per_index(weights[s.tensor].square(), s.dimension)).sqrt()
+    )

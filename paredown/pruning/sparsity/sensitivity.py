@@ -1,24 +1,21 @@
-"""Sensitivity of single weights: the first-order change of the output when one of them becomes zero.
+"""Sensitivity of single weights: how far the output moves, to first order, when one of them becomes zero.
 
-    score_ij = sqrt(mean over batches of (weight_ij gradient_ij)^2), as a multiple of its mean over all weights
+    score_ij = |weight_ij| sqrt(mean over batches of gradient_ij^2), as a multiple of its mean over all weights
 
 The gradient is that of the output along a random direction, so no label is read, or of the user's own training step where the
-task has one: see `pruning/scores.py` for why.
+task has one: see `importance/gradients.py`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 
-def sensitivity(weights: Sequence[Tensor], gradients: Iterable[Sequence[Tensor | None]]) -> list[Tensor]:
-    """One score tensor a weight, of its shape. gradients: for each batch one a weight, None where nothing depends on it."""
-    total = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
-    for each in gradients:
-        for score, weight, gradient in zip(total, weights, each, strict=True):
-            if gradient is not None:
-                score.add_((weight * gradient).float().square())
-    roots = [score.sqrt() for score in total]
-    mean = sum(float(root.double().sum()) for root in roots) / max(1, sum(root.numel() for root in roots))
-    return [root / max(mean, 1e-30) for root in roots]
+def sensitivity(weights: Sequence[Tensor], squares: Sequence[Tensor | None]) -> list[Tensor]:
+    """One score tensor a weight, of its shape. squares: of the gradients, their means; None where nothing depends on a weight."""
+    scores = [
+        weight.abs() * (0 if square is None else square.to(weight).sqrt())
+        for weight, square in zip(weights, squares, strict=True)
+    ]
+    mean = sum(float(score.double().sum()) for score in scores) / max(1, sum(score.numel() for score in scores))
+    return [score / max(mean, 1e-30) for score in scores]

@@ -1,0 +1,1 @@
+"""The zoo: every kind of model, cut at two ratios and compared with its masked original. `python -m benchmarks.zoo --help`."""

@@ -1,0 +1,109 @@
+"""What evaluates an architecture: a job goes in, an outcome comes out, both plain data, so that any process can do it.
+
+A user's evaluator is a module-level function of the values, `def accuracy(values): ... return 0.93` (or a dict of metrics); or, with
+fidelities of its own, anything that holds to `Evaluator`. It must pickle where other processes run it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from paredown.core.errors import SearchError
+from paredown.nas.problem import Result, Source
+from paredown.nas.space import Architecture, Value
+
+Values: TypeAlias = Mapping[str, Value]
+Function: TypeAlias = Callable[[Values], "float | Mapping[str, float]"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """values: an architecture's options by name. fidelity: share of the full training. seed: of whatever is random in it."""
+
+    architecture: Architecture
+    values: Values
+    fidelity: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """metrics: by name, on validation data. seconds: that it cost; of a table, those that the table's authors measured."""
+
+    metrics: Mapping[str, float]
+    seconds: float = 0.0
+
+
+class Evaluator(Protocol):
+    """source: "training" only where something is trained. fidelities: ascending, in (0, 1]."""
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def fidelities(self) -> tuple[float, ...]: ...
+
+    @property
+    def name(self) -> str:
+        """Tells it from others in a store."""
+        ...
+
+    def evaluate(self, job: Job) -> Outcome: ...
+
+
+@runtime_checkable
+class Tested(Protocol):
+    """An evaluator that can also tell test metrics: asked for the front only, after the search, for the report."""
+
+    def test(self, values: Values) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True)
+class FunctionEvaluator:
+    """A plain function as an evaluator; a single number becomes the metric `metric`."""
+
+    function: Function
+    metric: str = "accuracy"
+    source: Source = "function"
+    fidelities: tuple[float, ...] = (1.0,)
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{getattr(self.function, '__module__', '')}.{getattr(self.function, '__qualname__', type(self.function).__name__)}"
+        )
+
+    def evaluate(self, job: Job) -> Outcome:
+        start = time.perf_counter()
+        found = self.function(job.values)
+        metrics = dict(found) if isinstance(found, Mapping) else {self.metric: float(found)}
+        return Outcome(metrics, time.perf_counter() - start)
+
+
+def as_evaluator(value: "Evaluator | Function", metric: str = "accuracy") -> Evaluator:
+    """An evaluator passes through; a function of the values is wrapped. Raises SearchError for anything else."""
+    if hasattr(value, "evaluate"):
+        return value
+    if not callable(value):
+        raise SearchError(
+            "evaluate is a function of the values, or an Evaluator", got=type(value).__name__, remedy="pass a function"
+        )
+    return FunctionEvaluator(value, metric)
+
+
+def run_job(evaluator: Evaluator, job: Job) -> Result:
+    """The job's result; an exception of the evaluator, or a metric that isn't finite, makes a failed one."""
+    try:
+        outcome = evaluator.evaluate(job)
+    except Exception as error:  # the user's code: whatever it raises, the search goes on
+        return failure(job, evaluator.source, f"{type(error).__name__}: {error}")
+    wrong = [name for name, value in outcome.metrics.items() if not math.isfinite(value)]
+    if wrong:
+        return failure(job, evaluator.source, f"{wrong[0]} is not finite", outcome.seconds)
+    return Result(job.architecture, job.fidelity, dict(outcome.metrics), outcome.seconds, evaluator.source)
+
+
+def failure(job: Job, source: Source, why: str, seconds: float = 0.0) -> Result:
+    return Result(job.architecture, job.fidelity, {}, seconds, source, why or "failed")

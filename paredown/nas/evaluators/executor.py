@@ -1,0 +1,151 @@
+"""Where jobs run: here, or in other processes. Both take a list of jobs and give their results in the same order.
+
+A worker process that dies (killed, out of memory) takes only the job that it held with it: the job is tried again in a new worker, and
+after `attempts` it is a failed result. Workers start anew (spawn), so evaluator and jobs must pickle.
+"""
+
+import multiprocessing
+import pickle
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Protocol, TypeAlias
+
+from paredown.core.errors import SearchError
+from paredown.nas.evaluators.evaluator import Evaluator, Function, Job, as_evaluator, failure, run_job
+from paredown.nas.problem import Result
+
+Done: TypeAlias = Callable[[Result], None]
+Initializer: TypeAlias = Callable[[], None]
+
+
+class Executor(Protocol):
+    """capacity: how many jobs it works on at once. A cluster engine takes the same three."""
+
+    evaluator: Evaluator
+    capacity: int
+
+    def run(self, jobs: Sequence[Job], done: Done) -> list[Result]:
+        """Results in the order of the jobs; `done` is called with each as soon as it is there."""
+        ...
+
+
+class Serial:
+    """One job after the other, in this process."""
+
+    capacity = 1
+
+    def __init__(self, evaluate: Evaluator | Function) -> None:
+        self.evaluator = as_evaluator(evaluate)
+
+    def run(self, jobs: Sequence[Job], done: Done) -> list[Result]:
+        results = []
+        for job in jobs:
+            result = run_job(self.evaluator, job)
+            done(result)
+            results.append(result)
+        return results
+
+
+class _Worker:
+    """A process, the pipe to it, and the place of the job that it holds (None: idle)."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, evaluator), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.place: int | None = None
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+class Processes:
+    """`workers` processes; a context manager, or `close()` it. attempts: how often a job whose worker died is tried in all."""
+
+    def __init__(self, evaluate: Evaluator | Function, *, workers: int = 2, attempts: int = 3) -> None:
+        if workers < 1 or attempts < 1:
+            raise SearchError("workers and attempts are at least 1", got=(workers, attempts), remedy="write workers=2")
+        self.evaluator = as_evaluator(evaluate)
+        self.capacity, self.attempts = workers, attempts
+        self.workers: list[_Worker] = []
+        try:
+            pickle.dumps(self.evaluator)
+        except Exception as error:  # pickle raises its own, AttributeError or TypeError
+            raise SearchError(
+                "an evaluator that other processes run must pickle", got=str(error), remedy="make it a module-level function"
+            ) from error
+
+    def run(self, jobs: Sequence[Job], done: Done) -> list[Result]:
+        results: dict[int, Result] = {}
+        todo, tries = deque(range(len(jobs))), [0] * len(jobs)
+        while len(results) < len(jobs):
+            self._hand_out(jobs, todo)
+            busy = [worker for worker in self.workers if worker.place is not None]
+            wait([worker.pipe for worker in busy])
+            for worker in busy:
+                if worker.pipe.poll():
+                    self._take(worker, jobs, todo, tries, results, done)
+        return [results[i] for i in range(len(jobs))]
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.end()
+        self.workers = []
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _hand_out(self, jobs: Sequence[Job], todo: deque[int]) -> None:
+        while todo:
+            idle = next((worker for worker in self.workers if worker.place is None), None)
+            if idle is None and len(self.workers) >= self.capacity:
+                return
+            if idle is None:
+                idle = _Worker(self.evaluator)
+                self.workers.append(idle)
+            idle.place = todo.popleft()
+            try:
+                idle.pipe.send(jobs[idle.place])
+            except OSError:  # it died while idle: the pipe reports that below
+                return
+
+    def _take(
+        self, worker: _Worker, jobs: Sequence[Job], todo: deque[int], tries: list[int], results: dict[int, Result], done: Done
+    ) -> None:
+        """What a worker has to say: a result, or (end of file) that it died."""
+        assert worker.place is not None  # only busy workers are listened to
+        place, worker.place = worker.place, None
+        try:
+            result: Result = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.end()
+            self.workers.remove(worker)
+            tries[place] += 1
+            if tries[place] < self.attempts:
+                todo.append(place)
+                return
+            code = worker.process.exitcode
+            result = failure(
+                jobs[place], self.evaluator.source, f"its worker died {self.attempts} times, last with exit code {code}"
+            )
+        results[place] = result
+        done(result)
+
+
+def _serve(pipe: Connection, evaluator: Evaluator) -> None:
+    """A worker's life: jobs in, results out, until the pipe is closed."""
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(run_job(evaluator, job))

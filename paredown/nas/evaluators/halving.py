@@ -1,0 +1,67 @@
+"""Successive halving across evaluators (Jamieson and Talwalkar, arXiv:1502.07943): many by a cheap evaluator, the best of them by the next.
+
+A rung may be another evaluator (a proxy, then short training, then full training), or another fidelity of the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paredown.core.errors import SearchError
+from paredown.nas.evaluators.evaluator import Evaluator, Function, Job
+from paredown.nas.evaluators.executor import Executor, Serial
+from paredown.nas.problem import Limit, Objective, Problem, Result
+from paredown.nas.scores import scores
+from paredown.nas.space import Architecture, Space
+
+
+@dataclass(frozen=True)
+class Rung:
+    """keep: how many go on. objective, limits: by which this rung's evaluator judges."""
+
+    evaluate: "Evaluator | Function | Executor"
+    keep: int
+    objective: Objective = Objective("accuracy", maximize=True)
+    limits: tuple[Limit, ...] = ()
+    fidelity: float = 1.0
+
+
+def successive_halving(
+    space: Space, architectures: Sequence[Architecture], rungs: Sequence[Rung], *, seed: int = 0
+) -> list[list[Result]]:
+    """For each rung the results that it kept, best first; the next rung evaluates their architectures.
+
+    Failed results never go on. Raises SearchError where rungs don't get smaller, or nothing is left for a rung.
+    """
+    _check(architectures, rungs)
+    kept: list[list[Result]] = []
+    left = list(architectures)
+    for number, rung in enumerate(rungs):
+        executor = as_executor(rung.evaluate)
+        jobs = [Job(architecture, space.values(architecture), rung.fidelity, seed) for architecture in left]
+        results = [result for result in executor.run(jobs, lambda _result: None) if not result.failed]
+        if not results:
+            raise SearchError(
+                "a rung needs evaluations that succeed", got=f"none at rung {number}", remedy="run its evaluator alone"
+            )
+        problem = Problem(space, (rung.objective,), rung.limits)
+        order = np.argsort(-scores(problem, results), kind="stable")[: rung.keep]
+        kept.append([results[i] for i in order])
+        left = [result.architecture for result in kept[-1]]
+    return kept
+
+
+def as_executor(value: "Evaluator | Function | Executor") -> Executor:
+    """An executor passes through; anything else runs serially."""
+    if hasattr(value, "run") and hasattr(value, "capacity"):
+        return value
+    return Serial(value)  # type: ignore[arg-type]  # not an executor, so it is one of the other two
+
+
+def _check(architectures: Sequence[Architecture], rungs: Sequence[Rung]) -> None:
+    keeps = [rung.keep for rung in rungs]
+    if not architectures or not rungs:
+        raise SearchError("halving needs architectures and rungs", got=(len(architectures), len(rungs)), remedy="give both")
+    if keeps != sorted(keeps, reverse=True) or keeps[-1] < 1:
+        raise SearchError("each rung keeps at least 1 and no more than the one before", got=keeps, remedy="write keep=30, 10, 1")

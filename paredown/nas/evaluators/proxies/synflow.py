@@ -1,0 +1,25 @@
+"""SynFlow (Tanaka et al., arXiv:2006.05467, eq. 6; as a proxy: Abdelfattah et al., arXiv:2101.08134): sum of dR/dw * w.
+
+R is the sum of the outputs to an input of ones, with every weight replaced by its absolute value; batch norms hand their
+input on. In float64, since a product over all layers leaves the range of float32. Returned as a logarithm.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from paredown.nas.evaluators.proxies.copied import copied
+
+
+def synflow(model: nn.Module, inputs: Tensor) -> float:
+    """inputs (batch, ...): only the shape of one sample counts. -inf where no weight reaches the output."""
+    ones = torch.ones_like(inputs[:1], dtype=torch.float64)
+    twin = copied(model, training=False).double()
+    for parameter in twin.parameters():
+        parameter.data.abs_()
+    for module in twin.modules():
+        if isinstance(module, _BatchNorm):
+            module.register_forward_hook(lambda _module, inputs, _output: inputs[0])
+    twin(ones).sum().backward()
+    score = sum(float((p.grad * p).sum()) for p in twin.parameters() if p.grad is not None)
+    return float(torch.tensor(score, dtype=torch.float64).log())

@@ -1,0 +1,151 @@
+"""A search: the strategy asks, the executor evaluates, the strategy is told, until the effort is spent. Ends in a SearchResult.
+
+Choices rest on validation metrics alone. Test metrics, where the evaluator has any, are read once, for the front.
+The run is a function of its arguments: with a store, a search that was stopped goes through the same proposals again and takes
+what is stored instead of evaluating it.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+from paredown.core.errors import SearchError
+from paredown.core.progress import Progress, silent
+from paredown.nas.evaluators.evaluator import Evaluator, Function, Job, Tested, Values
+from paredown.nas.evaluators.executor import Executor
+from paredown.nas.evaluators.halving import as_executor
+from paredown.nas.evaluators.store import Store
+from paredown.nas.outcome import Found, Point, SearchResult
+from paredown.nas.pareto import front
+from paredown.nas.problem import Limit, Objective, Problem, Proposal, Result, SearchEffort
+from paredown.nas.scores import scores
+from paredown.nas.space import Space
+from paredown.nas.strategies.strategy import Strategy, StrategyFactory
+from paredown.nas.strategies.surrogate import Surrogate
+
+_ACCURACY = (Objective("accuracy", maximize=True),)
+_IDLE = 3  # batches in a row from which nothing came: then the strategy has run dry
+
+
+def search(
+    space: Space,
+    evaluate: "Evaluator | Function | Executor",
+    *,
+    strategy: StrategyFactory = Surrogate,
+    effort: int | str | SearchEffort = 100,
+    objectives: Sequence[Objective] = _ACCURACY,
+    limits: Sequence[Limit] = (),
+    seed: int = 0,
+    store: str | pathlib.Path | None = None,
+) -> SearchResult:
+    """The best architectures of `space` by what `evaluate` says of them.
+
+    evaluate: a function of an architecture's values, an Evaluator, or an Executor around either (`Processes(f, workers=2)`).
+    strategy: a strategy's class, or `functools.partial(PPO, rollout=16)`.
+    effort: 200, "200 evaluations" or "20000 s"; an evaluation that would end after the effort's seconds doesn't count.
+    store: a file; the search goes on from what it holds.
+    Raises SearchError where no evaluation succeeded, or an objective names a metric that isn't there.
+    """
+    executor = as_executor(evaluate)
+    problem = Problem(space, tuple(objectives), tuple(limits), SearchEffort.parse(effort), executor.evaluator.fidelities, seed)
+    strategy_made = strategy(problem)
+    kept = None if store is None else Store(store, identity(problem, executor.evaluator))
+    history = run(problem, strategy_made, executor, kept)
+    return conclude(problem, type(strategy_made).__name__, executor.evaluator, history)
+
+
+def run(
+    problem: Problem, strategy: Strategy, executor: Executor, store: Store | None = None, progress: Progress = silent
+) -> list[Result]:
+    """All results within the effort, in the order in which the strategy asked for them."""
+    history: list[Result] = []
+    spent, idle = 0.0, 0
+    by_seconds = problem.effort.unit == "seconds"
+    while spent < problem.effort.amount and idle < _IDLE:
+        room = executor.capacity if by_seconds else min(executor.capacity, int(problem.effort.amount - spent + 0.999))
+        proposals = strategy.ask(room)
+        idle = 0 if proposals else idle + 1
+        results = evaluated(problem, proposals, executor, store)
+        inside = []
+        for result in results:
+            spent += result.seconds if by_seconds else 1
+            if spent <= problem.effort.amount:
+                inside.append(result)
+        strategy.tell(inside)
+        history += inside
+        progress("search", min(1.0, spent / problem.effort.amount))
+    return history
+
+
+def evaluated(problem: Problem, proposals: Sequence[Proposal], executor: Executor, store: Store | None) -> list[Result]:
+    """Results in the order of the proposals; what the store holds is taken from there."""
+    space = problem.space
+    jobs = [Job(p.architecture, space.values(p.architecture), p.fidelity, problem.seed) for p in proposals]
+    if store is None:
+        return executor.run(jobs, _nothing)
+    known = {i: found for i, job in enumerate(jobs) if (found := store.get(job)) is not None}
+    new = iter(executor.run([job for i, job in enumerate(jobs) if i not in known], store.add))
+    return [known[i] if i in known else next(new) for i in range(len(jobs))]
+
+
+def conclude(problem: Problem, strategy: str, evaluator: Evaluator, history: Sequence[Result]) -> SearchResult:
+    """The report of a history. Candidates are judged at the highest fidelity that any succeeded at."""
+    good = [result for result in history if not result.failed]
+    if not good:
+        why = history[0].failed if history else "nothing was evaluated"
+        raise SearchError(
+            "a search needs an evaluation that succeeds", got=why, remedy="run the evaluator on one architecture alone"
+        )
+    top = max(result.fidelity for result in good)
+    judged = [result for result in good if result.fidelity == top]
+    test = evaluator.test if isinstance(evaluator, Tested) else None
+    chosen = front(problem, judged)
+    best = int(scores(problem, judged).argmax())
+    found = [_found(problem, judged[i], test) for i in chosen]
+    return SearchResult(
+        space=problem.space,
+        objectives=problem.objectives,
+        limits=problem.limits,
+        effort=problem.effort,
+        strategy=strategy,
+        evaluator=evaluator.name,
+        source=evaluator.source,
+        seed=problem.seed,
+        best=found[chosen.index(best)] if best in chosen else _found(problem, judged[best], test),
+        feasible=bool(chosen),
+        front=tuple(found),
+        history=tuple(history),
+        curve=curve(problem, history),
+    )
+
+
+def curve(problem: Problem, history: Sequence[Result]) -> tuple[Point, ...]:
+    """After each evaluation the best first objective so far within the limits, at that evaluation's fidelity or a higher one."""
+    points: list[Point] = []
+    seconds, best = 0.0, (0.0, float("inf"))
+    violations = problem.violations(history)
+    for i, result in enumerate(history):
+        seconds += result.seconds
+        if not result.failed and violations[i] <= 0:
+            cost = problem.objectives[0].cost(result.metrics)
+            if result.fidelity > best[0] or (result.fidelity == best[0] and cost < best[1]):
+                best = (result.fidelity, cost)
+        value = None if best[0] == 0 else (-best[1] if problem.objectives[0].maximize else best[1])
+        points.append(Point(i + 1, seconds, value, best[0]))
+    return tuple(points)
+
+
+def identity(problem: Problem, evaluator: Evaluator) -> str:
+    """What a stored result depends on."""
+    text = f"{problem.space.to_json()}\n{evaluator.name}\n{problem.seed}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _found(problem: Problem, result: Result, test: Callable[[Values], Mapping[str, float]] | None) -> Found:
+    values = problem.space.values(result.architecture)
+    tested = {} if test is None else dict(test(values))
+    return Found(result.architecture, values, dict(result.metrics), tested, result.fidelity, result.source)
+
+
+def _nothing(_result: Result) -> None:
+    return None

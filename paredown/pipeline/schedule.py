@@ -1,0 +1,43 @@
+"""Pruning as a schedule says: one cut, or several with training between them, each held against the original model."""
+
+import dataclasses
+
+from torch import nn
+
+from paredown.core.errors import RecipeError
+from paredown.core.progress import Progress, silent
+from paredown.core.steps import Distill, Prune, Training
+from paredown.core.target import Target
+from paredown.distillation.recover import distill_model
+from paredown.pipeline.evaluate import latency_of
+from paredown.pipeline.timings import group_latencies, preferred_width
+from paredown.pruning.prune import Part, prune_model
+from paredown.task.task import Task
+
+
+def prune_by_schedule(
+    task: Task, config: Prune, model: nn.Module, target: Target | str | None, *, seed: int = 0, progress: Progress = silent
+) -> nn.Module:
+    """`model` after all cuts of the schedule; after each but the last it is trained against the task's model.
+
+    target: needed where a latency is the goal, or widths are to be what the target is fast at.
+    """
+    where = None if target is None else Target.of(target)
+    if where is None and (config.latency is not None or config.widths.round_to == 0):
+        raise RecipeError(
+            "a latency goal, and widths that the target is fast at, need a target to measure in",
+            got="no target",
+            remedy='pass target="onnxruntime"',
+        )
+    if where is not None and config.widths.round_to == 0:
+        config = dataclasses.replace(config, widths=dataclasses.replace(config.widths, round_to=preferred_width(where)))
+    latency = latency_of(task, where) if where is not None and config.latency is not None else None
+    table = None if latency is None or where is None else group_latencies(task, model, config, where, latency, progress)
+    between = Distill(training=Training(effort=config.schedule.between))
+    result = model
+    for fraction in config.schedule.fractions():
+        part = Part(fraction, model if config.schedule.steps > 1 else None)
+        result = prune_model(result, task, config, latency=latency, table=table, part=part, seed=seed, progress=progress)
+        if fraction < 1:
+            result = distill_model(result, task, between, seed=seed, progress=progress)
+    return result

@@ -1,0 +1,108 @@
+"""What the machine is fast at, measured once and remembered: latencies of a model group by group, and of a layer width by width.
+
+    <cache>/paredown/<key>.json     key: machine, versions, runtime, batch, threads, and the shapes of what was measured
+
+A remembered file is data; one that can't be read, or has another form, is measured anew.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from paredown.core.errors import MeasurementError
+from paredown.core.progress import Progress, silent
+from paredown.core.steps import Prune, Quantize
+from paredown.core.target import Target
+from paredown.deploy.capabilities import environment, has_vnni
+from paredown.measure.latency_table import LatencyTable
+from paredown.pipeline.evaluate import latency_of
+from paredown.pruning.prune import latency_table
+from paredown.pruning.widths import preferred_multiple, widths_to_measure
+from paredown.quantization.static import quantize_model
+from paredown.task.batches import tensors
+from paredown.task.task import Task
+
+_SIDE = 16  # pixels of the layer that widths are compared on
+
+
+def group_latencies(
+    task: Task,
+    model: nn.Module,
+    config: Prune,
+    target: Target,
+    latency: Callable[[nn.Module], float],
+    progress: Progress = silent,
+) -> LatencyTable:
+    """The latency of `model` with each dependency group alone at a few widths; what is remembered of it isn't measured again."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    inputs = [tuple(tensor.shape[1:]) for tensor in tensors(task.inputs)]
+    file = _file(target, "groups", type(model).__qualname__, shapes, inputs, task.protect, config.protect)
+    table = latency_table(model, task, config, latency, known=_read_table(file), progress=progress)
+    _write(file, table.to_json())
+    return table
+
+
+def preferred_width(target: Target) -> int:
+    """The multiple that widths are best rounded to: for float and for int8 layers measured apart, the larger of the two."""
+    return max(_preferred(target, quantized) for quantized in (False, True))
+
+
+def _preferred(target: Target, quantized: bool) -> int:
+    file = _file(target, "widths", quantized)
+    known = _read_widths(file)
+    for width in widths_to_measure():
+        if width not in known:
+            known[width] = _layer_latency(width, target, quantized)
+    _write(file, json.dumps(known))
+    return preferred_multiple(known)
+
+
+def _layer_latency(width: int, target: Target, quantized: bool) -> float:
+    """ms of three 3x3 convolutions of so many channels; the median of three sessions."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()) for _ in range(3)]
+        x = torch.randn(2, width, _SIDE, _SIDE)
+    batches = [(x, torch.zeros(2, dtype=torch.long))]
+    task = Task(nn.Sequential(*layers, nn.Flatten()).eval(), (x,), batches, batches)
+    config = Quantize(target=target.runtime, samples=2)
+    model = quantize_model(task.model, task, config, reduced=not has_vnni()) if quantized else task.model
+    return statistics.median(latency_of(task, target)(model) for _ in range(3))
+
+
+def _file(target: Target, *what: object) -> Path:
+    key = hashlib.sha256(repr((sorted(environment(target).items()), *what)).encode()).hexdigest()[:24]
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "paredown" / f"{key}.json"
+
+
+def _read_table(file: Path) -> LatencyTable | None:
+    try:
+        return LatencyTable.from_json(file.read_text())
+    except (OSError, UnicodeDecodeError, MeasurementError):
+        return None
+
+
+def _read_widths(file: Path) -> dict[int, float]:
+    try:
+        found = {int(width): float(ms) for width, ms in json.loads(file.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return found if all(0 < ms < float("inf") for ms in found.values()) else {}
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all; where nothing can be written, it is measured again another time."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text)
+        unfinished.replace(file)
+    except OSError:
+        unfinished.unlink(missing_ok=True)

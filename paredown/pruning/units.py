@@ -1,0 +1,72 @@
+"""Units of selection: a dependency group, or groups that must lose the same fraction of their atoms."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from paredown.core.steps import Widths
+from paredown.graph.couple import units
+from paredown.graph.groups import Group, Groups
+from paredown.graph.surgery import named_tensors
+from paredown.pruning.select import Keep, Scores, allowed_counts
+
+
+class Units:
+    """What is selected together: a group, or groups that must lose the same fraction, whose k-th best parts stand or fall as one.
+
+    A group of 96 and one of 32 that are coupled are a unit of 32 entries: three atoms of the one, one of the other.
+    """
+
+    def __init__(self, groups: Groups, scores: Sequence[Scores]) -> None:
+        bound = {g for together in groups.coupled for g in together}
+        self.members = [*groups.coupled, *((g,) for g in range(len(groups.groups)) if g not in bound)]
+        self.order = [np.argsort(-s, kind="stable") for s in scores]
+        self.scores: list[Scores] = [
+            np.sum([scores[g][self.order[g]].reshape(units(groups, unit), -1).sum(1) for g in unit], axis=0)
+            for unit in self.members
+        ]
+        self.positions = [
+            max(groups.groups[g].positions * groups.groups[g].size // len(entries) for g in unit)
+            for unit, entries in zip(self.members, self.scores, strict=True)
+        ]
+        self.names = [groups.groups[unit[0]].name for unit in self.members]
+
+    def spread(self, keep: Sequence[Keep]) -> list[Keep]:
+        """From units, whose entries are sorted best first, to groups."""
+        result: dict[int, Keep] = {}
+        for unit, kept in zip(self.members, keep, strict=True):
+            for g in unit:
+                order = self.order[g]
+                result[g] = np.zeros(len(order), dtype=np.bool_)
+                result[g][order[np.repeat(kept, len(order) // len(kept))]] = True
+        return [result[g] for g in range(len(result))]
+
+    def best(self, counts: Sequence[int]) -> list[Keep]:
+        """The choice, by units, that keeps so many of each unit's best."""
+        return [np.arange(len(s)) < count for s, count in zip(self.scores, counts, strict=True)]
+
+    def allowed(self, widths: Widths, sizes: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+        """Counts that each unit may keep: an atom of several indices (a head) brings that many to the width.
+
+        sizes: of the groups in the original model, to which floor and ceiling refer (`original_sizes`); None: this is it.
+        """
+        steps = (widths.round_to // np.gcd(widths.round_to, p) for p in self.positions)
+        grown = [1.0 if sizes is None else sizes[unit[0]] / len(self.order[unit[0]]) for unit in self.members]
+        whole = [round(len(s) * g) for s, g in zip(self.scores, grown, strict=True)]
+        return [
+            allowed_counts(len(s), widths.floor, int(step), ceiling=widths.ceiling, whole=size)
+            for s, step, size in zip(self.scores, steps, whole, strict=True)
+        ]
+
+
+def original_sizes(groups: Groups, model: nn.Module, original: nn.Module) -> list[int]:
+    """How many atoms each group had before `original` was cut to `model`, from the shapes of their parameters."""
+    before = {name: tuple(t.shape) for name, t in named_tensors(original).items()}
+    now = {name: tuple(t.shape) for name, t in named_tensors(model).items()}
+
+    def size(group: Group) -> int:
+        growth = (before[s.tensor][s.dimension] / now[s.tensor][s.dimension] for s in group.slices if s.tensor in before)
+        return round(group.size * min(growth, default=1.0))
+
+    return [max(group.size, size(group)) for group in groups.groups]

@@ -1,0 +1,91 @@
+"""How many bits each layer gets: a decision, as plain data that a manifest can hold.
+
+A layer is named by its module path; what holds for a module holds for all inside it that aren't named themselves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from paredown.core.errors import RecipeError
+from paredown.quantization.grid import FEWEST_BITS, MOST_BITS, WEIGHTS, WEIGHTS_REDUCED, Grid, linear_grid
+
+FLOAT = 32
+
+
+@dataclass(frozen=True)
+class Widths:
+    """weight_bits: 2 to 16, or 32 for a layer that stays in float. activation_bits: of what the layer reads, 2 to 16, or 32
+    where its weight alone is on a grid. group: how many consecutive numbers of a row share a scale (0: the whole row, that is
+    one scale per output channel). symmetric: of the weight; else it has zero points.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    group: int = 0
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not (FEWEST_BITS <= value <= MOST_BITS or value == FLOAT):
+                raise RecipeError(f"{name} must be in [2, 16], or 32 for float", got=value, remedy="8 runs in integers")
+        if isinstance(self.group, bool) or not isinstance(self.group, int) or not (self.group == 0 or self.group >= 8):
+            raise RecipeError("group must be 0 or at least 8", got=self.group, remedy="32, 64 and 128 are the usual choices")
+
+    @property
+    def is_float(self) -> bool:
+        return self.weight_bits == FLOAT
+
+    @property
+    def weight_only(self) -> bool:
+        return self.weight_bits < FLOAT and self.activation_bits == FLOAT
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """default: of every layer that `layers` doesn't name. embeddings: whether embedding tables go on a grid too."""
+
+    default: Widths = field(default_factory=Widths)
+    layers: Mapping[str, Widths] = field(default_factory=dict)
+    embeddings: bool = False
+
+    def of(self, path: str) -> Widths:
+        """The widths of a module, by its dotted path or that of the nearest module around it which is named."""
+        current = path
+        while current and current not in self.layers:
+            current = current.rpartition(".")[0]
+        return self.layers.get(current, self.default)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        layers = {name: asdict(widths) for name, widths in self.layers.items()}
+        return {"default": asdict(self.default), "layers": layers, "embeddings": self.embeddings}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Scheme":
+        """The inverse. Raises RecipeError on anything else."""
+        try:
+            layers = {str(name): Widths(**widths) for name, widths in data["layers"].items()}
+            return cls(Widths(**data["default"]), layers, bool(data["embeddings"]))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise RecipeError(
+                "a scheme is a mapping of default, layers and embeddings", got=str(error), remedy="write what to_dict gave"
+            ) from None
+
+
+def path_of(key: str) -> str:
+    """ "layer1/0/conv1@0:weight" -> "layer1.0.conv1"."""
+    return key.partition("@")[0].replace("/", ".")
+
+
+def weight_grid(widths: Widths, *, reduced: bool) -> Grid:
+    """8 bits symmetric: [-127, 127], reduced [-63, 63]. Otherwise the whole n-bit range, signed where symmetric."""
+    if widths.weight_bits == 8 and widths.symmetric:
+        return WEIGHTS_REDUCED if reduced else WEIGHTS
+    return linear_grid(widths.weight_bits, symmetric=widths.symmetric, signed=widths.symmetric)
+
+
+def activation_grid(bits: int) -> Grid:
+    """[0, 2^bits - 1] with a zero point."""
+    return linear_grid(bits, symmetric=False, signed=False)

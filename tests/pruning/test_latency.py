@@ -1,0 +1,127 @@
+"""Widths under a measured cost: against every combination on tables made by hand, and the repair."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from paredown.core.errors import NothingToPruneError
+from paredown.core.steps import Prune, Widths
+from paredown.graph.groups import dependency_groups
+from paredown.measure.cost import count_macs
+from paredown.measure.latency_table import LatencyTable
+from paredown.pruning.latency import losses, measure_table, savings, select_widths
+from paredown.pruning.prune import latency_table, prune_model
+from paredown.pruning.select import Counts, Keep
+from paredown.pruning.units import Units
+from paredown.task.task import Task
+from tests.conftest import SmallResNet, make_small_resnet
+
+ALLOWED = [(2, 4, 8), (2, 4, 8), (4, 8)]
+
+
+def columns(values: list[list[float]]) -> list[np.ndarray]:
+    return [np.array(column) for column in values]
+
+
+def total(values: list[np.ndarray], counts: Sequence[int]) -> float:
+    return float(sum(v[a.index(c)] for v, a, c in zip(values, ALLOWED, counts, strict=True)))
+
+
+STEPS = st.tuples(*(st.lists(st.floats(0.01, 0.3), min_size=len(a) - 1, max_size=len(a) - 1) for a in ALLOWED))
+
+
+def falling(steps: tuple[list[float], ...]) -> list[np.ndarray]:
+    """For each unit what its allowed counts lose, or save: the sum of the steps up to the whole, which is 0."""
+    return [np.array([sum(column[i:]) for i in range(len(column) + 1)]) for column in steps]
+
+
+@settings(deadline=None, max_examples=30)
+@given(STEPS, STEPS, st.floats(0.1, 1.0))
+def test_where_savings_add_up_the_answer_is_the_best_of_all(
+    loss_steps: tuple[list[float], ...], saving_steps: tuple[list[float], ...], tightness: float
+) -> None:
+    loss, saving = falling(loss_steps), [0.3 * column for column in falling(saving_steps)]
+    goal = 1 - tightness * sum(float(s.max()) for s in saving) + 1e-6
+    found = select_widths(loss, saving, ALLOWED, lambda counts: 1 - total(saving, counts), goal)
+    best = min(total(loss, c) for c in itertools.product(*ALLOWED) if 1 - total(saving, c) <= goal)
+    assert 1 - total(saving, found) <= goal
+    assert total(loss, found) <= best + 1e-4
+
+
+@pytest.mark.parametrize("real", [0.6, 0.8, 1.3])
+def test_savings_that_do_not_add_up_are_repaired_by_measuring(real: float) -> None:
+    """Each saving is really `real` times what the table says."""
+    loss = columns([[3, 1, 0], [4, 2, 0], [2, 0]])
+    saving = columns([[0.3, 0.2, 0], [0.3, 0.2, 0], [0.3, 0]])
+    tried: list[Counts] = []
+
+    def measure(counts: Counts) -> float:
+        tried.append(counts)
+        return 1 - real * total(saving, counts)
+
+    found = select_widths(loss, saving, ALLOWED, measure, 0.65)
+    needed = len(tried)
+    feasible = [list(c) for c in itertools.product(*ALLOWED) if measure(list(c)) <= 0.65 + 1e-12]
+    assert total(loss, found) == pytest.approx(min(total(loss, c) for c in feasible))
+    assert needed <= 7
+
+
+def test_a_cost_that_nothing_brings_down_says_what_is_within_reach() -> None:
+    zero = columns([[0.2, 0.1, 0], [0.2, 0.1, 0], [0.2, 0]])
+    with pytest.raises(NothingToPruneError, match=r"0\.5x asked, 0\.9x reachable"):
+        select_widths(zero, zero, ALLOWED, lambda _: 0.9, 0.5)
+
+
+def test_losses_are_sums_of_the_scores_removed_and_savings_come_from_the_table() -> None:
+    units = _units([np.array([1.0, 5.0, 3.0, 2.0])])
+    assert [c.tolist() for c in losses(units, [(1, 2, 4)])] == [[6.0, 3.0, 0.0]]
+    table = LatencyTable(10.0, {units.names[0]: {1: 4.0, 4: 10.0}})
+    assert savings(units, [(1, 2, 4)], table)[0].tolist() == pytest.approx([0.6, 0.4, 0.0])
+
+
+def test_a_table_is_measured_once_per_unit_and_width() -> None:
+    units, allowed, calls = _units([np.zeros(16)]), [tuple(range(2, 17))], []
+
+    def latency(keep: list[Keep]) -> float:
+        calls.append(int(keep[0].sum()))
+        return 1.0 + calls[-1]
+
+    table = measure_table(units, allowed, latency)
+    assert calls == [16, 2, 7, 11]
+    assert table == LatencyTable(17.0, {units.names[0]: {2: 3.0, 7: 8.0, 11: 12.0, 16: 17.0}})
+    assert measure_table(units, allowed, latency, known=table) == table
+    assert len(calls) == 4
+
+
+def test_a_table_puts_the_cuts_where_the_runtime_gains_by_them(pattern_task: Task) -> None:
+    """A runtime that only gains by narrower second blocks: those are cut, and the first stays whole."""
+    model = pattern_task.model
+
+    def latency(candidate: nn.Module) -> float:
+        assert isinstance(candidate, SmallResNet)
+        return 1.0 + candidate.block2.conv1.out_channels / 16
+
+    config = Prune(latency="0.75x", widths=Widths(round_to=4), importance="magnitude")
+    table = latency_table(model, pattern_task, config, latency)
+    assert table.base_ms == 3.0 and set(table.entries["block1.conv1"].values()) == {3.0}
+    pruned = prune_model(model, pattern_task, config, latency=latency, table=table)
+    assert isinstance(pruned, SmallResNet)
+    assert latency(pruned) <= 0.75 * 3.0
+    assert pruned.block2.conv1.out_channels == 20
+    assert pruned.block1.conv1.out_channels == 16 and pruned.stem[0].out_channels == 16  # type: ignore[union-attr,operator]  # a convolution
+    blind = prune_model(model, pattern_task, config, latency=latency)
+    assert count_macs(blind, pattern_task.inputs) <= count_macs(pruned, pattern_task.inputs)
+
+
+def _units(scores: list[np.ndarray]) -> Units:
+    """Units of the first groups of a small net, with these scores."""
+    model = make_small_resnet(16)
+    groups = dependency_groups(model, torch.zeros(2, 1, 8, 8))
+    rest = groups.without(range(len(scores), len(groups.groups)))
+    return Units(rest, scores)

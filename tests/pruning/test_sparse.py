@@ -1,0 +1,168 @@
+"""Sparsify, end to end: how much becomes zero, what stays as it was, and that it stays zero afterwards."""
+
+import copy
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import paredown
+from paredown import Distill, Prune, Sparsify, Task, Training
+from paredown.core.effort import Effort
+from paredown.core.errors import NothingToPruneError, OrderError, RecipeError
+from paredown.pruning.sparse import sparsify_model
+from paredown.train.masks import sparse_names, sparse_weights
+
+METHODS = ("magnitude", "sensitivity", "wanda", "sparsegpt")
+SCOPES = ("global", "uniform")
+
+
+def prunable(model: nn.Module) -> dict[str, Tensor]:
+    return {f"{n}.weight": m.weight.detach() for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+
+
+def share(weights: dict[str, Tensor]) -> float:
+    return sum(int((w == 0).sum()) for w in weights.values()) / sum(w.numel() for w in weights.values())
+
+
+def sparsify(task: Task, **fields: Any) -> nn.Module:
+    return sparsify_model(task.model, task, Sparsify(samples=128, **fields))
+
+
+@pytest.mark.parametrize(("method", "scope"), itertools.product(METHODS, SCOPES))
+def test_ratio_is_of_all_weights_and_nothing_else_changes(pattern_task: Task, method: Any, scope: Any) -> None:
+    before = copy.deepcopy(pattern_task.model.state_dict())
+    result = sparsify(pattern_task, ratio=0.6, method=method, scope=scope)
+    weights = prunable(result)
+    assert abs(share(weights) - 0.6) < 0.002
+    assert type(result) is type(pattern_task.model) and not result.training
+    assert set(sparse_names(result)) == set(weights)
+    for name, value in result.state_dict().items():
+        if name not in weights:
+            assert torch.equal(value, before[name])
+        elif method != "sparsegpt":
+            assert torch.equal(value[value != 0], before[name][value != 0])
+    after = pattern_task.model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before) and sparse_names(pattern_task.model) == ()
+    assert all(p.requires_grad for p in (*pattern_task.model.parameters(), *result.parameters()))
+
+
+def test_global_scope_takes_most_where_it_costs_least_and_uniform_the_same_everywhere(pattern_task: Task) -> None:
+    def shares(scope: Any) -> list[float]:
+        return [share({n: w}) for n, w in prunable(sparsify(pattern_task, ratio=0.5, scope=scope)).items()]
+
+    assert max(shares("global")) - min(shares("global")) > 0.1
+    assert max(shares("uniform")) - min(shares("uniform")) < 0.01
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("pattern", "n", "m"), [("2:4", 2, 4), ("4:8", 4, 8)])
+def test_patterns_hold_along_the_input_channels_at_every_kernel_position(
+    pattern_task: Task, method: Any, pattern: Any, n: int, m: int
+) -> None:
+    result = sparsify(pattern_task, pattern=pattern, method=method)
+    for weight in prunable(result).values():
+        kept = (weight != 0).flatten(2) if weight.dim() == 4 else (weight != 0)[..., None]  # (out, in, positions)
+        for run in torch.split(kept, m, dim=1):
+            assert int(run.sum(1).max()) <= n
+    assert share({"head": result.get_parameter("head.weight").detach()}) == 0.5
+    assert share({"stem": result.get_parameter("stem.0.weight").detach()}) == 0  # one input channel
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_threshold_of_any_method_takes_what_is_below(pattern_task: Task, method: Any) -> None:
+    few, many = (sparsify(pattern_task, threshold=t, method=method, scope="uniform") for t in (1e-4, 0.05))
+    assert 0 < share(prunable(few)) < share(prunable(many)) < 1
+
+
+def test_magnitude_threshold_is_in_units_of_the_weights(pattern_task: Task) -> None:
+    result = sparsify(pattern_task, threshold=0.05)
+    for name, weight in prunable(result).items():
+        assert torch.equal(weight == 0, pattern_task.model.get_parameter(name).abs() < 0.05)
+
+
+def test_methods_that_look_at_data_move_the_output_less_than_magnitude(pattern_task: Task) -> None:
+    x = torch.cat([inputs for inputs, _ in pattern_task.validation])
+    with torch.no_grad():
+        moved = {
+            method: float((sparsify(pattern_task, ratio=0.6, method=method, scope="uniform")(x) - pattern_task.model(x)).norm())
+            for method in METHODS
+        }
+    assert moved["sparsegpt"] < moved["wanda"] < moved["magnitude"]
+    assert moved["sensitivity"] < moved["magnitude"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sparser_step_by_step(pattern_task: Task, method: Any) -> None:
+    once = sparsify(pattern_task, ratio=0.4, method=method)
+    twice = sparsify_model(once, pattern_task, Sparsify(ratio=0.7, method=method, samples=128))
+    assert abs(share(prunable(twice)) - 0.7) < 0.02
+    for name, mask in sparse_weights(once).items():
+        assert twice.get_parameter(name).detach()[mask].count_nonzero() == 0
+    with pytest.raises(NothingToPruneError, match="zero already"):
+        sparsify_model(twice, pattern_task, Sparsify(ratio=0.4, method=method, samples=128))
+
+
+@pytest.mark.parametrize("training", [Training(effort=Effort(3, "steps")), Training(effort=Effort(3, "steps"), ema=0.9)])
+def test_zeros_survive_distillation(pattern_task: Task, training: Training) -> None:
+    sparse = sparsify(pattern_task, pattern="2:4", method="wanda")
+    student = paredown.distill(pattern_task, Distill(training=training), model=sparse)
+    masks = sparse_weights(sparse)
+    assert all(torch.equal(found, masks[name]) for name, found in sparse_weights(student).items()) and masks
+    assert not torch.equal(student.get_parameter("head.weight"), sparse.get_parameter("head.weight"))
+
+
+def test_sparse_model_can_lose_channels_and_keeps_its_zeros(pattern_task: Task) -> None:
+    sparse = sparsify(pattern_task, ratio=0.5, scope="uniform")
+    pruned = paredown.prune(pattern_task, Prune(ratio=0.3), model=sparse)
+    student = paredown.distill(pattern_task, Distill(training=Training(effort=Effort(2, "steps"))), model=pruned)
+    before = sparse_weights(pruned)
+    assert all(torch.equal(found, before[name]) for name, found in sparse_weights(student).items())
+    assert 0.2 < share(prunable(student)) < 0.8
+
+
+def test_protected_modules_stay_dense(pattern_task: Task) -> None:
+    result = sparsify(pattern_task, ratio=0.5, protect=("head", "block1"))
+    touched = {name for name, weight in prunable(result).items() if (weight == 0).any()}
+    assert touched and not any(name.startswith(("head", "block1")) for name in touched)
+
+
+def test_the_choice_is_the_same_every_time(pattern_task: Task) -> None:
+    one, other = (sparsify(pattern_task, ratio=0.5, method="sensitivity").state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_ratio_that_rounds_to_nothing_is_an_error(pattern_task: Task) -> None:
+    with pytest.raises(NothingToPruneError, match=r"ratio=1e-09 of \d+ weights, 0 of which are zero already; ask for more"):
+        sparsify(pattern_task, ratio=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_threshold_below_every_score_is_an_error(pattern_task: Task, method: Any) -> None:
+    with pytest.raises(NothingToPruneError, match="threshold"):
+        sparsify(pattern_task, threshold=1e-30, method=method)
+
+
+def test_layer_that_would_lose_every_weight_is_an_error(pattern_task: Task) -> None:
+    with pytest.raises(RecipeError, match=r'none in .*scope="uniform"'):
+        sparsify(pattern_task, threshold=100.0)
+
+
+def test_protecting_what_does_not_exist_is_an_error(pattern_task: Task) -> None:
+    with pytest.raises(RecipeError, match="protect must name modules"):
+        sparsify(pattern_task, ratio=0.5, protect=("tail",))
+
+
+def test_model_without_weights_that_may_become_zero_is_an_error() -> None:
+    x, y = torch.randn(4, 3), torch.zeros(4, dtype=torch.long)
+    task = Task(model=nn.LayerNorm(3), example_inputs=(x,), train=[(x, y)], validation=[(x, y)])
+    with pytest.raises(NothingToPruneError, match="no linear layer"):
+        sparsify(task, ratio=0.5)
+
+
+def test_quantized_model_is_an_error_that_names_the_order(pattern_task: Task) -> None:
+    quantized = paredown.quantize(pattern_task, paredown.Quantize(samples=64))
+    with pytest.raises(OrderError, match="sparsify first"):
+        paredown.sparsify(pattern_task, Sparsify(ratio=0.5), model=quantized)
