@@ -83,7 +83,7 @@ BAD = [
     ("too many threads", ["compress", "{task}", "--size", "0.5x", "--threads", "9999"], "cores of this machine"),
     ("unknown effort", ["compress", "{task}", "--size", "0.5x", "--effort", "a lot"], '"3 epochs"'),
     ("absent recipe", ["compress", "{task}", "--size", "0.5x", "--recipe", "absent.yaml"], "must be a file"),
-    ("unknown step", ["compress", "{task}", "--size", "0.5x", "--recipe", "{bad}"], "prune, distill, quantize"),
+    ("unknown step", ["compress", "{task}", "--size", "0.5x", "--recipe", "{bad}"], "prune, sparsify, distill, quantize"),
     ("unknown option", ["compress", "{task}", "--sise", "0.5x"], "--size"),
     ("no run there", ["report", "{folder}"], "report.json"),
     ("no model there", ["measure", "absent.onnx", "--against", "absent.onnx"], "absent.onnx"),

@@ -1,8 +1,8 @@
 """Whole numbers that modules keep of dimensions: num_heads, head_dim, hidden_dim.
 
 An attribute is taken for a dimension's size where the module reshapes a tensor to that size, and its name says so; a tuple or
-list where the module splits a tensor into just these sizes (its entries are called `name.0`, `name.1`). That is a guess: the cut
-that it belongs to is tried, and refused where the class doesn't equal the masked original.
+list where the module splits a tensor into just these sizes, or views it in just this shape (its entries are called `name.0`,
+`name.1`). That is a guess: the cut that it belongs to is tried, and refused where the class doesn't equal the masked original.
 """
 
 import re
@@ -20,7 +20,7 @@ _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _WIDTH = re.compile(r"dim|size|width|channel|feature|embed|hidden|inner|planes|model|^(d|c|dh|d_k|d_v|d_head)$|_chs?$|_c$")
 _COUNT = re.compile(r"heads?$|^nh?$|^h$|num_attention|groups$|^(num|n)_(q|kv|k|v)")
 _OTHER = re.compile(
-    r"window|patch|kernel|img|image|stride|grid|vocab|pos|seq|max_|idx|index|layer|depth|class|pad|token|block|chunk"
+    r"window|patch|kernel|img|image|stride|grid|vocab|pos|seq|max_|idx|index|layer|depth|class|pad|token|block|chunk|partition|^size$"
 )
 
 
@@ -60,15 +60,17 @@ def _sizes(node: fx.Node, known: Knowledge) -> Iterator[tuple[Array, bool]]:
 
 
 def _sequences(node: fx.Node, known: Knowledge, path: str) -> Iterator[tuple[tuple[str, str], Array]]:
-    """Entries of a tuple or list that holds the sizes into which a tensor is split."""
-    if short_name(node) != "split_with_sizes" or path not in known.modules:
-        return
+    """Entries of a tuple or list that holds the sizes into which a tensor is split, or the shape that it gets."""
     op = Operation(node, known)
-    sizes, axis = list(op["split_sizes"]), op.axis(op["self"], op["dim"])
+    sizes, dims = op.get("split_sizes", "size", "shape"), known.dims[node]
+    if not isinstance(sizes, tuple | list) or path not in known.modules:
+        return
+    axis = op.axis(op["self"], op.get("dim") or 0)
+    labels = [piece[axis] for piece in dims] if short_name(node) == "split_with_sizes" else list(dims[0])
     for name, value in vars(known.modules[path]).items():
-        if isinstance(value, tuple | list) and list(value) == sizes:
-            pieces = (dims[axis] for dims in known.dims[node])
-            yield from (((path, f"{name}.{i}"), labels) for i, labels in enumerate(pieces) if labels is not None)
+        if isinstance(value, tuple | list) and list(value) == list(sizes):
+            fitting = ((i, array) for i, array in enumerate(labels) if array is not None and len(array) == value[i])
+            yield from (((path, f"{name}.{i}"), array) for i, array in fitting)
 
 
 def _filter_counts(node: fx.Node, known: Knowledge) -> Iterator[tuple[tuple[str, str], Array]]:
@@ -92,5 +94,6 @@ def _choose(name: str, value: int, sizes: list[tuple[Array, bool]]) -> Array | N
     """Of the dimensions of this size the one that the name speaks of."""
     fitting = [(labels, outer) for labels, outer in sizes if len(labels) == value]
     is_count = bool(_COUNT.search(name)) and not _WIDTH.search(name)
-    best = [labels for labels, outer in fitting if outer == is_count] or [labels for labels, _ in fitting]
+    best = [labels for labels, outer in fitting if outer == is_count]
+    best += [] if is_count else [labels for labels, _ in fitting]
     return best[0] if best else None

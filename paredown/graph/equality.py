@@ -27,6 +27,10 @@ _BATCHES, _SAMPLES = 2, 2
 _REMEDY = "name its module in protect, and please report the model"
 
 
+def _leave(mode: OverKept) -> None:
+    mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch has no types here
+
+
 def masked(model: nn.Module, manifest: Manifest, consumers: Collection[Reader]) -> nn.Module:
     """A copy of the model in full size in which every consumer ignores what `manifest` removes.
 
@@ -38,7 +42,7 @@ def masked(model: nn.Module, manifest: Manifest, consumers: Collection[Reader]) 
     mode = _over_kept(result, manifest, consumers)
     if isinstance(mode, OverKept):
         result.register_forward_pre_hook(lambda *_: mode.__enter__() and None)
-        result.register_forward_hook(lambda *_: mode.__exit__(None, None, None), always_call=True)
+        result.register_forward_hook(lambda *_: _leave(mode), always_call=True)
     return result
 
 

@@ -119,7 +119,7 @@ def _moved(ids: Tensor, source: fx.Node, moves: list[fx.Node]) -> Tensor:
     for node in reversed(moves):
         value = value.contiguous() if isinstance(value, Tensor) else value  # so that any view of it is possible
         if short_name(node) not in _SAME:
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n, at=source, x=value: x if n is at else _size(n))
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n, at=source, x=value: x if n is at else _size(n))  # type: ignore[misc]  # defaults bind the loop's names
             value = node.target(*args, **kwargs) if callable(node.target) else value
         source = node
     return torch.as_tensor(value)

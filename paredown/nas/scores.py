@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paredown.nas.problem import Problem, Result, Vector
 
@@ -14,7 +15,7 @@ def scores(problem: Problem, results: Sequence[Result], weights: Vector | None =
     scaled to [0, 1] over `results`. A result outside the limits scores below every one inside, the further out the lower.
     """
     costs, violations = problem.costs(results), problem.violations(results)
-    values = -costs[:, 0] if costs.shape[1] == 1 else _chebyshev(costs, weights)
+    values = -costs[:, 0] if costs.shape[1] == 1 else chebyshev(costs, weights)
     inside = violations <= 0
     if inside.all():
         return values
@@ -31,7 +32,8 @@ def random_weights(problem: Problem, random: np.random.Generator) -> Vector:
     return random.dirichlet(np.ones(len(problem.objectives)))
 
 
-def _chebyshev(costs: Vector, weights: Vector | None) -> Vector:
+def chebyshev(costs: NDArray[np.float64], weights: Vector | None = None) -> Vector:
+    """(n, objectives), smaller better -> (n,), higher better: each objective scaled to [0, 1], the largest weighted one counts."""
     finite = np.isfinite(costs).all(1)
     if not finite.any():
         return np.full(len(costs), -np.inf)

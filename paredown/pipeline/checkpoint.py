@@ -27,6 +27,7 @@ from paredown.graph.surgery import cut
 from paredown.pipeline.evaluate import scratch_folder
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.static import prepare
+from paredown.train.masks import mark_sparse_, sparse_names
 
 _FORMAT, _VERSION = "paredown checkpoint", 1
 _WEIGHTS, _MANIFEST, _WIDTHS = "model.safetensors", "manifest.json", "widths.json"
@@ -68,11 +69,12 @@ def load_checkpoint(path: str | Path, fresh_model: nn.Module) -> nn.Module:
     if expected != found:
         raise CheckpointError(f"this checkpoint was made from class {expected}", got=found, remedy=f"pass a fresh {expected}")
     try:
-        manifest = Manifest.from_dict({"kept": description["kept"]}) if description["kept"] is not None else None
+        manifest = Manifest.from_dict(_cuts(description)) if description["kept"] is not None else None
         model = cut(fresh_model, manifest) if manifest is not None else copy.deepcopy(fresh_model)
         if description["quantized"] is not None:
             model = _prepared(model, description["quantized"])
         model.load_state_dict(_weights(folder, description))
+        mark_sparse_(model, _sparse(description, model))
     except CheckpointError:
         raise
     except (ParedownError, RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
@@ -91,8 +93,9 @@ def _describe(model: nn.Module) -> dict[str, Any]:
         "format": _FORMAT,
         "version": _VERSION,
         "class": quantized.source_class if quantized is not None else type(model).__qualname__,
-        "kept": None if manifest is None else manifest.to_dict()["kept"],
+        **({"kept": None} if manifest is None else manifest.to_dict()),
         "quantized": None if quantized is None else _quantized(quantized),
+        "sparse": list(sparse_names(model)),
     }
 
 
@@ -144,6 +147,22 @@ def _read(folder: Path) -> dict[str, Any]:
             "manifest.json must be complete", got=f"no {sorted(missing)[0]!r}", remedy="save the checkpoint again"
         )
     return description
+
+
+def _cuts(description: dict[str, Any]) -> dict[str, Any]:
+    """The entries of manifest.json that are those of a Manifest."""
+    return {key: description[key] for key in ("kept", "scaled", "attributes") if key in description}
+
+
+def _sparse(description: dict[str, Any], model: nn.Module) -> list[str]:
+    """Names of the weights whose zeros stay; none in a checkpoint from before there was sparsity."""
+    names = description.get("sparse", [])
+    unknown = set(names) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if unknown:
+        raise CheckpointError(
+            "`sparse` must name parameters of the model", got=sorted(unknown)[0], remedy="build the model as it was when saved"
+        )
+    return list(names)
 
 
 def _weights(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
         _follow(run, recipe)
     else:
         _plan(run, recovery)
-    return _finish(run, started)
+    return _finish(run, _choice(run, planned=recipe is None), started)
 
 
 @dataclass
@@ -204,12 +204,23 @@ def _labelled(progress: Progress, stage: str) -> Progress:
     return lambda label, fraction: progress(f"{stage}: {label}", fraction)
 
 
-def _finish(run: _Run, started: float) -> Report:
-    """Choose among what was kept, measure the choice afresh (and on the test split), and write the result."""
+def _kept(run: _Run) -> list[Candidate]:
+    return [stored.stage.candidate for stored in run.stages.values() if stored.stage.kept]
+
+
+def _choice(run: _Run, *, planned: bool) -> Candidate:
+    """Of a plan's proposals the best; of a recipe that the user fixed, as much as the gate kept, if that is within the budget."""
+    candidates = _kept(run)
+    if not planned and not violations(run.budget, run.baseline, candidates[-1]):
+        return candidates[-1]
+    return choose(run.budget, run.baseline, candidates)
+
+
+def _finish(run: _Run, chosen: Candidate, started: float) -> Report:
+    """Measure the choice afresh (and on the test split), and write the result."""
     run.progress("report", 0.0)
-    candidates = [stored.stage.candidate for stored in run.stages.values() if stored.stage.kept]
+    candidates = _kept(run)
     confidence = run.budget.confidence
-    chosen = choose(run.budget, run.baseline, candidates)
     baseline = with_final(run.baseline, run.task, run.baseline, confidence)
     best = with_final(chosen, run.task, run.baseline, confidence)
     groups = dependency_groups(run.task.model, run.task.inputs, dynamic=run.task.dynamic, protect=run.task.protect)

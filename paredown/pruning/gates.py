@@ -9,7 +9,7 @@ in common, so that closing them all alike would cost nothing and say nothing.
 Static gates multiply weights, which works for any model whose groups are known; the others multiply what consumers read.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +39,8 @@ class Place:
     size: int
     owners: tuple[tuple[int, Tensor, Tensor], ...]
 
-    def factor(self, gates: Sequence[Tensor]) -> Tensor:
-        """gates (..., size of each group) -> (..., n): of each index the product of its owners' gates."""
+    def factor(self, gates: Sequence[Tensor] | Mapping[int, Tensor]) -> Tensor:
+        """gates (..., size) of each group -> (..., n): of each index the product of its owners' gates."""
         like = gates[self.owners[0][0]]
         total = like.new_ones((*like.shape[:-1], self.size))
         for group, atoms, positions in self.owners:
@@ -57,7 +57,8 @@ class Place:
 class Gates(nn.Module):
     """A model with a gate on every group; the model is trained where it stands, so pass a copy. Call it inside `hooked`.
 
-    inputs: an example, that shows which modules run, in which order.
+    inputs: an example, that shows which modules run. scale: a logit is scale * sqrt(gates) times its parameter, so steps on it
+    are scale^2 * gates as long as on a weight: each gate's part of a penalty on their mean is only a share of it.
     A group whose consumers aren't all plain convolutions and linear layers, called as modules with the batch on dimension 0,
     has static gates whatever `kind` says.
     """
@@ -65,9 +66,8 @@ class Gates(nn.Module):
     def __init__(self, model: nn.Module, groups: Groups, kind: Gate, inputs: Inputs, scale: float) -> None:
         super().__init__()
         device = device_of(model)
-        self.body, self.scale, self.temperature = _Body(model), scale, 1.0
         sizes = [group.size for group in groups.groups]
-        # A logit is `scale` times its parameter: steps on it are scale^2 as long as steps on a weight.
+        self.body, self.scale, self.temperature = _Body(model), scale * sum(sizes) ** 0.5, 1.0
         self.logits = nn.ParameterList(nn.Parameter(torch.zeros(size, device=device)) for size in sizes)
         found = places(groups, device)
         readers = _by_sample(model, found, len(sizes), inputs) if kind == "squeeze_excite" else set[int]()
@@ -88,7 +88,7 @@ class Gates(nn.Module):
         return result
 
     def gates(self) -> list[Tensor]:
-        """(size,) per group, in (0, 1], the largest 1: of the last batch, on its average."""
+        """(size,) float64 per group, in (0, 1], the largest 1: of the last batch, on its average."""
         gates = self._static_gates()
         for group, gate in self._seen.items():
             gates[group] = gate.mean(0)
@@ -105,7 +105,7 @@ class Gates(nn.Module):
             yield self
 
     def _static_gates(self) -> list[Tensor]:
-        values = [torch.sigmoid((_OPEN + self.scale * logit) / self.temperature) for logit in self.logits]
+        values = [torch.sigmoid((_OPEN + self.scale * logit.double()) / self.temperature) for logit in self.logits]
         return [value / value.max() for value in values]
 
     def _hook(self, place: Place) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
@@ -117,7 +117,7 @@ class Gates(nn.Module):
             for group in groups:
                 if group not in self._seen:
                     self._seen[group] = self._excited(group, place, x, channel)
-            factor = place.factor([self._seen.get(g, x) for g in range(len(self.logits))])  # (batch, n)
+            factor = place.factor(self._seen)  # (batch, n)
             shape = [len(x), *(x.shape[d] if d == channel else 1 for d in range(1, x.dim()))]
             return (x * factor.to(x.dtype).view(shape), *args[1:])
 
@@ -130,8 +130,8 @@ class Gates(nn.Module):
         for owner, atoms, positions in place.owners:
             if owner == group:
                 squeezed = squeezed.index_add(1, atoms, pooled.index_select(1, positions))
-        change = self.excite[str(group)](squeezed)
-        value = torch.sigmoid((_OPEN + self.scale * self.logits[group] + change) / self.temperature)
+        change = self.excite[str(group)](squeezed).double()
+        value = torch.sigmoid((_OPEN + self.scale * self.logits[group].double() + change) / self.temperature)
         return value / value.mean(0).max()
 
 

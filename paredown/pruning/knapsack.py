@@ -32,9 +32,12 @@ def knapsack(loss: Sequence[Column], cost: Sequence[Column], limit: float) -> li
         scipy.optimize.LinearConstraint(one, 1, 1),
     ]
     found = scipy.optimize.milp(
-        flat_loss / value, integrality=np.ones(len(unit)), bounds=scipy.optimize.Bounds(0, 1), constraints=constraints,
+        flat_loss / value,
+        integrality=np.ones(len(unit), dtype=np.int64),
+        bounds=scipy.optimize.Bounds(0, 1),
+        constraints=constraints,
         options={"time_limit": _SECONDS, "mip_rel_gap": 0.0},
-    )  # fmt: skip
+    )
     if found.x is None:
         return [int(c.argmin()) for c in cost]  # feasible, as tested above, up to the solver's tolerance
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])

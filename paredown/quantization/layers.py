@@ -91,7 +91,8 @@ def values_at(model: QuantizedModel, nodes: Sequence[fx.Node], inputs: Inputs) -
 
 def node_named(model: QuantizedModel, name: str) -> fx.Node:
     """The node of a copy that answers to the original's. Raises StopIteration where there is none."""
-    return next(node for node in model.graph.nodes if node.name == name)
+    found: fx.Node = next(node for node in model.graph.nodes if node.name == name)
+    return found
 
 
 def input_node(layer: Layer) -> fx.Node:

@@ -43,7 +43,7 @@ def palettize(weight: Tensor, bits: int, importance: Tensor | None = None) -> Pa
         raise RecipeError("a palette has 1 to 8 bits", got=bits, remedy="4 is a codebook of 16 values")
     values, order = weight.detach().double().flatten().sort()
     mass = torch.ones_like(values) if importance is None else importance.detach().double().flatten()[order].clamp(min=1e-30)
-    codes = values[torch.linspace(0, len(values) - 1, 2 * 2**bits + 1).round().long()[1::2]].unique()
+    codes = values[torch.linspace(0, len(values) - 1, 2 * 2**bits + 1).round().long()[1::2]].unique()  # type: ignore[no-untyped-call]  # torch has no types here
     sums, masses = _cumulative(values * mass), _cumulative(mass)
     for _ in range(_PASSES):
         moved = _means(values, codes, sums, masses)

@@ -1,3 +1,4 @@
+import gzip
 import pathlib
 from types import ModuleType
 
@@ -6,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import ArtifactError
-from paredown.measure.cost import count_macs, count_parameters, size_bytes
+from paredown.measure.cost import compressed_bytes, count_macs, count_parameters, size_bytes
 
 
 def test_macs_of_a_convolution_are_those_of_one_sample() -> None:
@@ -83,3 +84,24 @@ def test_size_of_a_file_and_of_a_folder(tmp_path: pathlib.Path) -> None:
 def test_size_of_a_missing_file_is_an_error_with_its_remedy(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ArtifactError, match="export it first"):
         size_bytes(tmp_path / "none.onnx")
+
+
+def test_compressed_bytes_tell_a_sparse_file_from_a_dense_one_of_the_same_size(tmp_path: pathlib.Path) -> None:
+    dense, sparse = tmp_path / "dense", tmp_path / "sparse"
+    weight = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    dense.write_bytes(weight.numpy().tobytes())
+    sparse.write_bytes(weight.masked_fill(weight.abs() < weight.abs().median(), 0).numpy().tobytes())
+    assert size_bytes(dense) == size_bytes(sparse) == 400_000
+    assert compressed_bytes(sparse) < 0.65 * compressed_bytes(dense)
+    assert compressed_bytes(tmp_path) == compressed_bytes(dense) + compressed_bytes(sparse)
+
+
+def test_compressed_bytes_are_those_of_a_gzip_file(tmp_path: pathlib.Path) -> None:
+    content = b"paredown " * 1000
+    (tmp_path / "file").write_bytes(content)
+    assert abs(compressed_bytes(tmp_path / "file") - len(gzip.compress(content, 6))) <= 8
+
+
+def test_compressed_bytes_of_nothing_is_an_error(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ArtifactError, match="export it first"):
+        compressed_bytes(tmp_path / "nothing")

@@ -79,14 +79,14 @@ def test_a_cost_that_nothing_brings_down_says_what_is_within_reach() -> None:
 
 
 def test_losses_are_sums_of_the_scores_removed_and_savings_come_from_the_table() -> None:
-    units = _units([np.array([1.0, 5.0, 3.0, 2.0])])
+    units = _unit(np.array([1.0, 5.0, 3.0, 2.0]))
     assert [c.tolist() for c in losses(units, [(1, 2, 4)])] == [[6.0, 3.0, 0.0]]
     table = LatencyTable(10.0, {units.names[0]: {1: 4.0, 4: 10.0}})
     assert savings(units, [(1, 2, 4)], table)[0].tolist() == pytest.approx([0.6, 0.4, 0.0])
 
 
 def test_a_table_is_measured_once_per_unit_and_width() -> None:
-    units, allowed, calls = _units([np.zeros(16)]), [tuple(range(2, 17))], []
+    units, allowed, calls = _unit(np.zeros(16)), [tuple(range(2, 17))], []
 
     def latency(keep: list[Keep]) -> float:
         calls.append(int(keep[0].sum()))
@@ -119,9 +119,8 @@ def test_a_table_puts_the_cuts_where_the_runtime_gains_by_them(pattern_task: Tas
     assert count_macs(blind, pattern_task.inputs) <= count_macs(pruned, pattern_task.inputs)
 
 
-def _units(scores: list[np.ndarray]) -> Units:
-    """Units of the first groups of a small net, with these scores."""
-    model = make_small_resnet(16)
-    groups = dependency_groups(model, torch.zeros(2, 1, 8, 8))
-    rest = groups.without(range(len(scores), len(groups.groups)))
-    return Units(rest, scores)
+def _unit(scores: np.ndarray) -> Units:
+    """The stem's channels of a net that is so wide, with these scores."""
+    groups = dependency_groups(make_small_resnet(len(scores)), torch.zeros(2, 1, 8, 8))
+    number = next(g for g, group in enumerate(groups.groups) if group.name == "stem.0")
+    return Units(groups.without({*range(len(groups.groups))} - {number}), [scores])

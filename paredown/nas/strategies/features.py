@@ -12,28 +12,29 @@ from paredown.nas.space import Architecture, Space
 Matrix: TypeAlias = NDArray[np.float32]
 Capacity: TypeAlias = Callable[[Architecture], float]
 ENUMERATED = 20_000  # spaces up to this size are looked through whole
+_PAIRS = np.float32(0.5)
 
 
-def features(space: Space, architectures: Sequence[Architecture], capacity: Capacity | None, pairs: float) -> Matrix:
-    """(n, features): 1, the encoding, its products between dimensions times `pairs`, the log of `capacity` where there is one."""
+def features(space: Space, architectures: Sequence[Architecture], capacity: Capacity | None) -> Matrix:
+    """(n, features): 1, the encoding, its products between dimensions (halved), the log of the capacity where it is known.
+
+    The capacity is taken relative to that of the space's first architecture.
+    """
     canonical = [space.canonicalize(architecture) for architecture in architectures]
     single = space.encode(canonical).astype(np.float32)
     owner = np.repeat(np.arange(len(space.sizes)), [block.shape[1] for block in space.blocks])
     first, second = np.nonzero(np.triu(owner[:, None] != owner[None]))
-    columns = [np.ones((len(single), 1), np.float32), single, np.float32(pairs) * single[:, first] * single[:, second]]
+    columns = [np.ones((len(single), 1), np.float32), single, _PAIRS * single[:, first] * single[:, second]]
     if capacity is not None:
-        cost = np.log([max(capacity(architecture), 1e-9) for architecture in architectures])
-        columns.append(_scaled(cost).astype(np.float32)[:, None])
+        origin = capacity((0,) * len(space.sizes))
+        cost = np.log([max(capacity(architecture), 1e-9) / max(origin, 1e-9) for architecture in architectures])
+        columns.append(cost.astype(np.float32)[:, None])
     return np.concatenate(columns, axis=1)
 
 
-def _scaled(cost: NDArray[np.float64]) -> NDArray[np.float64]:
-    return cost
-
-
 @functools.lru_cache(maxsize=4)
-def enumerated(space_json: str, capacity: Capacity | None, pairs: float) -> tuple[list[Architecture], Matrix]:
+def enumerated(space_json: str, capacity: Capacity | None) -> tuple[tuple[Architecture, ...], Matrix]:
     """All architectures of a small space with their features; kept, since searches over one space follow one another."""
     space = Space.from_json(space_json)
-    everything = list(space.enumerate())
-    return everything, features(space, everything, capacity, pairs)
+    everything = tuple(space.enumerate())
+    return everything, features(space, everything, capacity)

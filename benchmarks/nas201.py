@@ -1,0 +1,241 @@
+"""NAS-Bench-201: the official replay of six strategies, and what the default finds under two objectives and under limits.
+
+    python -m benchmarks.nas201            all, 200 seeds, about 15 minutes of one core; goes on where it was stopped
+    python -m benchmarks.nas201 20         20 seeds
+
+Replay: the 12-epoch validation accuracy is all that a strategy sees, simulated training seconds are its budget, the 200-epoch test
+accuracy of what it chooses is the figure. The default may spend a part of the same seconds on 200-epoch validation. Its
+settings were tuned on CIFAR-10's validation accuracy alone. Nothing here is trained: every number comes from the table.
+
+The other cases see the 200-epoch validation accuracy, 200 evaluations:
+front     CIFAR-10 error and latency on a Xeon Gold 6226; hypervolume of the chosen cells' test errors over that of the exact test front
+smaller   the fewest parameters at no less validation accuracy than the cell of 3x3 convolutions alone
+ptq       the cell and its bits together: accuracy after quantization under a size that only int8 keeps for most cells
+"""
+
+import functools
+import importlib.util
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.parquet import read_columns
+from benchmarks.record import row, write
+from paredown.core.measurement import Measurement
+from paredown.nas import cell201
+from paredown.nas.composite import product, split
+from paredown.nas.evaluators.evaluator import Job, Outcome
+from paredown.nas.evaluators.table import Table, cell201_table
+from paredown.nas.pareto import hypervolume
+from paredown.nas.problem import Limit, Objective, Source
+from paredown.nas.search import search
+from paredown.nas.space import Architecture, Ordinal, Space
+from paredown.nas.strategies.local_search import LocalSearch
+from paredown.nas.strategies.nsga2 import NSGA2
+from paredown.nas.strategies.ppo import PPO
+from paredown.nas.strategies.random import Random
+from paredown.nas.strategies.regularized_evolution import RegularizedEvolution
+from paredown.nas.strategies.reinforce import Reinforce
+from paredown.nas.strategies.strategy import StrategyFactory
+from paredown.nas.strategies.surrogate import Surrogate
+
+DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+_DONE = pathlib.Path("runs/bench/nas201.jsonl")
+_SETS = {"c10": ("CIFAR-10", 20_000), "c100": ("CIFAR-100", 40_000), "in16": ("ImageNet16-120", 120_000)}
+_LOW, _FULL = 12 / 200, 1.0
+_KILO = np.array([0.0, 0.0, 28.0, 243.04, 0.0])  # parameters of each operator over the network, thousands
+_BUDGET = 200
+_TOP = (3,) * 6
+Column = NDArray[np.float64]
+
+
+def capacity(architecture: Architecture) -> float:
+    """Parameters in thousands (CIFAR-10)."""
+    return 73.306 + float(sum(_KILO[i] for i in architecture[:6]))
+
+
+_default = functools.partial(Surrogate, capacity=capacity)
+STRATEGIES: dict[str, StrategyFactory] = {
+    "random": functools.partial(Random, unique=False),
+    "REINFORCE": functools.partial(Reinforce, unique=False),
+    "PPO": functools.partial(PPO, unique=False),
+    "regularized evolution": functools.partial(RegularizedEvolution, unique=False),
+    "local search": LocalSearch,
+    "surrogate (default)": _default,
+}
+
+
+@functools.cache
+def columns() -> dict[str, Any]:
+    """The core table."""
+    spec = importlib.util.spec_from_file_location("shared_data", DATA / "load.py")
+    if spec is None or spec.loader is None or not DATA.exists():
+        raise FileNotFoundError("this benchmark reads NAS-Bench-201 from ../shared/data")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    table: dict[str, Any] = module.nasbench201()
+    return table
+
+
+def table(data: str, *, full: bool, extra: dict[str, Column] | None = None) -> Table:
+    """The cells on one data set. full: with the 200-epoch training as well as the 12-epoch one. extra: further metrics of both."""
+    core, more = columns(), extra or {}
+    operators = np.stack([core[name] for name in cell201.NAMES], axis=1)
+    second = core[f"{data}_sec_per_epoch"].astype(np.float64)
+    fidelities = {_LOW: ("e12", 12 * second), **({_FULL: ("e200", 200 * second)} if full else {})}
+    metrics = {
+        f: {"accuracy": core[f"{data}_valid_{e}"], "params": core[f"{data}_params"], **more} for f, (e, _) in fidelities.items()
+    }
+    seconds = {f: s for f, (_, s) in fidelities.items()}
+    return cell201_table(operators, metrics, seconds, {"test_accuracy": core[f"{data}_test_e200"]}, f"NAS-Bench-201 {data}")
+
+
+def only_full(both: Table) -> Table:
+    """The same table with nothing but its full trainings."""
+    return Table(both.space, {_FULL: both.columns[_FULL]}, {_FULL: both.seconds[_FULL]}, both.test_columns, both.title)
+
+
+def replay(data: str, name: str, seed: int) -> float:
+    """200-epoch test accuracy, in percent, of what the strategy chooses within the simulated seconds."""
+    both = _tables(data, name == "surrogate (default)")
+    found = search(both.space, both, strategy=STRATEGIES[name], effort=f"{_SETS[data][1]} s", seed=seed)
+    return found.best.test["test_accuracy"]
+
+
+@functools.cache
+def _tables(data: str, full: bool) -> Table:
+    return table(data, full=full)
+
+
+@functools.cache
+def _latency_table() -> Table:
+    found = read_columns(DATA / "nasbench201" / "nasbench201_hw.parquet", ["index", "help_gold_6226_ms"])
+    return only_full(table("c10", full=True, extra={"latency_ms": found["help_gold_6226_ms"][np.argsort(found["index"])]}))
+
+
+def front(strategy: StrategyFactory, seed: int) -> float:
+    """Hypervolume of the chosen cells, their test errors and latencies, over that of the exact front of the test columns.
+
+    The reference point is the worst error and the worst latency on the exact front, 10 % of its range further out.
+    """
+    cells = _latency_table()
+    goals = (Objective("accuracy", maximize=True), Objective("latency_ms"))
+    found = search(cells.space, cells, strategy=strategy, effort=_BUDGET, objectives=goals, seed=seed)
+    chosen = np.array([(100 - each.test["test_accuracy"], each.validation["latency_ms"]) for each in found.front])
+    exact, reference = _exact_front()
+    return hypervolume(chosen, reference) / hypervolume(exact, reference)
+
+
+@functools.cache
+def _exact_front() -> tuple[Column, tuple[float, ...]]:
+    cells = _latency_table()
+    points = np.stack([100 - cells.test_columns["test_accuracy"], cells.columns[_FULL]["latency_ms"]], axis=1)
+    points = points[np.lexsort((points[:, 0], points[:, 1]))]
+    exact = points[points[:, 0] < np.concatenate([[np.inf], np.minimum.accumulate(points[:, 0])[:-1]])]
+    return exact, tuple((exact.max(0) + 0.1 * np.ptp(exact, axis=0)).tolist())
+
+
+def smaller(data: str, seed: int) -> tuple[float, float]:
+    """Parameters over the parent's, and the parent's test accuracy minus the chosen cell's."""
+    cells = only_full(_tables(data, True))
+    parent = cells.space.values(_TOP)
+    validation, size = (cells.columns[_FULL][name][cells.row(parent)] for name in ("accuracy", "params"))
+    limit = Limit("accuracy", low=float(validation))
+    found = search(
+        cells.space, cells, strategy=_default, effort=_BUDGET, objectives=(Objective("params"),), limits=(limit,), seed=seed
+    )
+    drop = cells.test(parent)["test_accuracy"] - found.best.test["test_accuracy"]
+    return found.best.validation["params"] / float(size), drop
+
+
+class Quantized:
+    """The table's accuracy with float weights or after 8-bit post-training quantization, and the size in bytes of the weights."""
+
+    source: Source = "table"
+    fidelities = (_FULL,)
+    name = "AnalogNAS-Bench, baseline and PTQ"
+
+    def __init__(self) -> None:
+        found = read_columns(DATA / "nasbench201" / "nasbench201_quant_analog.parquet", ["index", "analog_base", "analog_ptq"])
+        order = np.argsort(found["index"])
+        self.accuracy = {32: found["analog_base"][order], 8: found["analog_ptq"][order]}
+        core = columns()
+        operators = np.stack([core[name] for name in cell201.NAMES], axis=1)
+        self.rows = {tuple(cell): i for i, cell in enumerate(operators.tolist())}
+        self.params = core["c10_params"]
+        self.cells = cell201.space()
+        self.space = product(cell=self.cells, precision=Space((Ordinal("bits", (8, 32)),)))
+
+    def evaluate(self, job: Job) -> Outcome:
+        parts = split(job.values)
+        row_, bits = self.rows[self.cells.architecture(parts["cell"])], int(parts["precision"]["bits"])
+        return Outcome({"accuracy": float(self.accuracy[bits][row_]), "size_bytes": float(self.params[row_]) * bits / 8})
+
+
+@functools.cache
+def _quantized() -> Quantized:
+    return Quantized()
+
+
+def ptq(seed: int) -> float:
+    """Best accuracy after PTQ in the table minus that of what is chosen, in points."""
+    cells = _quantized()
+    limit = Limit("size_bytes", high=1.6e6)
+    found = search(cells.space, cells, strategy=_default, effort=_BUDGET, limits=(limit,), seed=seed)
+    return float(cells.accuracy[8].max()) - found.best.validation["accuracy"]
+
+
+def cases() -> Iterable[tuple[str, Callable[[int], Any]]]:
+    """Name -> function of a seed. A name is `case|metric`, or several metrics with commas."""
+    for name in STRATEGIES:
+        for data in _SETS:
+            yield f"replay {data}, {name}|test accuracy", functools.partial(replay, data, name)
+    for name, strategy in {"random": Random, "NSGA-II": NSGA2, "surrogate (default)": _default}.items():
+        yield f"front c10 and latency, {name}|hypervolume", functools.partial(front, strategy)
+    for data in _SETS:
+        yield f"smaller {data}, surrogate (default)|params ratio,drop of test accuracy", functools.partial(smaller, data)
+    yield "ptq, surrogate (default)|regret", ptq
+
+
+def values(name: str, run: Callable[[int], Any], seeds: int) -> NDArray[np.float64]:
+    """(seeds, metrics); what was computed before is read from runs/bench."""
+    done = {(r["case"], r["seed"]): r["values"] for r in _lines()}
+    with _DONE.open("a") as stream:
+        for seed in range(seeds):
+            if (name, seed) not in done:
+                done[name, seed] = np.atleast_1d(np.asarray(run(seed), dtype=np.float64)).tolist()
+                stream.write(json.dumps({"case": name, "seed": seed, "values": done[name, seed]}) + "\n")
+                stream.flush()
+    return np.array([done[name, seed] for seed in range(seeds)])
+
+
+def _lines() -> list[dict[str, Any]]:
+    _DONE.parent.mkdir(parents=True, exist_ok=True)
+    text = _DONE.read_text() if _DONE.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def main(seeds: int = 200) -> None:
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for name, run in cases():
+        found = values(name, run, seeds)
+        case, _, metrics = name.partition("|")
+        for metric, column in zip(metrics.split(","), found.T, strict=True):
+            mean, spread = float(column.mean()), float(column.std(ddof=1))
+            half = 1.96 * spread / math.sqrt(seeds)
+            measured = Measurement(metric, mean, "", seeds, mean - half, mean + half)
+            rows.append(row(case, measured, standard_deviation=round(spread, 5), source="table"))
+            print(f"{case:45s} {metric:22s} {mean:.4f} +- {spread:.4f}", flush=True)
+    print(write("nas201.csv", rows))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
