@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 import paredown
-from benchmarks.record import row, write
+from benchmarks.record import row
 from paredown.core.measurement import Measurement
 from paredown.core.target import Target
 from paredown.measure.cost import count_macs

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from paredown.graph.collect import Group, Groups, Keep
+from paredown.graph.operation import Knowledge
 
 Together = tuple[int, ...]
 
@@ -26,6 +27,24 @@ def find_coupled(guilty: Sequence[int], groups: Groups, works: Callable[[Togethe
             for g in together:
                 del left[g]
     return found
+
+
+def split_evenly(known: Knowledge, groups: Groups) -> tuple[Together, ...]:
+    """Sets of groups that a class splits a dimension into, each piece one whole group: they must lose the same fraction."""
+    owner = {atom: g for g, group in enumerate(groups.groups) for atom in group.atoms}
+    sets: list[set[int]] = []
+    for pieces in known.pieces:
+        atoms = [np.unique(known.labels.owners(piece)[0]).tolist() for piece in pieces]
+        numbers = [{owner.get(atom, -1) for atom in part} for part in atoms]
+        together = set[int]().union(*numbers)
+        whole = all(len(n) == 1 and len(part) == groups.groups[min(n)].size for n, part in zip(numbers, atoms, strict=True))
+        if not whole or len(together) < 2 or -1 in together:
+            continue
+        for other in [s for s in sets if not s.isdisjoint(together)]:
+            sets.remove(other)
+            together |= other
+        sets.append(together)
+    return tuple(tuple(sorted(s)) for s in sets)
 
 
 def units(groups: Groups, together: Sequence[int]) -> int:

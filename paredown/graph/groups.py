@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from paredown.core.report import Barrier
 from paredown.graph.attributes import find_attributes
 from paredown.graph.collect import Dimension, Extent, Group, Groups, Keep, Slice, collect, places
+from paredown.graph.couple import split_evenly
 from paredown.graph.operation import Knowledge, short_name
 from paredown.graph.probe import probe
 from paredown.graph.propagate import propagate
@@ -40,6 +42,7 @@ def dependency_groups(
     known.attributes.extend(find_attributes(known))
     _ground(known, model, inputs)
     groups = collect(known)
+    groups = replace(groups, coupled=split_evenly(known, groups))
     found = probe(model, groups, inputs)
     _freeze(known, [groups.groups[g] for g in found.uncuttable])
     coupled = [{atom for g in together for atom in groups.groups[g].atoms} for together in found.coupled]

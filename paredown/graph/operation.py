@@ -37,6 +37,7 @@ class Knowledge:
     calls: node -> which call of its operator it is. statistics: (call, dimension from the end, labels) of normalizations.
     contracted: labels of dimensions along which two activations are multiplied and summed.
     folds: attention scales that a class computes from a width. attributes: whole numbers that a class keeps of a dimension.
+    pieces: labels of the equal parts into which a class splits a dimension; it can only do so if they stay equal.
     """
 
     samples: int
@@ -52,6 +53,7 @@ class Knowledge:
     contracted: list[Array] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     attributes: list[tuple[str, str, Array]] = field(default_factory=list)
+    pieces: list[list[Array]] = field(default_factory=list)
 
 
 class Operation:

@@ -28,18 +28,24 @@ class Findings:
 
 
 def probe(model: nn.Module, groups: Groups, inputs: Inputs, seed: int = 0) -> Findings:
-    """Tries all groups together, then halves of them such that any two are told apart, then factors alone; bisects what fails."""
+    """Tries all groups together, then halves of them such that any two are told apart, then factors alone; bisects what fails.
+
+    What `groups.coupled` holds already is tried together throughout.
+    """
     twin = random_twin(model, inputs, seed)
     scratch = cut(twin.model, Manifest())
     few, many = (_Trial(groups, twin, scratch, _sample(groups, part, seed)) for part in (1 / 3, 2 / 3))
-    numbers = list(range(len(groups.groups)))
-    bits = range((len(numbers) - 1).bit_length())
-    halves = [[g for g in numbers if (g >> bit & 1) == side] for bit in bits for side in (0, 1)]
-    rounds = [(few, numbers), (many, numbers), *((few, half) for half in halves), *((few, [g]) for g in _factors(groups))]
+    numbers, bound = list(range(len(groups.groups))), {g for together in groups.coupled for g in together}
+    every = [*groups.coupled, *((g,) for g in numbers if g not in bound)]
+    bits = range((len(every) - 1).bit_length())
+    halves = [[unit for u, unit in enumerate(every) if (u >> bit & 1) == side] for bit in bits for side in (0, 1)]
+    alone = [[(g,)] for g in _factors(groups) if g not in bound]
+    rounds = [(few, every), (many, every), *((few, chosen) for chosen in (*halves, *alone))]
     guilty: set[int] = set()
     for trial, chosen in rounds:
-        guilty.update(_guilty([(g,) for g in chosen if g not in guilty], trial))
-    coupled = find_coupled(sorted(guilty), groups, lambda together: all(trial.tied(together) for trial in (few, many)))
+        guilty.update(_guilty([unit for unit in chosen if guilty.isdisjoint(unit)], trial))
+    coupled = [together for together in groups.coupled if guilty.isdisjoint(together)]
+    coupled += find_coupled(sorted(guilty), groups, lambda together: all(trial.tied(together) for trial in (few, many)))
     guilty -= {g for together in coupled for g in together}
     for trial in (few, many) if guilty or coupled else ():
         guilty.update(_greedy([g for g in numbers if g not in guilty], trial, coupled))

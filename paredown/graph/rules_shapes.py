@@ -6,7 +6,7 @@ import numpy as np
 from torch import fx
 
 from paredown.graph.labels import Array, Dims
-from paredown.graph.operation import Operation, hints, nothing, permutation, shape, static
+from paredown.graph.operation import Operation, hints, nothing, permutation, shape, static, short_name
 from paredown.graph.reshape import blocks
 
 
@@ -102,6 +102,8 @@ def parts(op: Operation) -> tuple[Dims, ...]:
     if labels is None:
         return (dims,) * len(lengths)
     pieces = np.split(labels, np.cumsum(lengths)[:-1])
+    if len(pieces) > 1 and len(set(lengths)) == 1 and short_name(op.node) != "split_with_sizes":
+        op.known.pieces.append(pieces)
     return tuple((*dims[:axis], piece, *dims[axis + 1 :]) for piece in pieces)
 
 

@@ -58,6 +58,17 @@ def front(problem: Problem, results: Sequence[Result]) -> list[int]:
     return [unique[key] for key in sorted(unique)]
 
 
+def nondominated(costs: Matrix) -> NDArray[np.int64]:
+    """Indices of the points that no other dominates, for many points and a short front; of equal points the first."""
+    order = np.argsort(costs.sum(1), kind="stable")
+    left, kept = costs[order], []
+    while len(order):
+        kept.append(order[0])  # the smallest sum of what is left: nothing that is left dominates it
+        alive = (left < left[0]).any(1)
+        order, left = order[alive], left[alive]
+    return np.array(kept, dtype=np.int64)
+
+
 def hypervolume(costs: Matrix, reference: Sequence[float]) -> float:
     """The volume that a set of points dominates below `reference`; exact, by slicing along the last objective."""
     bound = np.asarray(reference, dtype=np.float64)

@@ -221,8 +221,9 @@ def _finish(run: _Run, chosen: Candidate, started: float) -> Report:
     run.progress("report", 0.0)
     candidates = _kept(run)
     confidence = run.budget.confidence
-    baseline = with_final(run.baseline, run.task, run.baseline, confidence)
-    best = with_final(chosen, run.task, run.baseline, confidence)
+    best, timed = with_final(chosen, run.task, run.baseline, confidence)
+    baseline, _ = with_final(run.baseline, run.task, run.baseline, confidence)
+    baseline = dataclasses.replace(baseline, latency=timed)
     groups = dependency_groups(run.task.model, run.task.inputs, dynamic=run.task.dynamic, protect=run.task.protect)
     report = Report(
         task=run.task.name,

@@ -134,24 +134,26 @@ def candidate_of(
     return found, scores
 
 
-def with_final(candidate: Candidate, task: Task, baseline: Candidate, confidence: float) -> Candidate:
+def with_final(candidate: Candidate, task: Task, baseline: Candidate, confidence: float) -> tuple[Candidate, Measurement]:
     """A candidate with what is measured only once, at the end: memory, the test split, and its latency afresh.
 
     The latency that chose a candidate flatters it (it was the smallest of several), so the winner is timed again.
+    Second, the baseline's latency in the same pairs: times of another hour don't stand beside each other.
     """
     artifact = candidate.artifact
     path, target = Path(artifact.path), artifact.target
     child = [sys.executable, "-m", "paredown.deploy.child", str(path), "--runtime", target.runtime]
     child += ["--batch", str(target.batch), "--threads", str(target.threads)]
-    final = dataclasses.replace(candidate, memory=peak_memory(child))
+    final, timed = dataclasses.replace(candidate, memory=peak_memory(child)), baseline.latency
     if candidate.artifact.digest != baseline.artifact.digest:
         latency = compare_latency(task, Path(baseline.artifact.path), path, target, pairs=100, confidence=confidence)
-        final = dataclasses.replace(final, latency=latency.b, latency_ratio=latency.ratio)
+        final, timed = dataclasses.replace(final, latency=latency.b, latency_ratio=latency.ratio), latency.a
     if task.test is None:
-        return final
+        return final, timed
     before = score_file(task, Path(baseline.artifact.path), target, "test")
     after = score_file(task, path, target, "test")
-    return dataclasses.replace(final, test_quality=quality(after, confidence), test_drop=drop(before, after, confidence))
+    tested = dataclasses.replace(final, test_quality=quality(after, confidence), test_drop=drop(before, after, confidence))
+    return tested, timed
 
 
 @contextmanager

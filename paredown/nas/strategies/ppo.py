@@ -64,7 +64,7 @@ class PPO:
 
     def __init__(
         self, problem: Problem, *, rollout: int = 8, epochs: int = 4, learning_rate: float = 0.1,
-        coefficients: Coefficients = Coefficients(), unique: bool = True,  # noqa: B008 - frozen, so one for all is safe
+        coefficients: Coefficients = Coefficients(), unique: bool = True,
     ) -> None:  # fmt: skip
         if not learning_rate > 0:
             raise SearchError("learning_rate must be positive", got=learning_rate, remedy="leave it out for the default")
