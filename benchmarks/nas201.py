@@ -3,12 +3,14 @@
     python -m benchmarks.nas201            all, 200 seeds, about 15 minutes of one core; goes on where it was stopped
     python -m benchmarks.nas201 20         20 seeds
 
-Replay: the 12-epoch validation accuracy is all that a strategy sees, simulated training seconds are its budget, the 200-epoch test
+Replay: the 12-epoch validation accuracy is all that a strategy sees, simulated training seconds are its budget, the 200-epoch
+test
 accuracy of what it chooses is the figure. The default may spend a part of the same seconds on 200-epoch validation. Its
 settings were tuned on CIFAR-10's validation accuracy alone. Nothing here is trained: every number comes from the table.
 
 The other cases see the 200-epoch validation accuracy, 200 evaluations:
-front     CIFAR-10 error and latency on a Xeon Gold 6226; hypervolume of the chosen cells' test errors over that of the exact test front
+front     CIFAR-10 error and latency on a Xeon Gold 6226; hypervolume of the chosen cells' test errors over that of the exact
+test front
 smaller   the best validation accuracy within 0.40x / 0.30x / 0.26x of the parameters of the cell of 3x3 convolutions alone
 ptq       the cell and its bits together: accuracy after quantization under a size that only int8 keeps for most cells
 """
@@ -86,7 +88,8 @@ def columns() -> dict[str, Any]:
 
 
 def table(data: str, *, full: bool, extra: dict[str, Column] | None = None) -> Table:
-    """The cells on one data set. full: with the 200-epoch training as well as the 12-epoch one. extra: further metrics of both."""
+    """The cells on one data set. full: with the 200-epoch training as well as the 12-epoch one. extra: further metrics of
+    both."""
     core, more = columns(), extra or {}
     operators = np.stack([core[name] for name in cell201.NAMES], axis=1)
     second = core[f"{data}_sec_per_epoch"].astype(np.float64)

@@ -1,4 +1,5 @@
-"""The network that NAS-Bench-201 trains for a cell (arXiv:2001.00326, figure 1): images (batch, 3, h, w) -> logits (batch, classes).
+"""The network that NAS-Bench-201 trains for a cell (arXiv:2001.00326, figure 1): images (batch, 3, h, w) -> logits (batch,
+classes).
 
 A 3x3 stem to C channels; three stages of N cells at C, 2C, 4C channels with a residual block of stride 2 between them;
 batch norm, ReLU, average over the image, a linear layer. Convolutions are ReLU, convolution, batch norm, in that order.
@@ -46,7 +47,8 @@ class Cell(nn.Module):
 
 
 class Reduction(nn.Module):
-    """Two 3x3 convolutions, the first of stride 2, beside average pooling and a 1x1: (batch, c, h, w) -> (batch, 2c, h/2, w/2)."""
+    """Two 3x3 convolutions, the first of stride 2, beside average pooling and a 1x1: (batch, c, h, w) -> (batch, 2c, h/2,
+    w/2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

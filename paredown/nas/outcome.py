@@ -17,7 +17,8 @@ from paredown.nas.space import Architecture, Space, Value
 
 @dataclass(frozen=True)
 class Found:
-    """An architecture that the search hands back. validation: metrics that it was chosen by; test: read once, after the search."""
+    """An architecture that the search hands back. validation: metrics that it was chosen by; test: read once, after the
+    search."""
 
     architecture: Architecture
     values: Mapping[str, Value]
@@ -39,7 +40,8 @@ class Point:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """best: by the first objective, or by equal weights of several. feasible: whether it keeps the limits. front: within them, best in the first
+    """best: by the first objective, or by equal weights of several. feasible: whether it keeps the limits. front: within them,
+    best in the first
     objective first. history: every result, in the order of asking. curve: one point an evaluation.
     """
 
@@ -58,7 +60,8 @@ class SearchResult:
     curve: tuple[Point, ...]
 
     def shared_choices(self, top: int = 10) -> dict[str, dict[str, float]]:
-        """What the good ones have in common: for each dimension its options' shares among the `top` best by the first objective."""
+        """What the good ones have in common: for each dimension its options' shares among the `top` best by the first
+        objective."""
         judged = [result for result in self.history if not result.failed]
         judged.sort(key=lambda result: (-result.fidelity, self.objectives[0].cost(result.metrics)))
         chosen = [self.space.values(result.architecture) for result in judged[:top]]
@@ -66,7 +69,7 @@ class SearchResult:
         return {name: {option: n / len(chosen) for option, n in count.most_common()} for name, count in counts.items()}
 
     def to_json(self) -> str:
-        return _ADAPTER.dump_json(self, indent=1).decode()
+        return str(_ADAPTER.dump_json(self, indent=1), "utf-8")
 
     @classmethod
     def from_json(cls, text: str) -> "SearchResult":

@@ -68,7 +68,8 @@ class SearchEffort:
         unit = match.group(2) if match else "?"
         if match is None or unit not in _UNITS:
             raise SearchError(
-                "a search's effort is a number of evaluations, seconds (s), minutes (min) or hours (h)", got=value, remedy='write "200 evaluations"'
+                "a search's effort is a number of evaluations, seconds (s), minutes (min) or hours (h)", got=value,
+                remedy='write "200 evaluations"'
             )  # fmt: skip
         seconds = _UNITS[unit]
         amount = float(match.group(1))
@@ -95,7 +96,8 @@ class Problem:
     def __post_init__(self) -> None:
         if not self.objectives:
             raise SearchError("a search needs an objective", got="none", remedy='pass Objective("accuracy", maximize=True)')
-        if not self.fidelities or list(self.fidelities) != sorted(set(self.fidelities)) or not 0 < self.fidelities[0] <= self.fidelities[-1] <= 1:  # fmt: skip
+        rising = list(self.fidelities) == sorted(set(self.fidelities))
+        if not self.fidelities or not rising or not 0 < self.fidelities[0] <= self.fidelities[-1] <= 1:
             raise SearchError("fidelities ascend within (0, 1]", got=self.fidelities, remedy="write fidelities=(0.1, 1.0)")
 
     def costs(self, results: Sequence["Result"]) -> NDArray[np.float64]:

@@ -33,7 +33,8 @@ def random_weights(problem: Problem, random: np.random.Generator) -> Vector:
 
 
 def chebyshev(costs: NDArray[np.float64], weights: Vector | None = None) -> Vector:
-    """(n, objectives), smaller better -> (n,), higher better: each objective scaled to [0, 1], the largest weighted one counts."""
+    """(n, objectives), smaller better -> (n,), higher better: each objective scaled to [0, 1], the largest weighted one
+    counts."""
     finite = np.isfinite(costs).all(1)
     if not finite.any():
         return np.full(len(costs), -np.inf)

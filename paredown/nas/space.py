@@ -218,18 +218,20 @@ class Space:
         return filter(self.allows, itertools.product(*(range(size) for size in self.sizes)))
 
     def to_json(self) -> str:
-        return _ADAPTER.dump_json(self).decode()
+        return str(_ADAPTER.dump_json(self), "utf-8")
 
     @classmethod
     def from_json(cls, text: str) -> "Space":
         """Raises SearchSpaceError where the text isn't a space."""
         try:
-            return _ADAPTER.validate_json(text)
+            space: Space = _ADAPTER.validate_json(text)
+            return space
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise SearchSpaceError(
-                "a space's JSON has dimensions, constraints and symmetries", got=f"{where}: {first['msg']}", remedy="write it with to_json"
+                "a space's JSON has dimensions, constraints and symmetries", got=f"{where}: {first['msg']}",
+                remedy="write it with to_json"
             ) from error  # fmt: skip
 
     @functools.cached_property

@@ -1,6 +1,7 @@
 """What evaluates an architecture: a job goes in, an outcome comes out, both plain data, so that any process can do it.
 
-A user's evaluator is a module-level function of the values, `def accuracy(values): ... return 0.93` (or a dict of metrics); or, with
+A user's evaluator is a module-level function of the values, `def accuracy(values): ... return 0.93` (or a dict of metrics); or,
+with
 fidelities of its own, anything that holds to `Evaluator`. It must pickle where other processes run it.
 """
 
@@ -8,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 from paredown.core.errors import SearchError
 from paredown.nas.problem import Result, Source
@@ -85,7 +86,7 @@ class FunctionEvaluator:
 def as_evaluator(value: "Evaluator | Function", metric: str = "accuracy") -> Evaluator:
     """An evaluator passes through; a function of the values is wrapped. Raises SearchError for anything else."""
     if hasattr(value, "evaluate"):
-        return value
+        return cast(Evaluator, value)
     if not callable(value):
         raise SearchError(
             "evaluate is a function of the values, or an Evaluator", got=type(value).__name__, remedy="pass a function"

@@ -1,7 +1,7 @@
 """Where jobs run: here, or in other processes. Both take a list of jobs and give their results in the same order.
 
-A worker process that dies (killed, out of memory) takes only the job that it held with it: the job is tried again in a new worker, and
-after `attempts` it is a failed result. Workers start anew (spawn), so evaluator and jobs must pickle.
+A worker process that dies (killed, out of memory) takes only the job that it held with it: the job is tried again in a new
+worker, and after `attempts` it is a failed result. Workers start anew (spawn), so evaluator and jobs must pickle.
 """
 
 import multiprocessing

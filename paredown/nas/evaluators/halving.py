@@ -1,10 +1,12 @@
-"""Successive halving across evaluators (Jamieson and Talwalkar, arXiv:1502.07943): many by a cheap evaluator, the best of them by the next.
+"""Successive halving across evaluators (Jamieson and Talwalkar, arXiv:1502.07943): many by a cheap evaluator, the best of them
+by the next.
 
 A rung may be another evaluator (a proxy, then short training, then full training), or another fidelity of the same.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -22,7 +24,7 @@ class Rung:
 
     evaluate: "Evaluator | Function | Executor"
     keep: int
-    objective: Objective = Objective("accuracy", maximize=True)
+    objective: Objective = field(default_factory=lambda: Objective("accuracy", maximize=True))
     limits: tuple[Limit, ...] = ()
     fidelity: float = 1.0
 
@@ -55,8 +57,8 @@ def successive_halving(
 def as_executor(value: "Evaluator | Function | Executor") -> Executor:
     """An executor passes through; anything else runs serially."""
     if hasattr(value, "run") and hasattr(value, "capacity"):
-        return value
-    return Serial(value)  # type: ignore[arg-type]  # not an executor, so it is one of the other two
+        return cast(Executor, value)
+    return Serial(value)
 
 
 def _check(architectures: Sequence[Architecture], rungs: Sequence[Rung]) -> None:

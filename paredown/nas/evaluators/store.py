@@ -26,7 +26,8 @@ class Store:
         rows = list(self._rows()) if self.path.exists() else []
         if rows and rows[0] != header:
             raise ArtifactError(
-                "a store belongs to one search (same space, evaluator and seed)", got=self.path.name, remedy="name another file, or delete it"
+                "a store belongs to one search (same space, evaluator and seed)", got=self.path.name,
+                remedy="name another file, or delete it"
             )  # fmt: skip
         for result in self._results(rows[1:]):
             self.found[result.architecture, result.fidelity] = result

@@ -1,4 +1,5 @@
-"""Training as an evaluator, short or full: the network of an architecture is built, trained by `fit_`, and scored on validation data."""
+"""Training as an evaluator, short or full: the network of an architecture is built, trained by `fit_`, and scored on
+validation data."""
 
 import dataclasses
 import time
@@ -47,7 +48,8 @@ class TrainingEvaluator:
 
     @property
     def name(self) -> str:
-        return f"{self.build.__module__}.{self.build.__qualname__} on {self.data.__module__}.{self.data.__qualname__}, {self.training}"
+        build, data = (f"{f.__module__}.{f.__qualname__}" for f in (self.build, self.data))
+        return f"{build} on {data}, {self.training}"
 
     def evaluate(self, job: Job) -> Outcome:
         """Building and training start from the job's seed."""

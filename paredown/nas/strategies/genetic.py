@@ -56,7 +56,8 @@ class Genetic:
     def _parent(self) -> Architecture:
         places = self.memory.random.integers(len(self.population), size=self.tournament)
         drawn = [self.population[i] for i in places.tolist()]
-        return drawn[int(np.argmax(scores(self.memory.problem, drawn, self._weights())))].architecture
+        best: Architecture = drawn[int(np.argmax(scores(self.memory.problem, drawn, self._weights())))].architecture
+        return best
 
     def _weights(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
         problem = self.memory.problem

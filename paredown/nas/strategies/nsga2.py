@@ -56,7 +56,8 @@ class NSGA2:
     def _parent(self) -> Architecture:
         one, other = self.memory.random.integers(len(self.population), size=2).tolist()
         wins = (self.rank[one], -self.distance[one]) <= (self.rank[other], -self.distance[other])
-        return self.population[one if wins else other].architecture
+        chosen: Architecture = self.population[one if wins else other].architecture
+        return chosen
 
     def state_dict(self) -> State:
         return {
@@ -85,4 +86,4 @@ def ranked(problem: Problem, results: Sequence[Result]) -> tuple[NDArray[np.int6
 def survivors(problem: Problem, results: Sequence[Result], count: int) -> list[int]:
     """Indices of the `count` best by front, then by crowding."""
     rank, distance = ranked(problem, results)
-    return np.lexsort((-distance, rank))[:count].tolist()
+    return [int(i) for i in np.lexsort((-distance, rank))[:count]]

@@ -60,7 +60,7 @@ class Optuna:
 
     def _draw(self) -> Architecture:
         problem = self.memory.problem
-        trial = self.study.ask(self.distributions)
+        trial = self.study.ask({**self.distributions})
         self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)  # its result comes back as a trial of its own
         drawn: Architecture = tuple(int(trial.params[name]) for name in self.distributions)
         return drawn if problem.space.allows(drawn) else self.memory.uniform()

@@ -103,7 +103,7 @@ class PPO:
     def _update(self, rollout: Rollout) -> None:
         for _ in range(self.epochs):
             self.optimizer.zero_grad()
-            loss(self.policy, self.critic, rollout, self.coefficients).backward()
+            loss(self.policy, self.critic, rollout, self.coefficients).backward()  # type: ignore[no-untyped-call]  # torch has no types here
             self.optimizer.step()
 
     def state_dict(self) -> State:

@@ -43,15 +43,15 @@ class Reinforce:
     def _rewards(self, results: Sequence[Result]) -> list[float]:
         problem = self.memory.problem
         if len(problem.objectives) == 1 and not problem.limits and not any(result.failed for result in results):
-            return scores(problem, results).tolist()
-        return scores(problem, self.known)[-len(results) :].tolist()
+            return [float(score) for score in scores(problem, results)]
+        return [float(score) for score in scores(problem, self.known)[-len(results) :]]
 
     def _update(self, architecture: Architecture, reward: float) -> None:
         self.total = _MOMENTUM * self.total + (1 - _MOMENTUM) * reward
         self.weight = _MOMENTUM * self.weight + (1 - _MOMENTUM)
         log_probability, _ = self.policy.evaluate(torch.tensor([architecture]))
         self.optimizer.zero_grad()
-        (-log_probability * (reward - self.total / self.weight)).sum().backward()
+        (-log_probability * (reward - self.total / self.weight)).sum().backward()  # type: ignore[no-untyped-call]  # torch has no types here
         self.optimizer.step()
 
     def state_dict(self) -> State:

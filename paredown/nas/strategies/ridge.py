@@ -1,4 +1,5 @@
-"""Bayesian ridge regression in its dual form, with samples of the whole posterior function (Wilson et al., arXiv:2002.09309, eq. 13).
+"""Bayesian ridge regression in its dual form, with samples of the whole posterior function (Wilson et al., arXiv:2002.09309,
+eq. 13).
 
     f(x) = w . phi(x),  w ~ N(0, I),  y = f(x) + noise of variance s
     sample: f = w . phi + phi X' (X X' + s I)^-1 (y - X w - e),  w and e drawn from their priors

@@ -11,7 +11,8 @@ State: TypeAlias = dict[str, Any]
 class Strategy(Protocol):
     """The same seed, the same calls and the same results give the same proposals.
 
-    A strategy never proposes two architectures that the space calls the same, at one fidelity, unless it was told to (`unique=False`).
+    A strategy never proposes two architectures that the space calls the same, at one fidelity, unless it was told to
+    (`unique=False`).
     """
 
     def ask(self, n: int) -> list[Proposal]:

@@ -65,5 +65,5 @@ class ProxyEvaluator:
         with seeded(job.seed):
             model = self.build(job.values)
             inputs = self.inputs()
-            metrics = {proxy: proxy_score(proxy, model, inputs) for proxy in self.proxies}
+            metrics: dict[str, float] = {proxy: proxy_score(proxy, model, inputs) for proxy in self.proxies}
         return Outcome(metrics, time.perf_counter() - start)

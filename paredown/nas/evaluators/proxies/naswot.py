@@ -1,6 +1,6 @@
 """NASWOT (Mellor et al., arXiv:2006.04647, section 3): how differently the ReLUs answer to the samples of one batch.
 
-c_i: for each ReLU output of sample i, 1 where it is positive. K_ij = the number of places at which c_i and c_j agree; log |det K|.
+c_i: for each ReLU output of sample i, 1 where it is positive. K_ij = the number of places where c_i and c_j agree; log |det K|.
 """
 
 from typing import Any
