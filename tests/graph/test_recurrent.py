@@ -73,7 +73,7 @@ def test_a_learned_initial_state_goes_with_the_hidden_width() -> None:
             self.state = nn.Parameter(torch.randn(1, 1, 8))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.rnn(x, self.state.expand(1, len(x), -1).contiguous())[0][:, -1])
+            return self.head(self.rnn(x, self.state.expand(1, x.shape[0], -1).contiguous())[0][:, -1])
 
     model = Learned()
     groups = dependency_groups(model, nets.TOKENS)

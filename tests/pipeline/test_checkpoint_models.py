@@ -129,7 +129,6 @@ def remade(old: nn.Module, widths: dict[str, int]) -> nn.Module:
     )  # type: ignore[arg-type]  # sizes are tuples of two  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint doesn't tell yet which weights are sparse")
 def test_sparse_and_pruned_model_keeps_its_zeros_through_a_checkpoint_and_training(
     case: tuple[Task, Callable[[], nn.Module]], tmp_path: Path
 ) -> None:
