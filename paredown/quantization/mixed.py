@@ -84,9 +84,12 @@ def choose(sensitivity: Table, costs: Mapping[str, Table], limits: Mapping[str, 
     constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
     constraints += [scipy.optimize.LinearConstraint(costs[k].reshape(1, -1) / limits[k], -np.inf, 1) for k in limits]
     result = scipy.optimize.milp(
-        sensitivity.flatten() / scale, constraints=constraints, integrality=np.ones(layers * choices), bounds=scipy.optimize.Bounds(0, 1),
+        sensitivity.flatten() / scale,
+        constraints=constraints,
+        integrality=np.ones(layers * choices),
+        bounds=scipy.optimize.Bounds(0, 1),
         options={"mip_rel_gap": 0.0},
-    )  # fmt: skip
+    )
     if result.x is None:
         raise BudgetError("some assignment must keep all limits together", got=dict(limits), remedy="raise one of them")
     return tuple(int(c) for c in result.x.reshape(layers, choices).argmax(1))

@@ -1,7 +1,8 @@
-"""Embeddings of encoders: their direction is what is compared when they are used (Sanh et al., DistilBERT, arXiv:1910.01108,
-section 3, for hidden states).
+"""Embeddings of encoders: what is compared when they are used is their direction.
 
-L = mean over samples of 1 - cos(student, teacher)
+    L = mean over samples of 1 - cos(student, teacher)
+
+DistilBERT (Sanh et al., arXiv:1910.01108, section 3) does so with hidden states.
 """
 
 import torch.nn.functional as F

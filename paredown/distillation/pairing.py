@@ -1,0 +1,149 @@
+"""Pairs of layers for a student that was not cut from its teacher: proposed, to be looked at, and overridden where wrong.
+
+Both models run once on a batch. Layers to be matched are the student's stage ends: the last modules at each resolution, and
+evenly spaced ones where the resolution stays. Each gets a teacher's module of the same resolution where there is one; among
+those the order is kept, and the sum of
+
+    cka(student, teacher) - |depth of the student's module - depth of the teacher's|,   depths from 0 to 1
+
+is the largest that there is.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paredown.core.errors import RecipeError, TaskError
+from paredown.distillation.cka import alignment, centred_gram
+from paredown.distillation.features import observed
+from paredown.distillation.lineage import Pair, lineage
+from paredown.task.batches import Inputs, batch_size, call, evaluating, tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A module's output on the batch: where in the pass it came (0 to 1), its resolution, channels, and centred gram."""
+
+    name: str
+    depth: float
+    space: tuple[int, ...]
+    channels: int
+    axis: int
+    gram: Tensor
+
+
+def propose(
+    teacher: nn.Module,
+    student: nn.Module,
+    inputs: Inputs,
+    *,
+    count: int = 4,
+    overrides: Mapping[str, str] | None = None,
+) -> list[Pair]:
+    """At most `count` pairs, in order of depth. Neither model is touched. Widths may differ: then the pair needs an adapter.
+
+    inputs: a batch, the more samples the better the alignment. overrides: {the student's module: the teacher's}; these stand,
+    and nothing else is proposed for the student's modules among them.
+    Raises RecipeError where an override names no module, TaskError where nothing can be paired.
+    """
+    ours, theirs = see(student, inputs), see(teacher, inputs)
+    fixed = dict(overrides or {})
+    _check_overrides(fixed, ours, theirs)
+    free = [seen for seen in stage_ends(ours, count) if seen.name not in fixed][: max(0, count - len(fixed))]
+    chosen = [(seen, theirs[i]) for seen, i in zip(free, align(free, theirs), strict=True)]
+    named = {seen.name: seen for seen in theirs}
+    chosen += [(seen, named[fixed[seen.name]]) for seen in ours if seen.name in fixed]
+    if not chosen:
+        raise TaskError(
+            "teacher and student must have modules whose outputs have the batch on dimension 0",
+            got="none",
+            remedy="name pairs yourself",
+        )
+    chosen.sort(key=lambda pair: pair[0].depth)
+    return [Pair(s.name, t.name, None, s.axis, exact=False) for s, t in chosen]
+
+
+def lineage_ends(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, count: int = 4) -> list[Pair]:
+    """Of the pairs that `lineage` gives those at stage ends: as much as hidden losses need, at a fraction of the cost."""
+    pairs = {pair.student: pair for pair in lineage(teacher, student)}
+    ends = stage_ends([seen for seen in see(student, inputs) if seen.name in pairs], count)
+    return [pairs[seen.name] for seen in ends]
+
+
+def see(model: nn.Module, inputs: Inputs) -> list[Seen]:
+    """Every module below the model, in the order in which they finish, that gives features (batch, ...)."""
+    samples = batch_size(inputs)
+    found: dict[str, Seen] = {}
+
+    def add(name: str, output: Any) -> None:
+        first = next(iter(tensors(output)), None)
+        if first is not None and first.is_floating_point() and first.dim() > 1 and first.shape[0] == samples:
+            axis = 1 if first.dim() in (2, 4, 5) else -1
+            space = tuple(first.shape[2:]) if axis == 1 else tuple(first.shape[1:-1])
+            found[name] = Seen(name, len(found), space, first.shape[axis], axis, centred_gram(first))
+
+    names = [name for name, _ in model.named_modules() if name]
+    with evaluating(model), torch.no_grad(), observed(model, names, add):
+        call(model, inputs)
+    last = max(1, len(found) - 1)
+    return [dataclasses.replace(each, depth=each.depth / last) for each in found.values()]
+
+
+def stage_ends(seen: Sequence[Seen], count: int) -> list[Seen]:
+    """The last module of each run of one resolution, evenly spaced ones between where those are fewer than `count`."""
+    if not seen or count < 1:
+        return []
+    ends = [i for i, each in enumerate(seen) if i + 1 == len(seen) or seen[i + 1].space != each.space]
+    ends = [i for i in ends if seen[i].space] or ends  # with a resolution: the classifier's logits have losses of their own
+    ends = ends[-count:]
+    wanted = min(count, len(seen))
+    evenly = [round((i + 1) * len(seen) / wanted) - 1 for i in range(wanted)]
+    for i in evenly:
+        if len(ends) < wanted and i not in ends:
+            ends.append(i)
+    return [seen[i] for i in sorted(ends)]
+
+
+def align(ours: Sequence[Seen], theirs: Sequence[Seen]) -> list[int]:
+    """For each of ours the position of one of theirs, not descending, so that the sum of the scores is largest."""
+    if not ours or not theirs:
+        return []
+    best = [0.0] * len(theirs)  # of all before, where the last of them has a position up to this one
+    choices: list[list[int]] = []
+    for each in ours:
+        scores = _scores(each, theirs)
+        totals = [score + before for score, before in zip(scores, best, strict=True)]
+        arg, top = [], -1
+        for j, total in enumerate(totals):
+            top = j if top < 0 or total > totals[top] else top
+            arg.append(top)
+        best = [totals[j] for j in arg]
+        choices.append(arg)
+    found, limit = [], len(theirs) - 1
+    for arg in reversed(choices):
+        limit = arg[limit]
+        found.append(limit)
+    return found[::-1]
+
+
+def _scores(student: Seen, theirs: Sequence[Seen]) -> list[float]:
+    """Another resolution costs more than any alignment is worth."""
+    return [
+        alignment(student.gram, other.gram) - abs(student.depth - other.depth) - (0 if other.space == student.space else 10)
+        for other in theirs
+    ]
+
+
+def _check_overrides(overrides: Mapping[str, str], ours: Sequence[Seen], theirs: Sequence[Seen]) -> None:
+    for names, seen, whose in ((overrides.keys(), ours, "student"), (overrides.values(), theirs, "teacher")):
+        unknown = [name for name in names if name not in {each.name for each in seen}]
+        if unknown:
+            raise RecipeError(
+                f"overrides must name modules of the {whose} that give features of the batch",
+                got=unknown[0],
+                remedy="see named_modules() for the names",
+            )
