@@ -32,8 +32,8 @@ class Surrogate:
     """start: architectures before the first fit. batch: proposals of one fit.
 
     The settings for one objective were tuned on NAS-Bench-201's validation accuracy on CIFAR-10. How several objectives are
-    handled was picked by hypervolumes scored on the table's TEST columns: a figure of this strategy for several objectives is flattered
-    until that choice is made anew on validation columns.
+    handled was picked by hypervolumes scored on the table's TEST columns: a figure for several objectives is flattered until
+    that choice is made anew on validation columns.
     """
 
     def __init__(
