@@ -146,14 +146,15 @@ def _plan(run: _Run, effort: Effort) -> None:
 
 
 def _outcome(run: _Run, proposal: Recipe, final: Stored) -> Outcome:
-    """What the last stage of a proposal measured, whether or not the gate kept it."""
-    candidate, latency = final.stage.candidate, final.stage.candidate.latency_ratio
+    """What the last stage of a proposal measured, whether or not the gate kept it; where its pruning was rolled back, that."""
+    complete = final.stage.candidate.recipe == proposal
+    done = final if complete else run.stages[run.store.key(proposal.stages()[0])]
+    candidate = done.stage.candidate
     broken = violations(run.budget, run.baseline, candidate)
-    complete = candidate.recipe == proposal
     return Outcome(
-        ratios={"latency": latency.value if latency.high is None else latency.high, "size": candidate.size_ratio},
+        ratios={"latency": candidate.latency_ratio.upper, "size": candidate.size_ratio},
         drop_met="drop" not in broken and complete,
-        possible=True,
+        complete=complete,
     )
 
 

@@ -24,11 +24,13 @@ class Outcome:
     """What a proposal came to. ratios: of its final file to the baseline. drop_met: the bound of its drop is within the budget.
 
     possible: False where the proposal could not be carried out at all (more was to be cut than may be).
+    complete: False where the gate rolled back a stage of it, so that the ratios are those of a part: the pruned file before int8.
     """
 
     ratios: dict[Axis, float]
     drop_met: bool
     possible: bool = True
+    complete: bool = True
 
 
 @dataclass
@@ -54,7 +56,10 @@ class Planner:
         return None if following is None else self._propose(following, recover=not self.told[0][1].drop_met)
 
     def tell(self, outcome: Outcome) -> None:
-        """What the last proposal came to."""
+        """What the last proposal came to. Of a part of one, the whole is taken to cost what int8 alone leaves of that part."""
+        if not outcome.complete and self.told:
+            whole = self.told[0][1].ratios
+            outcome = replace(outcome, ratios={axis: ratio * whole[axis] for axis, ratio in outcome.ratios.items()})
         self.told.append((self._asked, outcome))
 
     def _propose(self, kept: float, *, recover: bool) -> Recipe:

@@ -83,6 +83,20 @@ def test_a_proposal_that_can_not_be_carried_out_is_followed_by_a_milder_one() ->
     assert third is not None and kept_fraction(third) > kept_fraction(second)
 
 
+def test_pruning_that_was_rolled_back_tells_how_much_milder_the_next_proposal_may_be() -> None:
+    """The pruned file is 0.5x before int8, which alone leaves 0.28x: less was cut than the size takes, so some of it comes back."""
+    planner = Planner({"size": 0.18}, EFFORT)
+    planner.ask()
+    planner.tell(Outcome({"size": 0.28}, drop_met=True))
+    second = planner.ask()
+    assert second is not None
+    planner.tell(Outcome({"size": 0.5}, drop_met=False, complete=False))
+    third = planner.ask()
+    assert third is not None
+    line = 1 - (1 - kept_fraction(second)) * (0.28 - 0.18) / (0.28 - 0.5 * 0.28)  # where a line through both is at the limit
+    assert kept_fraction(second) < kept_fraction(third) <= line
+
+
 @pytest.mark.parametrize("limits", [{"latency": 0.3}, {"size": 0.1}, {"latency": 0.4, "size": 0.2}])
 def test_pruning_is_always_recovered_and_quantized(limits: dict[Axis, float]) -> None:
     planner = Planner(limits, EFFORT)
