@@ -40,9 +40,10 @@ def crowding(costs: Matrix) -> Vector:
     distance = np.zeros(len(costs))
     for column in costs.T:
         order = np.argsort(column, kind="stable")
-        span = column[order[-1]] - column[order[0]]
+        ends = column[order[[0, -1]]]
+        span = float(ends[1] - ends[0]) if np.isfinite(ends).all() else 0.0
         distance[order[[0, -1]]] = np.inf
-        if len(order) > 2 and 0 < span < np.inf:
+        if len(order) > 2 and span > 0:
             distance[order[1:-1]] += (column[order[2:]] - column[order[:-2]]) / span
     return distance
 

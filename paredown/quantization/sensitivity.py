@@ -77,7 +77,11 @@ def hessian_table(models: Sequence[QuantizedModel], traces: Sequence[float]) -> 
 
 
 def hessian_traces(model: QuantizedModel, loss: Loss, batches: Sequence[Batch], *, draws: int = 8, seed: int = 0) -> list[float]:
-    """The trace of the loss's Hessian over each layer's weights, in the float model, averaged over draws and batches."""
+    """The trace of the loss's Hessian over each layer's weights, in the float model, averaged over draws and batches.
+
+    Where the model isn't at a minimum of the loss single draws, and traces, may be negative. They can't be for the distance of
+    its output from what that was before (soft labels of its own), which also needs no targets.
+    """
     layers = layers_of(model)
     weights = [layer.weight(model) for layer in layers]
     generator = torch.Generator().manual_seed(seed)

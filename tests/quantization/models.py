@@ -71,3 +71,23 @@ class Attention(nn.Module):
         x = x + self.down(F.gelu(self.up(x)))
         out: Tensor = self.head(x[:, 0])
         return out
+
+
+class Recurrent(nn.Module):
+    """Tokens (batch, 7) of 20 -> an embedding, a bidirectional LSTM of two layers, a GRU, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.lstm = nn.Embedding(20, 8), nn.LSTM(8, 12, 2, batch_first=True, bidirectional=True)
+        self.gru, self.head = nn.GRU(24, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.head(self.gru(self.lstm(self.table(tokens))[0])[0][:, -1])
+        return out
+
+
+def relative(model: nn.Module, other: nn.Module, x: Tensor) -> float:
+    """||other(x) - model(x)|| / ||model(x)||."""
+    with torch.no_grad():
+        expected = model(x)
+        return float((other(x) - expected).norm() / expected.norm())

@@ -21,5 +21,5 @@ def synflow(model: nn.Module, inputs: Tensor) -> float:
         if isinstance(module, _BatchNorm):
             module.register_forward_hook(lambda _module, inputs, _output: inputs[0])
     twin(ones).sum().backward()
-    score = sum(float((p.grad * p).sum()) for p in twin.parameters() if p.grad is not None)
+    score = sum(float((p.grad * p.detach()).sum()) for p in twin.parameters() if p.grad is not None)
     return float(torch.tensor(score, dtype=torch.float64).log())

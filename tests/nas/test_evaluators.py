@@ -1,0 +1,180 @@
+"""Tables, proxies, training and halving: what they return, and that they leave models as they were."""
+
+import functools
+import math
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from paredown.core.effort import Effort
+from paredown.core.errors import SearchError
+from paredown.core.steps import Training
+from paredown.nas import cell201
+from paredown.nas.cell201_network import build
+from paredown.nas.evaluators.evaluator import FunctionEvaluator, Job, as_evaluator, run_job
+from paredown.nas.evaluators.halving import Rung, successive_halving
+from paredown.nas.evaluators.proxies.evaluator import ProxyEvaluator, proxy_score
+from paredown.nas.evaluators.proxies.naswot import naswot
+from paredown.nas.evaluators.proxies.synflow import synflow
+from paredown.nas.evaluators.table import Table, cell201_table, from_nats_bench
+from paredown.nas.evaluators.training import TrainingEvaluator, mean_metric, on_test, shortened
+from paredown.nas.space import Int, Space
+from paredown.nas.symmetry import OPERATORS
+from tests.conftest import make_small_resnet
+from tests.nas.jobs import data, images, small_network
+from tests.nas.toys import broken, score, toy
+
+CONVOLUTIONS = dict.fromkeys(cell201.NAMES, "nor_conv_3x3")
+POOLS = dict.fromkeys(cell201.NAMES, "avg_pool_3x3")
+
+
+class FakeApi:
+    """The four calls of the official API, over made-up numbers that depend on the cell alone; cells in reversed order."""
+
+    cells = tuple(cell201.to_string(cell201.space().values(a)) for a in reversed(list(cell201.space().enumerate())))
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def arch(self, index: int) -> str:
+        return self.cells[index]
+
+    def get_more_info(
+        self, index: int, dataset: str, iepoch: Any = None, hp: str = "12", is_random: bool = True
+    ) -> dict[str, Any]:
+        assert not is_random
+        convolutions = self.cells[index].count("nor_conv")
+        shift = {"cifar10-valid": 0.0, "cifar10": 0.5}[dataset]
+        info = {
+            "train-all-time": 2.0 * int(hp),
+            "valid-per-time": 1.0,
+            "valid-accuracy": 10.0 * convolutions + int(hp) / 200 + shift,
+        }
+        return {**info, "test-accuracy": 10.0 * convolutions + shift}
+
+    def get_cost_info(self, index: int, dataset: str, hp: str = "12") -> dict[str, Any]:
+        return {"params": 0.1 * self.cells[index].count("nor_conv"), "flops": 5.0}
+
+
+def test_the_official_api_becomes_a_table_and_keeps_validation_and_test_apart() -> None:
+    table = from_nats_bench(FakeApi(), "cifar10")
+    assert (table.source, table.fidelities) == ("table", (0.06, 1.0))
+    values = cell201.from_string("|nor_conv_1x1~0|+|none~0|none~1|+|none~0|none~1|nor_conv_3x3~2|")
+    short, full = (table.evaluate(Job((), values, fidelity)) for fidelity in table.fidelities)
+    assert short.metrics == {"accuracy": 20.06, "params": 2e5, "macs": 5e6}
+    assert full.metrics["accuracy"] == 21.0
+    assert (short.seconds, full.seconds) == (25.0, 401.0)
+    assert table.test(values) == {"test_accuracy": 20.5}
+
+
+def test_a_table_gives_the_row_of_each_cell(shared_data: ModuleType) -> None:
+    core = shared_data.nasbench201()
+    operators = np.stack([core[name] for name in cell201.NAMES], axis=1)
+    table = cell201_table(operators, {1.0: {"accuracy": core["c10_valid_e200"]}}, {1.0: core["c10_sec_per_epoch"]}, {}, "c10")
+    for row in range(0, 15_625, 401):
+        values = {name: OPERATORS[int(core[name][row])] for name in cell201.NAMES}
+        outcome = table.evaluate(Job((), values))
+        assert outcome.metrics["accuracy"] == core["c10_valid_e200"][row]
+        assert outcome.seconds == core["c10_sec_per_epoch"][row]
+
+
+def test_a_table_refuses_columns_that_do_not_fit() -> None:
+    space = Space((Int("a", 0, 4),))
+    with pytest.raises(SearchError, match="one value an architecture"):
+        Table(space, {1.0: {"accuracy": np.zeros(4)}}, {1.0: np.zeros(5)}, {})
+    with pytest.raises(SearchError, match="each of the 15,625 cells once"):
+        cell201_table(np.zeros((15_625, 6)), {}, {}, {}, "twice the same")
+
+
+def test_a_function_is_an_evaluator_and_its_errors_are_results() -> None:
+    job = Job((1, 5, 2), toy().values((1, 5, 2)))
+    assert run_job(as_evaluator(score), job).metrics == {"accuracy": 93.0, "cost": 6.0}
+    assert run_job(as_evaluator(lambda values: float(values["b"]), "error"), job).metrics == {"error": 5.0}
+    failed = run_job(as_evaluator(broken), job)
+    assert (failed.metrics, failed.failed) == ({}, "RuntimeError: no such operator")
+    assert run_job(FunctionEvaluator(lambda _: math.nan), job).failed == "accuracy is not finite"
+    with pytest.raises(SearchError, match="a function of the values"):
+        as_evaluator(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("proxy", ["params", "macs", "naswot", "synflow", "jacov", "zen"])
+def test_proxies_are_finite_repeatable_and_leave_the_model_alone(proxy: Any) -> None:
+    model, inputs = make_small_resnet(), torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    values = [proxy_score(proxy, model, inputs) for _ in range(2)]
+    assert math.isfinite(values[0])
+    assert values[0] == values[1]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_synflow_is_the_sum_over_paths_and_naswot_sees_how_samples_differ() -> None:
+    linear = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 1, bias=False))
+    paths = (linear[1].weight.abs() @ linear[0].weight.abs()).sum()  # each path counts once per layer
+    assert synflow(linear, torch.zeros(2, 3)) == pytest.approx(math.log(2 * paths.item()), abs=1e-6)
+    relu = nn.Sequential(nn.Linear(4, 64), nn.ReLU())
+    alike, apart = torch.ones(6, 4), torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    assert naswot(relu, alike) == -math.inf
+    assert naswot(relu, apart) > 0
+
+
+def test_proxies_prefer_convolutions_to_pooling() -> None:
+    evaluator = ProxyEvaluator(small_network, images, ("params", "macs", "naswot", "synflow", "zen"))
+    strong, weak = (run_job(evaluator, Job((), values)) for values in (CONVOLUTIONS, POOLS))
+    assert strong.source == "proxy"
+    assert all(strong.metrics[name] > weak.metrics[name] for name in strong.metrics)
+    with pytest.raises(SearchError, match="known by name"):
+        ProxyEvaluator(small_network, images, ("luck",))  # type: ignore[arg-type]
+
+
+def evaluator() -> TrainingEvaluator:
+    training = Training(effort=Effort(12, "epochs"), learning_rate=0.1)
+    return TrainingEvaluator(small_network, data, training, fidelities=(0.1, 1.0))
+
+
+def test_training_evaluates_by_validation_and_more_fidelity_learns_more() -> None:
+    made = evaluator()
+    short, full = (run_job(made, Job((), CONVOLUTIONS, fidelity, seed=1)) for fidelity in made.fidelities)
+    assert full.source == "training" and not full.failed
+    assert full.metrics["accuracy"] > short.metrics["accuracy"] + 0.2
+    assert full.metrics["accuracy"] > 0.6
+
+
+def test_the_winner_is_a_plain_module_that_scores_as_the_search_said() -> None:
+    made = evaluator()
+    result = run_job(made, Job((), CONVOLUTIONS, 0.1, seed=3))
+    model = made.trained(CONVOLUTIONS, data(), 0.1, seed=3)
+    assert mean_metric(model, data().validation) == result.metrics["accuracy"]
+    assert on_test(made, model)["test_accuracy"] == result.metrics["accuracy"]  # the same batches here
+
+
+def test_a_fidelity_shortens_the_effort() -> None:
+    assert shortened(Training(effort=Effort(200, "epochs")), 0.06).effort == Effort(12, "epochs")
+    with pytest.raises(SearchError, match="share in"):
+        shortened(Training(), 0)
+
+
+def test_halving_hands_the_best_of_each_rung_to_the_next() -> None:
+    space = toy()
+    rough = functools.partial(lambda values: {"accuracy": -abs(float(values["b"]) - 5)})
+    rungs = [Rung(rough, 48), Rung(score, 5), Rung(score, 1)]
+    kept = successive_halving(space, list(space.enumerate()), rungs)
+    assert [len(results) for results in kept] == [48, 5, 1]
+    assert kept[-1][0].architecture == (1, 5, 2)
+    assert {5, 4} <= {space.values(r.architecture)["b"] for r in kept[0]} <= {4, 5, 6}
+    with pytest.raises(SearchError, match="no more than the one before"):
+        successive_halving(space, [(0, 0, 0)], [Rung(score, 1), Rung(score, 2)])
+    with pytest.raises(SearchError, match="evaluations that succeed"):
+        successive_halving(space, [(0, 0, 0)], [Rung(broken, 1)])
+
+
+def test_the_network_of_a_searched_cell_trains_one_step() -> None:
+    model = build(POOLS, channels=4, cells=1)
+    loss = nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())

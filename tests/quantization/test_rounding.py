@@ -1,0 +1,103 @@
+"""AdaRound and block reconstruction: learned rounding beats the nearest, on real layers and blocks."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from paredown.core.errors import RecipeError
+from paredown.quantization.gptq import output_error, reference_of
+from paredown.quantization.grid import linear_grid
+from paredown.quantization.layers import layers_of
+from paredown.quantization.model import FakeQuantizer, QuantizedModel
+from paredown.quantization.reconstruction import blocks_of, reconstruct_
+from paredown.quantization.rounding import Rounding, SoftRounding, adaround_
+from paredown.quantization.weights import extreme_scales
+from paredown.task.task import Task
+from tests.quantization.models import relative
+
+QUICK = Rounding(steps=120, samples=16)
+
+
+def softened(block: int = 0) -> tuple[Tensor, FakeQuantizer, SoftRounding]:
+    weight = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
+    shape, axis = ((4, 3), 1) if block else ((4,), 0)
+    quantizer = FakeQuantizer(linear_grid(4), shape, axis, block)
+    quantizer.set_(*extreme_scales(weight, quantizer.grid, block))
+    return weight, quantizer, SoftRounding(weight, quantizer)
+
+
+@pytest.mark.parametrize("block", [0, 8])
+def test_it_begins_with_the_weight_itself_and_ends_at_the_nearest_if_nothing_is_learned(block: int) -> None:
+    weight, quantizer, soft = softened(block)
+    assert torch.allclose(soft(weight), weight, atol=1e-4)
+    assert torch.equal(soft.rounded(), quantizer(weight))
+
+
+def test_the_penalty_is_zero_only_at_whole_steps() -> None:
+    _, _, soft = softened()
+    assert soft.penalty(2.0) > 1
+    with torch.no_grad():
+        soft.v.copy_(torch.where(soft.v > 0, 20.0, -20.0))
+    assert soft.penalty(2.0) == 0
+    assert soft.penalty(20.0) == 0
+
+
+def test_adaround_lowers_the_error_of_a_layer_on_images_it_has_not_seen(
+    published_w4: QuantizedModel, calibration: list[Tensor], held_out: Tensor
+) -> None:
+    model, key = copy.deepcopy(published_w4), "layer3/1/conv1@0"
+    reference = reference_of(published_w4)
+    before = output_error(model, reference, [held_out], key)
+    assert adaround_(model, calibration, QUICK, keys=[key]) == (key,)
+    assert output_error(model, reference, [held_out], key) < 0.9 * before
+    weight = model.get_parameter("layer3.1.conv1.weight")
+    q = model.quantizer(f"{key}:weight")
+    assert torch.equal(q(weight), weight)
+    moved = (weight - published_w4.get_parameter("layer3.1.conv1.weight")).abs() / q.scale.view(-1, 1, 1, 1)
+    clipped = (weight / q.scale.view(-1, 1, 1, 1)).round()
+    inside = (clipped > q.grid.low) & (clipped < q.grid.high)
+    assert moved[inside].max() < 1 + 1e-3  # up or down, never further
+
+
+def test_blocks_are_the_residual_blocks_and_single_layers(published_w4: QuantizedModel) -> None:
+    blocks = blocks_of(published_w4)
+    assert [b.path for b in blocks][:3] == ["conv1", "layer1.0", "layer1.1"]
+    assert [len(b.layers) for b in blocks] == [1, *[2] * 9, 1]
+    assert [layer.key for b in blocks for layer in b.layers] == [layer.key for layer in layers_of(published_w4)]
+
+
+@pytest.mark.slow
+def test_both_lower_the_error_of_the_whole_model(
+    published: Task, published_w4: QuantizedModel, calibration: list[Tensor], held_out: Tensor
+) -> None:
+    before = relative(published.model, published_w4, held_out)
+    layerwise, blockwise = copy.deepcopy(published_w4), copy.deepcopy(published_w4)
+    adaround_(layerwise, calibration, QUICK)
+    reconstruct_(blockwise, calibration, QUICK)
+    assert relative(published.model, layerwise, held_out) < 0.7 * before
+    assert relative(published.model, blockwise, held_out) < 0.7 * before
+
+
+def test_reconstruction_lowers_the_error_of_a_small_model(
+    trained_small_resnet,
+    pattern_task: Task,  # type: ignore[no-untyped-def]
+) -> None:
+    from paredown.core.steps import Quantize
+    from paredown.quantization.scheme import Scheme, Widths
+    from paredown.quantization.static import quantize_model
+
+    model = quantize_model(trained_small_resnet, pattern_task, Quantize(), reduced=True, scheme=Scheme(Widths(3, 8)))
+    x = pattern_task.validation[0][0]  # type: ignore[index]  # a list
+    before = relative(trained_small_resnet, model, x)
+    paths = reconstruct_(model, [inputs for inputs, _ in list(pattern_task.train)[:4]], Rounding(steps=200, samples=64))
+    assert paths == ("stem.0", "block1", "block2.conv1", "block2.conv2", "block2.shortcut.0", "head") or "block2" in paths
+    assert relative(trained_small_resnet, model, x) < 0.8 * before
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(RecipeError, match="steps must be a whole number of at least 1, got 0"):
+        Rounding(steps=0)
+    with pytest.raises(RecipeError, match=r"warmup must be in \[0, 1\], got 2"):
+        Rounding(warmup=2)
