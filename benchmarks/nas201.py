@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.parquet import read_columns
 from benchmarks.record import row, write
 from paredown.core.measurement import Measurement
 from paredown.nas import cell201
@@ -89,6 +88,14 @@ def columns() -> dict[str, Any]:
     return table
 
 
+def read_columns(file: str, names: list[str]) -> dict[str, Any]:
+    """name -> (rows,) values of one of the tables beside the core one."""
+    import pyarrow.parquet
+
+    read = pyarrow.parquet.read_table(DATA / "nasbench201" / file, columns=names)
+    return {name: read[name].to_numpy() for name in names}
+
+
 def table(data: str, *, full: bool, extra: dict[str, Column] | None = None) -> Table:
     """The cells on one data set. full: with the 200-epoch training as well as the 12-epoch one. extra: further metrics of
     both."""
@@ -122,7 +129,7 @@ def _tables(data: str, full: bool) -> Table:
 
 @functools.cache
 def _latency_table() -> Table:
-    found = read_columns(DATA / "nasbench201" / "nasbench201_hw.parquet", ["index", "help_gold_6226_ms"])
+    found = read_columns("nasbench201_hw.parquet", ["index", "help_gold_6226_ms"])
     return only_full(table("c10", full=True, extra={"latency_ms": found["help_gold_6226_ms"][np.argsort(found["index"])]}))
 
 
@@ -167,7 +174,7 @@ class Quantized:
     name = "AnalogNAS-Bench, baseline and PTQ"
 
     def __init__(self) -> None:
-        found = read_columns(DATA / "nasbench201" / "nasbench201_quant_analog.parquet", ["index", "analog_base", "analog_ptq"])
+        found = read_columns("nasbench201_quant_analog.parquet", ["index", "analog_base", "analog_ptq"])
         order = np.argsort(found["index"])
         self.accuracy = {32: found["analog_base"][order], 8: found["analog_ptq"][order]}
         core = columns()

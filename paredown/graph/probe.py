@@ -39,7 +39,7 @@ def probe(model: nn.Module, groups: Groups, inputs: Inputs, seed: int = 0) -> Fi
     every = [*groups.coupled, *((g,) for g in numbers if g not in bound)]
     bits = range((len(every) - 1).bit_length())
     halves = [[unit for u, unit in enumerate(every) if (u >> bit & 1) == side] for bit in bits for side in (0, 1)]
-    alone = [[(g,)] for g in _factors(groups) if g not in bound]
+    alone: list[list[tuple[int, ...]]] = [[(g,)] for g in _factors(groups) if g not in bound]
     rounds = [(few, every), (many, every), *((few, chosen) for chosen in (*halves, *alone))]
     guilty: set[int] = set()
     for trial, chosen in rounds:

@@ -6,7 +6,7 @@ import numpy as np
 from torch import fx
 
 from paredown.graph.labels import Array, Dims
-from paredown.graph.operation import Operation, hints, nothing, permutation, shape, static, short_name
+from paredown.graph.operation import Operation, hints, nothing, permutation, shape, short_name, static
 from paredown.graph.reshape import blocks
 
 

@@ -84,7 +84,7 @@ def test_a_proposal_that_can_not_be_carried_out_is_followed_by_a_milder_one() ->
 
 
 def test_pruning_that_was_rolled_back_tells_how_much_milder_the_next_proposal_may_be() -> None:
-    """The pruned file is 0.5x before int8, which alone leaves 0.28x: less was cut than the size takes, so some of it comes back."""
+    """The pruned file is 0.5x before int8, which alone leaves 0.28x: more was cut than the size takes."""
     planner = Planner({"size": 0.18}, EFFORT)
     planner.ask()
     planner.tell(Outcome({"size": 0.28}, drop_met=True))
