@@ -19,8 +19,7 @@ from paredown.graph.collect import Reader
 from paredown.graph.manifest import Manifest
 from paredown.graph.statistics import OverKept, Statistic, over_kept
 from paredown.graph.surgery import cut, kept_values, named_tensors
-from paredown.graph.trace import unfused
-from paredown.task.batches import Inputs, apply_tensors, batch_size, call, device_of, tensors
+from paredown.task.batches import Inputs, apply_tensors, batch_size, call, device_of, tensors, unfused
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _BATCHES, _SAMPLES = 2, 2

@@ -16,8 +16,8 @@ from paredown.graph.operation import Knowledge, short_name
 from paredown.graph.probe import probe
 from paredown.graph.propagate import propagate
 from paredown.graph.statistics import uncountable
-from paredown.graph.trace import Dynamic, trace, unfused
-from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating
+from paredown.graph.trace import Dynamic, trace
+from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating, unfused
 
 __all__ = ["Dimension", "Extent", "Group", "Groups", "Keep", "Slice", "dependency_groups"]
 

@@ -6,8 +6,6 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from paredown.core.errors import TraceError
-from paredown.task.batches import Inputs, evaluating
+from paredown.task.batches import Inputs, evaluating, unfused
 
 Dynamic = dict[str, dict[int, str]]
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
@@ -37,17 +35,6 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> E
             "torch.export must be able to follow the model", got=f"{_line(error)}{_first_sentence(error)}",
             remedy="replace control flow on tensor values by torch.where, and literal batch sizes by x.shape[0]",
         ) from error  # fmt: skip
-
-
-@contextmanager
-def unfused() -> Iterator[None]:
-    """Attention layers by their own operators, instead of torch's one fused operator, which hides what is inside."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,8 +7,7 @@ elementwise work, normalizations and pooling count nothing. They are not latency
 import math
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from paredown.core.errors import ArtifactError
-from paredown.task.batches import Inputs, batch_size, call, evaluating
+from paredown.task.batches import Inputs, batch_size, call, evaluating, unfused
 
 Shape = tuple[int, ...]
 
@@ -27,7 +26,7 @@ def count_macs(model: nn.Module, inputs: Inputs) -> int:
     The model runs once, in evaluation mode; it is left as it was.
     """
     formulas: Any = _FORMULAS  # torch types the mapping's values by its own registry
-    with evaluating(model), _unfused(), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    with evaluating(model), unfused(), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         call(model, inputs)
     return round(int(counter.get_total_flops()) / 2 / batch_size(inputs))
 
@@ -62,17 +61,6 @@ def _packed(file: pathlib.Path) -> int:
         while part := stream.read(1 << 20):
             total += len(packer.compress(part))
     return total + len(packer.flush())
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    """Attention layers by their own operators, instead of the one fused operator that has no formula."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _attention(query: Shape, key: Shape, value: Shape, *_rest: Any, **_options: Any) -> int:

@@ -8,7 +8,6 @@ A remembered file is data; one that can't be read, or has another form, is measu
 import hashlib
 import json
 import os
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from paredown.pruning.widths import preferred_multiple, widths_to_measure
 from paredown.quantization.static import quantize_model
 from paredown.task.batches import tensors
 from paredown.task.task import Task
+from paredown.train.seeds import seeded
 
 _SIDE = 16  # pixels of the layer that widths are compared on
 
@@ -64,16 +64,15 @@ def _preferred(target: Target, quantized: bool) -> int:
 
 
 def _layer_latency(width: int, target: Target, quantized: bool) -> float:
-    """ms of three 3x3 convolutions of so many channels; the median of three sessions."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    """ms of three 3x3 convolutions of so many channels."""
+    with seeded(0):
         layers = [nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU()) for _ in range(3)]
         x = torch.randn(2, width, _SIDE, _SIDE)
     batches = [(x, torch.zeros(2, dtype=torch.long))]
     task = Task(nn.Sequential(*layers, nn.Flatten()).eval(), (x,), batches, batches)
     config = Quantize(target=target.runtime, samples=2)
     model = quantize_model(task.model, task, config, reduced=not has_vnni()) if quantized else task.model
-    return statistics.median(latency_of(task, target)(model) for _ in range(3))
+    return latency_of(task, target)(model)
 
 
 def _file(target: Target, *what: object) -> Path:

@@ -78,6 +78,17 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Attention layers by their own operators, instead of torch's one fused operator, which hides what is inside."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def each(batches: Batches, name: str, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """The batches one by one, each checked (form, finite inputs) and moved to `device`.
 

@@ -30,15 +30,9 @@ class Genetic:
         self.size, self.tournament = at_least("population", population, 2), at_least("tournament", tournament, 1)
         self.crossover, self.mutation = crossover, mutation
         self.population: list[Result] = []
-        self.asked = 0
 
     def ask(self, n: int) -> list[Proposal]:
-        proposals: list[Proposal] = []
-        for _ in range(n):
-            first = self.asked < self.size or len(self.population) < 2
-            proposals += self.memory.propose(1, self.memory.uniform if first else self._child)
-            self.asked += 1
-        return proposals
+        return self.memory.propose(n, self._draw)
 
     def tell(self, results: Sequence[Result]) -> None:
         self.memory.note(results)
@@ -46,6 +40,10 @@ class Genetic:
         if len(self.population) > self.size:
             order = np.argsort(-scores(self.memory.problem, self.population, self._weights()), kind="stable")
             self.population = [self.population[i] for i in order[: self.size]]
+
+    def _draw(self) -> Architecture:
+        first = self.memory.asked < self.size or len(self.population) < 2
+        return self.memory.uniform() if first else self._child()
 
     def _child(self) -> Architecture:
         random, space = self.memory.random, self.memory.problem.space
@@ -64,8 +62,8 @@ class Genetic:
         return None if len(problem.objectives) == 1 else random_weights(problem, self.memory.random)
 
     def state_dict(self) -> State:
-        return {"memory": self.memory.state_dict(), "population": dump(self.population), "asked": self.asked}
+        return {"memory": self.memory.state_dict(), "population": dump(self.population)}
 
     def load_state_dict(self, state: State) -> None:
         self.memory.load_state_dict(state["memory"])
-        self.population, self.asked = restore(state["population"]), state["asked"]
+        self.population = restore(state["population"])

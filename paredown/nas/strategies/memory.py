@@ -13,12 +13,16 @@ _TRIES = 100
 
 
 class Memory:
-    """seen: canonical architectures asked for so far. random: seeded by the problem. unique: whether each is asked for once."""
+    """seen: canonical architectures asked for so far. random: seeded by the problem. unique: whether each is asked for once.
+
+    asked: how many proposals were wanted, even where none was left.
+    """
 
     def __init__(self, problem: Problem, *, unique: bool = True) -> None:
         self.problem, self.unique = problem, unique
         self.random = np.random.default_rng(problem.seed)
         self.seen: set[Architecture] = set()
+        self.asked = 0
 
     def new(self, draw: Callable[[], Architecture]) -> Architecture | None:
         """The first architecture from `draw` that wasn't asked for yet; after 100 tries a uniform one; None if there is none."""
@@ -45,8 +49,13 @@ class Memory:
 
     def propose(self, n: int, draw: Callable[[], Architecture]) -> list[Proposal]:
         """Up to n new ones, at the lowest fidelity."""
-        drawn = (self.new(draw) for _ in range(n))
-        return [Proposal(architecture, self.problem.fidelities[0]) for architecture in drawn if architecture is not None]
+        proposals = []
+        for _ in range(n):
+            architecture = self.new(draw)
+            self.asked += 1
+            if architecture is not None:
+                proposals.append(Proposal(architecture, self.problem.fidelities[0]))
+        return proposals
 
     def uniform(self) -> Architecture:
         return self.problem.space.sample(self.random)
@@ -57,11 +66,11 @@ class Memory:
             self.seen.update(self.problem.space.canonicalize(result.architecture) for result in results)
 
     def state_dict(self) -> State:
-        return {"seen": sorted(map(list, self.seen)), "random": self.random.bit_generator.state}
+        return {"seen": sorted(map(list, self.seen)), "random": self.random.bit_generator.state, "asked": self.asked}
 
     def load_state_dict(self, state: State) -> None:
         self.seen = {tuple(key) for key in state["seen"]}
-        self.random.bit_generator.state = state["random"]
+        self.random.bit_generator.state, self.asked = state["random"], state["asked"]
 
 
 def dump(results: Sequence[Result]) -> list[State]:

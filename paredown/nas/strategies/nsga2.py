@@ -24,16 +24,10 @@ class NSGA2:
         self.size, self.crossover = at_least("population", population, 2), crossover
         self.population: list[Result] = []
         self.children: list[Result] = []
-        self.asked = 0
         self._rank_all()
 
     def ask(self, n: int) -> list[Proposal]:
-        proposals: list[Proposal] = []
-        for _ in range(n):
-            first = self.asked < self.size or len(self.population) < 2
-            proposals += self.memory.propose(1, self.memory.uniform if first else self._child)
-            self.asked += 1
-        return proposals
+        return self.memory.propose(n, self._draw)
 
     def tell(self, results: Sequence[Result]) -> None:
         self.memory.note(results)
@@ -46,6 +40,10 @@ class NSGA2:
 
     def _rank_all(self) -> None:
         self.rank, self.distance = ranked(self.memory.problem, self.population)
+
+    def _draw(self) -> Architecture:
+        first = self.memory.asked < self.size or len(self.population) < 2
+        return self.memory.uniform() if first else self._child()
 
     def _child(self) -> Architecture:
         random, space = self.memory.random, self.memory.problem.space
@@ -64,13 +62,11 @@ class NSGA2:
             "memory": self.memory.state_dict(),
             "population": dump(self.population),
             "children": dump(self.children),
-            "asked": self.asked,
         }
 
     def load_state_dict(self, state: State) -> None:
         self.memory.load_state_dict(state["memory"])
         self.population, self.children = restore(state["population"]), restore(state["children"])
-        self.asked = state["asked"]
         self._rank_all()
 
 

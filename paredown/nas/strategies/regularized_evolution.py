@@ -23,20 +23,17 @@ class RegularizedEvolution:
         self.memory = Memory(problem, unique=unique)
         self.size, self.sample = at_least("population", population, 2), at_least("sample", sample, 1)
         self.population: deque[Result] = deque(maxlen=population)
-        self.asked = 0
 
     def ask(self, n: int) -> list[Proposal]:
-        proposals: list[Proposal] = []
-        for _ in range(n):
-            proposals += self.memory.propose(
-                1, self.memory.uniform if self.asked < self.size or not self.population else self._child
-            )
-            self.asked += 1
-        return proposals
+        return self.memory.propose(n, self._draw)
 
     def tell(self, results: Sequence[Result]) -> None:
         self.memory.note(results)
         self.population.extend(results)
+
+    def _draw(self) -> Architecture:
+        first = self.memory.asked < self.size or not self.population
+        return self.memory.uniform() if first else self._child()
 
     def _child(self) -> Architecture:
         problem, random = self.memory.problem, self.memory.random
@@ -45,9 +42,8 @@ class RegularizedEvolution:
         return problem.space.mutate(drawn[int(np.argmax(value))].architecture, random)
 
     def state_dict(self) -> State:
-        return {"memory": self.memory.state_dict(), "population": dump(list(self.population)), "asked": self.asked}
+        return {"memory": self.memory.state_dict(), "population": dump(list(self.population))}
 
     def load_state_dict(self, state: State) -> None:
         self.memory.load_state_dict(state["memory"])
         self.population = deque(restore(state["population"]), maxlen=self.size)
-        self.asked = state["asked"]
