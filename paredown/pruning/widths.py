@@ -5,13 +5,11 @@ multiple of it is really cheaper than the next multiple of 2m; with latency t(w)
     gain(w, m) = (t(w + m) - t(w)) / (t(w + m) m / (w + m))       1: all of the proportional saving, 0: none of it
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from paredown.core.errors import RecipeError
-from paredown.core.steps import Prune
 
 MULTIPLES = (16, 8, 4, 2, 1)
 PROBES = (64, 96, 128)  # multiples of twice the largest
@@ -38,13 +36,6 @@ def preferred_multiple(latency: WidthLatency) -> int:
             return best
         best = m
     return best
-
-
-def resolved(config: Prune, latency: WidthLatency) -> Prune:
-    """The config with `widths.round_to=0` replaced by what the target is fast at; any other config as it is."""
-    if config.widths.round_to != 0:
-        return config
-    return dataclasses.replace(config, widths=dataclasses.replace(config.widths, round_to=preferred_multiple(latency)))
 
 
 def _gain(time: Mapping[int, float], m: int) -> float:

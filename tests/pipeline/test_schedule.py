@@ -95,6 +95,25 @@ def test_widths_are_what_the_target_is_fast_at(
     assert timings.preferred_width(TARGET) == 4 and not measured  # remembered
 
 
+def test_only_a_multiple_left_open_is_filled_in(
+    pattern_task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked: list[Prune] = []
+
+    def keep(model: nn.Module, task: Task, config: Prune, **_: object) -> nn.Module:
+        asked.append(config)
+        return model
+
+    monkeypatch.setattr(schedule, "preferred_width", lambda target: 16)
+    monkeypatch.setattr(schedule, "prune_model", keep)
+    open_, given = Prune(ratio=0.5, widths=Widths(round_to=0, floor=0.3)), Prune(ratio=0.5, widths=Widths(round_to=4))
+    for config in (open_, given):
+        prune_by_schedule(pattern_task, config, pattern_task.model, TARGET)
+    assert asked[0].widths == Widths(round_to=16, floor=0.3)
+    assert asked[1] is given
+
+
 @pytest.mark.parametrize("config", [Prune(latency="0.5x"), Prune(ratio=0.5, widths=Widths(round_to=0))])
 def test_what_must_be_measured_needs_a_target(pattern_task: Task, config: Prune) -> None:
     with pytest.raises(RecipeError, match="need a target"):

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from paredown.core.errors import RecipeError
-from paredown.core.steps import Prune, Widths
-from paredown.pruning.widths import preferred_multiple, resolved, widths_to_measure
+from paredown.pruning.widths import preferred_multiple, widths_to_measure
 
 
 def blocks(size: int, constant: float = 0.0) -> dict[int, float]:
@@ -38,9 +37,3 @@ def test_a_missing_width_is_named() -> None:
     del table[64]
     with pytest.raises(RecipeError, match="no width 64; measure every width"):
         preferred_multiple(table)
-
-
-def test_only_a_multiple_left_open_is_filled_in() -> None:
-    open_, given = Prune(ratio=0.5, widths=Widths(round_to=0, floor=0.3)), Prune(ratio=0.5, widths=Widths(round_to=4))
-    assert resolved(open_, blocks(16)).widths == Widths(round_to=16, floor=0.3)
-    assert resolved(given, blocks(16)) is given
