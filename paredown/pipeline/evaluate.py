@@ -145,13 +145,14 @@ def with_final(candidate: Candidate, task: Task, baseline: Candidate, confidence
     child = [sys.executable, "-m", "paredown.deploy.child", str(path), "--runtime", target.runtime]
     child += ["--batch", str(target.batch), "--threads", str(target.threads)]
     final, timed = dataclasses.replace(candidate, memory=peak_memory(child)), baseline.latency
-    if candidate.artifact.digest != baseline.artifact.digest:
+    same = artifact.digest == baseline.artifact.digest
+    if not same:
         latency = compare_latency(task, Path(baseline.artifact.path), path, target, pairs=100, confidence=confidence)
         final, timed = dataclasses.replace(final, latency=latency.b, latency_ratio=latency.ratio), latency.a
     if task.test is None:
         return final, timed
     before = score_file(task, Path(baseline.artifact.path), target, "test")
-    after = score_file(task, path, target, "test")
+    after = before if same else score_file(task, path, target, "test")
     tested = dataclasses.replace(final, test_quality=quality(after, confidence), test_drop=drop(before, after, confidence))
     return tested, timed
 
