@@ -17,6 +17,7 @@ from paredown.core.errors import TaskError
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill
 from paredown.distillation.losses.soft_labels import blend, soft_label_loss
+from paredown.distillation.reconstruct import reconstruct_
 from paredown.distillation.teacher import Teacher
 from paredown.task.batches import Batch, call, tensors
 from paredown.task.task import Task
@@ -37,17 +38,19 @@ def distill_model(
     """A trained copy of the model, in evaluation mode. Neither the model nor the teacher is touched.
 
     teacher: None: the task's own model. Where the task has a `recover`, that is called on the copy and nothing else is done
-    but the recalibration of batch norms.
+    but what `config.reconstruct` and `config.recalibrate` say.
     Raises NotTrainableError; TaskError where the outputs of teacher and student differ in shape, or a target is missing that
     the hard loss needs; TrainingDivergedError.
     """
     task.require_trainable(model)
     student = copy.deepcopy(model)
-    if config.recalibrate:
+    original = task.model if teacher is None else teacher
+    solved = reconstruct_(student, original, task.train, seed=seed) if config.reconstruct else 0
+    if config.recalibrate and not solved:
         recalibrate_(student, task.train)
     if task.recover is not None:
         return _recovered(task.recover(student))
-    loss = _loss(task, config, task.model if teacher is None else teacher)
+    loss = _loss(task, config, original)
     return fit_(student, task.train, loss, config.training, seed=seed, progress=lambda _, fraction: progress("distill", fraction))
 
 
