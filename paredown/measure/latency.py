@@ -2,7 +2,7 @@
 
 A then B, then B then A, and so on: whatever slows the machine slows both sides of a pair, and neither side always goes
 first. The ratio is the median of the ratios of the pairs, with a two-sided bootstrap interval; a pair spoilt by another
-process is one value among many. The garbage collector is off while timing.
+process is one value among many. Where many are, more pairs are timed. The garbage collector is off while timing.
 """
 
 import gc
@@ -19,6 +19,8 @@ from paredown.measure.bootstrap import Vector, median_interval
 
 LEAST_PAIRS = 50
 _LEAST_NS = 1_000_000  # one timing lasts at least 1 ms; what is quicker is repeated within it
+_WIDE = 0.06  # an interval of the ratio that reaches further from its middle, as a fraction of it, asks for more pairs
+_ROUNDS = 4  # times as many pairs at most
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,26 @@ def paired_latency(
 ) -> PairedLatency:  # fmt: skip
     """Times `a` (the baseline) and `b` (the candidate) in turn.
 
-    warmup: calls of each before timing starts. device: machine, runtime and threads, as text, for the record.
+    pairs: as many again, up to four times, while the interval of the ratio is wider than 6 % to either side; its `n` says how
+    many it took. warmup: calls of each before timing starts. device: machine, runtime and threads, as text, for the record.
     Raises MeasurementError for fewer than 50 pairs: their interval would be too wide, and not to be trusted.
     """
     if pairs < LEAST_PAIRS:
         raise MeasurementError(f"pairs must be at least {LEAST_PAIRS}", got=pairs, remedy=f"write pairs={LEAST_PAIRS}")
-    times = _interleaved((a, b), pairs, warmup)  # (2, pairs), ms
-    ratios = times[1] / times[0]
 
     def measured(metric: str, values: Vector, unit: str) -> Measurement:
         low, high = median_interval(values, confidence, seed)
-        return Measurement(metric, float(np.median(values)), unit, pairs, low, high, confidence, device)
+        return Measurement(metric, float(np.median(values)), unit, len(values), low, high, confidence, device)
 
-    return PairedLatency(
-        measured("latency_ms", times[0], "ms"), measured("latency_ms", times[1], "ms"), measured("latency_ratio", ratios, "x")
-    )
+    times, ratio = np.empty((2, 0)), None  # (2, pairs), ms
+    while ratio is None or (_is_wide(ratio) and len(times[0]) < _ROUNDS * pairs):
+        times = np.concatenate([times, _interleaved((a, b), pairs, warmup)], axis=1)
+        ratio = measured("latency_ratio", times[1] / times[0], "x")
+    return PairedLatency(measured("latency_ms", times[0], "ms"), measured("latency_ms", times[1], "ms"), ratio)
+
+
+def _is_wide(ratio: Measurement) -> bool:
+    return max(ratio.upper - ratio.value, ratio.value - ratio.lower) > _WIDE * ratio.value
 
 
 def _interleaved(sides: tuple[Callable[[], object], Callable[[], object]], pairs: int, warmup: int) -> Vector:

@@ -2,9 +2,11 @@ import gc
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from paredown.core.errors import MeasurementError
+from paredown.core.measurement import Measurement
 from paredown.measure.latency import paired_latency
 
 
@@ -98,3 +100,22 @@ def test_garbage_collector_is_on_again_after_an_error() -> None:
 def test_fewer_than_50_pairs_is_an_error_with_its_remedy() -> None:
     with pytest.raises(MeasurementError, match="at least 50, got 49; write pairs=50"):
         paired_latency(lambda: None, lambda: None, pairs=49)
+
+
+def test_more_pairs_are_timed_while_the_interval_is_wide(machine: Machine) -> None:
+    random = np.random.default_rng(0)
+
+    def disturbed(run: Callable[[], None], by: float) -> Callable[[], None]:
+        def wrapped() -> None:
+            machine.slowness = float(np.exp(by * random.standard_normal()))
+            run()
+
+        return wrapped
+
+    def timed(by: float) -> Measurement:
+        a, b = (disturbed(machine.callable(name, time_ns), by) for name, time_ns in (("a", 4_000_000), ("b", 2_000_000)))
+        return paired_latency(a, b, warmup=3).ratio
+
+    quiet, loud, uproar = (timed(by) for by in (0.02, 0.15, 3.0))
+    assert quiet.n == 50 and 50 < loud.n <= 200 and uproar.n == 200
+    assert loud.upper - loud.value <= 0.06 * loud.value
