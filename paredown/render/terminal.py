@@ -48,15 +48,20 @@ def doctor_table(profile: Profile) -> RenderableType:
     return Group(*parts)
 
 
+_SILENCE = 30  # seconds between two lines about one activity, where the output is no terminal
+
+
 class ProgressBars:
     """A `core.progress.Progress` that draws one bar per stage; used as a context manager.
 
-    A label is "stage: activity". Where the output is no terminal, each activity is one plain line when it ends.
+    A label is "stage: activity". Where the output is no terminal, each activity is one plain line when it ends, and one every
+    half minute until then.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self._stage, self._ended, self._bar = "", time.monotonic(), TaskID(0)
+        self._stage, self._bar = "", TaskID(0)
+        self._ended = self._written = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -99,10 +104,13 @@ class ProgressBars:
 
     def _write(self, label: str, fraction: float) -> None:
         """The time that an activity took is what passed since the one before it ended."""
+        now, state = time.monotonic(), f"{fraction:.0%}"
         if fraction >= 1:
-            now = time.monotonic()
-            self.console.print(Text(f"{label}: done in {numbers.seconds(now - self._ended)}"), highlight=False, soft_wrap=True)
-            self._ended = now
+            state, self._ended = f"done in {numbers.seconds(now - self._ended)}", now
+        elif now - self._written < _SILENCE:
+            return
+        self.console.print(Text(f"{label}: {state}"), highlight=False, soft_wrap=True)
+        self._written = now
 
 
 def _table(*columns: str, **options: Any) -> Table:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import time
 from collections.abc import Callable
 
 import pytest
@@ -124,6 +125,20 @@ def test_progress_without_a_terminal_is_one_plain_line_per_activity() -> None:
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert [line.split(": done in ")[0] for line in lines] == ["baseline", "prune: distill", "prune: measure", "prune: distill"]
     assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_progress_without_a_terminal_tells_of_a_long_activity_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    console = Console(file=io.StringIO(), force_terminal=False, width=80)
+    with ProgressBars(console) as progress:
+        for seconds in range(0, 80, 4):
+            now = 100.0 + seconds
+            progress("prune: distill", seconds / 80)
+        now = 180.0
+        progress("prune: distill", 1.0)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == ["prune: distill: 40%", "prune: distill: 80%", "prune: distill: done in 1 min 20 s"]
 
 
 def test_progress_in_a_terminal_draws_one_bar_per_stage() -> None:
