@@ -262,14 +262,15 @@ class Distill:
     temperature: of both softmaxes; the soft loss is scaled by its square (Hinton 2015).
     hard_weight: weight of the task's own loss, 0 (labels never read) to 1 (plain fine-tuning, no teacher).
     reconstruct: before anything else each layer of a student that was cut from the teacher is solved for the teacher's output
-    by least squares (`distillation/reconstruct.py`). recalibrate: where that changed nothing, batch norms take new statistics.
+    by least squares, in seconds and without labels (`distillation/reconstruct.py`). Worth most where there is no time to train;
+    after an epoch of training it is no better than without. recalibrate: else, batch norms take new statistics.
     """
 
     __pydantic_config__: ClassVar = _FORBID
     temperature: float = 4.0
     hard_weight: float = 0.1
     training: Training = field(default_factory=Training)
-    reconstruct: bool = True
+    reconstruct: bool = False
     recalibrate: bool = True
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ def prune(
 def distill(
     task: Task, config: Distill, *, model: nn.Module | None = None, seed: int = 0, progress: Progress = silent
 ) -> nn.Module:
-    """The model trained against the soft labels of `task.model`; batch norms recalibrated first.
+    """The model trained against the soft labels of `task.model`; first its layers are solved, or batch norms recalibrated.
 
     Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case).
     """

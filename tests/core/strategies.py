@@ -50,7 +50,9 @@ sparsities = st.builds(
     st.sampled_from(["global", "uniform"]),
     st.integers(1, 10**6),
 )
-distills = st.builds(Distill, temperature=amounts, hard_weight=fractions, training=trainings, recalibrate=st.booleans())
+distills = st.builds(
+    Distill, temperature=amounts, hard_weight=fractions, training=trainings, reconstruct=st.booleans(), recalibrate=st.booleans()
+)
 quantizes = st.builds(
     Quantize,
     observer=st.sampled_from(["minmax", "percentile"]),
