@@ -27,6 +27,9 @@ TaskFile = Annotated[str, typer.Argument(metavar="TASK.py[:NAME]", help="a file 
 Runtime = Annotated[str, typer.Option("--target", help="onnxruntime or openvino")]
 BatchSize = Annotated[int, typer.Option("--batch", help="samples per call when latency is measured")]
 Threads = Annotated[int, typer.Option("--threads", help="of the runtime")]
+Sensitivity = Annotated[
+    bool, typer.Option("--sensitivity", help="also evaluate the model with more and more of each group masked; takes a while")
+]
 _THREADS = Target().threads
 
 
@@ -44,6 +47,7 @@ def compress(  # noqa: PLR0913, PLR0917 (typer reads a command's options from it
     effort: Annotated[str, typer.Option(help='of each recovery: "3 epochs", "200 steps", "60 s"')] = "3 epochs",
     seed: int = 0,
     resume: Annotated[bool, typer.Option("--resume", help="take up the finished stages in --out")] = False,
+    sensitivity: Sensitivity = False,
 ) -> None:
     """Compress a task under a budget; write model, checkpoint, recipe and report to --out."""
     from paredown.pipeline.compress import compress as run
@@ -55,7 +59,7 @@ def compress(  # noqa: PLR0913, PLR0917 (typer reads a command's options from it
     with ProgressBars(_err) as progress:
         report = run(
             load_task(task), budget, target=chosen, out=out, recipe=steps, effort=effort, seed=seed, progress=progress,
-            existing="resume" if resume else "refuse",
+            existing="resume" if resume else "refuse", sensitivity=sensitivity,
         )  # fmt: skip
     _conclude(report, out)
 
@@ -63,23 +67,33 @@ def compress(  # noqa: PLR0913, PLR0917 (typer reads a command's options from it
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder of the run; an earlier demo in it is replaced")] = Path("runs/demo"),
+    sensitivity: Sensitivity = False,
 ) -> None:
     """Train a small convnet on scikit-learn's digits, then compress it: drop 2 points, 0.6x latency, 0.18x size."""
     from paredown.pipeline.demo import run_demo
     from paredown.render.terminal import ProgressBars
 
     with ProgressBars(_err) as progress:
-        report = run_demo(out, progress=progress)
+        report = run_demo(out, sensitivity=sensitivity, progress=progress)
     _conclude(report, out)
 
 
 @app.command()
-def doctor(task: TaskFile, target: Runtime = "onnxruntime", batch: BatchSize = 1, threads: Threads = _THREADS) -> None:
+def doctor(
+    task: TaskFile,
+    target: Runtime = "onnxruntime",
+    batch: BatchSize = 1,
+    threads: Threads = _THREADS,
+    sensitivity: Sensitivity = False,
+) -> None:
     """What can be pruned and what can't, and where the model stands: metric, latency, size, MACs. Changes nothing."""
     from paredown.pipeline.analyze import analyze
-    from paredown.render.terminal import doctor_table
+    from paredown.render.terminal import ProgressBars, doctor_table
 
-    _out.print(doctor_table(analyze(load_task(task), Target(target, batch, threads))))  # type: ignore[arg-type]  # Target checks
+    chosen = Target(target, batch, threads)  # type: ignore[arg-type]  # Target checks the name
+    with ProgressBars(_err) as progress:
+        profile = analyze(load_task(task), chosen, sensitivity=sensitivity, progress=progress)
+    _out.print(doctor_table(profile))
 
 
 @app.command()

@@ -64,7 +64,14 @@ def test_budget_not_met_is_exit_status_1_and_the_front_is_written(task_file: Pat
 def test_doctor_lists_groups_and_barriers(task_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", str(task_file), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "block1.conv1" in printed and "ms" in printed
+    assert "block1.conv1" in printed and "ms" in printed and "masked" not in printed
+
+
+def test_doctor_shows_sensitivity_on_request(task_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", str(task_file), "--threads", "1", "--sensitivity"]) == 0
+    found = capsys.readouterr()
+    assert "sensitivity: done" in found.err
+    assert "first 256 validation samples" in " ".join(found.out.split()) and found.out.count("block1.conv1") == 2
 
 
 BAD = [

@@ -69,7 +69,8 @@ class SensitivityCurve:
     """How much worse the model gets as more of one dependency group, or of one layer's weights, is masked.
 
     ratios: fractions masked, ascending; the first is 0, the unchanged model. metric, loss: measured at each ratio.
-    estimate: the loss as first derivatives predict it. All on the same samples. size: atoms of the group.
+    estimate: the loss as first derivatives predict it. All on the same samples, the first `samples` of the validation split.
+    size: atoms of the group.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -80,6 +81,7 @@ class SensitivityCurve:
     loss: tuple[float, ...]
     estimate: tuple[float, ...]
     higher_is_better: bool = True
+    samples: int = 0
 
     @property
     def drops(self) -> tuple[float, ...]:
@@ -149,6 +151,7 @@ class Stage:
 
     latency_ratio: against the stage before that was kept, paired. size_ratio: likewise.
     reason: why it was kept or rolled back, in words. seconds: what it took.
+    compressed_ratio: of the files packed by gzip, likewise, where the stage makes weights zero; None elsewhere.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -160,6 +163,7 @@ class Stage:
     latency_ratio: Measurement
     size_ratio: float
     seconds: float
+    compressed_ratio: float | None = None
 
 
 @dataclass(frozen=True)

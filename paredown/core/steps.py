@@ -222,10 +222,13 @@ class Sparsify:
     """Sparsity that stays in shape: single weights become zero, shapes stay, and stay zero while the model is trained.
 
     Exactly one of the first three says how much:
-    ratio: fraction of the weights, in (0, 1). threshold: of the criterion. pattern: "2:4" or "4:8" along the input dimension.
+    ratio: fraction of the weights, in (0, 1). pattern: "2:4" or "4:8" along the input dimension.
+    threshold: what scores less becomes zero. Of sensitivity, 1 is what a weight scores on the average; of the others it is in the
+    unit of the score, |weight| of magnitude for one.
     method: "magnitude", "sensitivity" (|weight * gradient|), "wanda" (|weight| * norm of its input),
     "sparsegpt" (second order, updates what stays).
-    scope: "global" ranks all layers together, "uniform" takes the same fraction of each.
+    scope: read by magnitude and sensitivity under a ratio only: "global" ranks all layers together, "uniform" takes the same
+    fraction of each. Whatever it says, wanda takes the same fraction of each row, sparsegpt of each block of 128 columns.
     samples: of the training data, for the methods that look at it. protect: module names.
     """
 

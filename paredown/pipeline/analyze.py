@@ -5,21 +5,31 @@ import tempfile
 import time
 from pathlib import Path
 
+from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
-from paredown.core.report import GroupRow, Profile
+from paredown.core.report import GroupRow, Profile, SensitivityCurve
 from paredown.core.target import Target
 from paredown.graph.groups import Groups, dependency_groups
 from paredown.measure.quality import Scores, samples_needed
 from paredown.pipeline.evaluate import candidate_of, export_checked
+from paredown.pruning.sensitivity import sensitivity_curves
 from paredown.task.task import Task
 
 _POINT = 0.01  # the drop that the warning about small validation sets speaks of
 _CONFIDENCE = 0.95
 
 
-def analyze(task: Task, target: Target | str = "onnxruntime") -> Profile:
+def analyze(
+    task: Task,
+    target: Target | str = "onnxruntime",
+    *,
+    sensitivity: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Profile:
     """Quality, latency, bytes and MACs of the task's model as an fp32 file, its dependency groups and its barriers.
 
+    sensitivity: also mask more and more of each group by itself, and evaluate (`group_sensitivity`).
     Raises TraceError, ExportError or ParityError where the model can't be exported rightly.
     """
     began = time.monotonic()
@@ -28,6 +38,7 @@ def analyze(task: Task, target: Target | str = "onnxruntime") -> Profile:
     with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
         artifact, _ = export_checked(task.model, task, chosen, Path(folder) / "model.onnx")
         found, scores = candidate_of(task.model, task, artifact, recipe=Recipe(), baseline=None, confidence=_CONFIDENCE)
+    curves = group_sensitivity(task, groups, seed=seed, progress=progress) if sensitivity else ()
     return Profile(
         task=task.name,
         target=chosen,
@@ -41,7 +52,16 @@ def analyze(task: Task, target: Target | str = "onnxruntime") -> Profile:
         barriers=groups.barriers,
         warnings=_warnings(groups, scores),
         seconds=time.monotonic() - began,
+        sensitivity=curves,
     )
+
+
+def group_sensitivity(task: Task, groups: Groups, *, seed: int = 0, progress: Progress = silent) -> tuple[SensitivityCurve, ...]:
+    """One curve per group of the task's own torch model, on the first validation samples; none where there is no group.
+
+    Takes five passes over these samples for each group. Raises NotTrainableError where nothing requires a gradient.
+    """
+    return sensitivity_curves(task.model, task, groups, seed=seed, progress=progress) if groups.groups else ()
 
 
 def _rows(groups: Groups) -> tuple[GroupRow, ...]:

@@ -3,7 +3,12 @@
     checkpoint/
       model.safetensors   the plain state_dict
       manifest.json       kept indices, quantizers, the class it fits, the digest of the weights
-      widths.json         {module: {attribute: width}}: enough to use a pruned model without paredown
+      widths.json         {"modules": {module: {attribute: value}}, "shapes": {tensor: shape}}: the numbers that the modules
+                          keep, and the shape of every tensor of the state_dict
+
+With widths.json a pruned model of the user's own class is made without paredown: set the attributes, give each parameter and
+buffer its shape, load the state_dict. What is not in the state_dict (non-persistent buffers) stays as the class makes it, so a
+class whose cut reaches into one needs `load_checkpoint`.
 
 `load_checkpoint` cuts, traces, folds, inserts and loads, in that order, into a fresh model of the user's own class.
 """
@@ -31,7 +36,10 @@ from paredown.train.masks import mark_sparse_, sparse_names
 
 _FORMAT, _VERSION = "paredown checkpoint", 1
 _WEIGHTS, _MANIFEST, _WIDTHS = "model.safetensors", "manifest.json", "widths.json"
-_ATTRIBUTES = ("in_channels", "out_channels", "in_features", "out_features", "num_features", "groups")
+_ATTRIBUTES = (
+    "in_channels", "out_channels", "in_features", "out_features", "num_features", "groups", "num_channels", "num_groups",
+    "normalized_shape", "num_embeddings", "embedding_dim", "num_parameters", "input_size", "hidden_size", "proj_size",
+)  # fmt: skip
 
 
 def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
@@ -181,13 +189,21 @@ def _weights(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
         ) from None
 
 
-def _widths(model: nn.Module) -> dict[str, dict[str, int]]:
-    found = {
-        name: {
-            attribute: int(getattr(module, attribute))
-            for attribute in _ATTRIBUTES
-            if isinstance(getattr(module, attribute, None), int)
-        }
-        for name, module in model.named_modules()
-    }
-    return {name: widths for name, widths in found.items() if widths}
+def _widths(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """What `load_state_dict` needs to find in a fresh model, and what its forward reads of the modules."""
+    manifest = manifest_of(model)
+    cut_attributes = {} if manifest is None else manifest.attributes
+    modules: dict[str, dict[str, Any]] = {}
+    for path, module in model.named_modules():
+        own = (key.partition(".")[0] for key in cut_attributes.get(path, {}))  # "sizes.0" is an entry of sizes
+        values = {name: _number(getattr(module, name, None)) for name in dict.fromkeys((*_ATTRIBUTES, *own))}
+        if found := {name: value for name, value in values.items() if value is not None}:
+            modules[path] = found
+    return {"modules": modules, "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()}}
+
+
+def _number(value: Any) -> int | list[int] | None:
+    """A whole number, or a tuple or list of them as a list; None for anything else."""
+    if isinstance(value, tuple | list) and all(type(entry) is int for entry in value):
+        return list(value)
+    return value if type(value) is int else None

@@ -20,11 +20,14 @@ from paredown.core.effort import Effort
 from paredown.core.errors import CertificationError, NothingToPruneError
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
-from paredown.core.report import Parity, Report, Stage
+from paredown.core.report import Barrier, Parity, Report, SensitivityCurve, Stage
+from paredown.core.steps import Sparsify
 from paredown.core.target import Target
 from paredown.deploy.capabilities import environment
 from paredown.graph.groups import dependency_groups
+from paredown.measure.cost import compressed_bytes
 from paredown.measure.quality import Scores, samples_needed, smallest_drop
+from paredown.pipeline.analyze import group_sensitivity
 from paredown.pipeline.apply import apply
 from paredown.pipeline.checkpoint import load_checkpoint
 from paredown.pipeline.evaluate import candidate_of, compare_latency, export_checked, score_file, scratch_folder, with_final
@@ -50,11 +53,13 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     seed: int = 0,
     progress: Progress = silent,
     existing: Existing = "refuse",
+    sensitivity: bool = False,
 ) -> Report:
     """The smallest drop that meets the budget, as a file in `out`, with the report of how it was found.
 
     recipe: a fixed one; None: planned from the budget. effort: of each recovery that the plan holds.
     existing: what to do where `out` is not empty: refuse, resume (take up finished stages) or replace.
+    sensitivity: put into the report what masking more and more of each dependency group costs; a few minutes for a small net.
 
     Raises CertificationError where the validation set is too small for the drop asked; OutputError; and what a step raises.
     Not meeting the budget is no error: `report.met` is False, `report.best` the nearest point, `report.binding` says what binds.
@@ -64,11 +69,13 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     store = Store.open(out, identity(task, budget, chosen, seed), existing)
     run = _Run(task, budget, chosen, seed, progress, store)
     run.measure_baseline()
+    groups = dependency_groups(task.model, task.inputs, dynamic=task.dynamic, protect=task.protect)
+    curves = group_sensitivity(task, groups, seed=seed, progress=progress) if sensitivity else ()
     if recipe is not None:
         _follow(run, recipe)
     else:
         _plan(run, recovery)
-    return _finish(run, _choice(run, planned=recipe is None), started)
+    return _finish(run, _choice(run, planned=recipe is None), groups.barriers, curves, started)
 
 
 @dataclass
@@ -195,9 +202,12 @@ def _judged(run: _Run, steps: Recipe, candidate: Candidate, previous: Candidate,
         paths = Path(previous.artifact.path), Path(candidate.artifact.path)
         ratio = compare_latency(run.task, *paths, run.target, confidence=run.budget.confidence).ratio
     size_ratio = candidate.artifact.size_bytes / previous.artifact.size_bytes
+    packed = None
+    if any(isinstance(step, Sparsify) for step in steps.steps):
+        packed = compressed_bytes(candidate.artifact.path) / compressed_bytes(previous.artifact.path)
     verdict: Verdict = judge(run.budget, run.baseline, candidate, ratio, size_ratio)
     return Stage(
-        str(steps), candidate.recipe, candidate, verdict.kept, verdict.reason, ratio, size_ratio, time.monotonic() - began
+        str(steps), candidate.recipe, candidate, verdict.kept, verdict.reason, ratio, size_ratio, time.monotonic() - began, packed
     )
 
 
@@ -217,7 +227,9 @@ def _choice(run: _Run, *, planned: bool) -> Candidate:
     return choose(run.budget, run.baseline, candidates)
 
 
-def _finish(run: _Run, chosen: Candidate, started: float) -> Report:
+def _finish(
+    run: _Run, chosen: Candidate, barriers: tuple[Barrier, ...], curves: tuple[SensitivityCurve, ...], started: float
+) -> Report:
     """Measure the choice afresh (and on the test split), and write the result."""
     run.progress("report", 0.0)
     candidates = _kept(run)
@@ -225,7 +237,6 @@ def _finish(run: _Run, chosen: Candidate, started: float) -> Report:
     best, timed = with_final(chosen, run.task, run.baseline, confidence)
     baseline, _ = with_final(run.baseline, run.task, run.baseline, confidence)
     baseline = dataclasses.replace(baseline, latency=timed)
-    groups = dependency_groups(run.task.model, run.task.inputs, dynamic=run.task.dynamic, protect=run.task.protect)
     report = Report(
         task=run.task.name,
         metric=str(run.task.scorer),
@@ -239,10 +250,11 @@ def _finish(run: _Run, chosen: Candidate, started: float) -> Report:
         stages=tuple(stored.stage for stored in run.stages.values() if stored.stage.recipe.steps),
         widths=widths(run.task.model, str(chosen.checkpoint)),
         parity=_parity_rows(run),
-        barriers=groups.barriers,
+        barriers=barriers,
         environment=environment(run.target),
         seed=run.seed,
         seconds=time.monotonic() - started,
+        sensitivity=curves,
     )
     published = run.store.publish(report, render_html)
     run.progress("report", 1.0)

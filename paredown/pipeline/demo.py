@@ -99,9 +99,10 @@ def digits_task(*, epochs: int = 25, progress: Progress = silent) -> Task:
     )
 
 
-def run_demo(out: str | Path, *, progress: Progress = silent) -> Report:
+def run_demo(out: str | Path, *, sensitivity: bool = False, progress: Progress = silent) -> Report:
     """Trains, compresses under `BUDGET` for ONNX Runtime at batch 64, and writes the run to `out`, replacing an earlier one."""
     task = digits_task(progress=progress)
     return compress(
-        task, BUDGET, target=Target(batch=64), out=out, effort=Effort(30, "epochs"), progress=progress, existing="replace"
-    )
+        task, BUDGET, target=Target(batch=64), out=out, effort=Effort(30, "epochs"), progress=progress, existing="replace",
+        sensitivity=sensitivity,
+    )  # fmt: skip

@@ -24,6 +24,7 @@ from paredown.graph.groups import Groups
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import cut
 from paredown.pruning.gates import Gates, Objective, fold_, places
+from paredown.pruning.goals import macs_per_atom
 from paredown.pruning.select import Scores
 from paredown.task.batches import Batch, call, device_of, each, evaluating, tensors
 from paredown.task.task import Task
@@ -77,15 +78,11 @@ def channel_attention(
 
 
 def shares_of(groups: Groups) -> list[Scores]:
-    """(size,) per group, summing to 1 over all: the share of the MACs that half of the group's atoms save, an atom."""
-    whole = groups.all_kept()
-    full, saved = groups.macs(whole), []
-    for g, group in enumerate(groups.groups):
-        half = np.arange(group.size) < group.size - max(1, group.size // 2)
-        gain = full - groups.macs([*whole[:g], half, *whole[g + 1 :]])
-        saved.append(np.full(group.size, max(gain, 1e-6) / (group.size - half.sum())))
-    total = sum(float(s.sum()) for s in saved)
-    return [s / total for s in saved]
+    """(size,) per group, summing to 1 over all: what an atom saves (`macs_per_atom`)."""
+    sizes = [group.size for group in groups.groups]
+    saved = macs_per_atom(sizes, groups.macs)
+    total = sum(size * mac for size, mac in zip(sizes, saved, strict=True))
+    return [np.full(size, mac / total) for size, mac in zip(sizes, saved, strict=True)]
 
 
 def _fit_(

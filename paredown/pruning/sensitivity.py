@@ -45,10 +45,11 @@ from paredown.pruning.importance.taylor import gate_gradient
 from paredown.pruning.scores import PIECE, calibration, scores
 from paredown.pruning.sparsity.layers import Sparse, sparse_layers
 from paredown.pruning.sparsity.sensitivity import sensitivity
-from paredown.task.batches import Batch, batch_size, call, each, evaluating
+from paredown.task.batches import Batch, Inputs, batch_size, call, each, evaluating
 from paredown.task.task import Task
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SAMPLES = 256  # of the validation data
 
 
 def sensitivity_curves(
@@ -57,7 +58,7 @@ def sensitivity_curves(
     groups: Groups,
     *,
     ratios: Sequence[float] = RATIOS,
-    samples: int = 256,
+    samples: int = SAMPLES,
     importance: Criterion | Callable[..., Any] = "taylor",
     seed: int = 0,
     progress: Progress = silent,
@@ -80,7 +81,7 @@ def weight_sensitivity_curves(
     task: Task,
     *,
     ratios: Sequence[float] = RATIOS,
-    samples: int = 256,
+    samples: int = SAMPLES,
     seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[SensitivityCurve, ...]:
@@ -150,7 +151,9 @@ def _curves(
     points = _checked(ratios)
     if not units:
         raise NothingToPruneError("sensitivity needs something to remove", got="no group", remedy="see `paredown doctor`")
-    small = dataclasses.replace(task, model=model, validation=_first(task, samples), test=None)
+    progress("sensitivity", 0.0)
+    first = _first(task, samples)
+    small = dataclasses.replace(task, model=model, validation=first, test=None)
     loss = task_loss(task, "sensitivity")
     base = _evaluate(model, small, loss)
     changes = _estimates(model, small, units, points, loss)
@@ -160,10 +163,9 @@ def _curves(
         found = [base, *(_masked(model, small, loss, unit.masked(unit.order[:k])) for k in unit.counts(points))]
         estimate = (base[1], *(base[1] + c for c in change))
         metric, losses = tuple(m for m, _ in found), tuple(value for _, value in found)
-        curve = SensitivityCurve(
-            unit.name, len(unit.order), (0.0, *points), metric, losses, estimate, task.scorer.higher_is_better
-        )
-        result.append(curve)
+        size, ratios_ = len(unit.order), (0.0, *points)
+        higher, n = task.scorer.higher_is_better, sum(batch_size(inputs) for inputs, _ in first)
+        result.append(SensitivityCurve(unit.name, size, ratios_, metric, losses, estimate, higher, n))
     progress("sensitivity", 1.0)
     return tuple(result)
 
@@ -190,10 +192,17 @@ def _first(task: Task, samples: int) -> list[Batch]:
 
 
 def _evaluate(model: nn.Module, task: Task, loss: Objective) -> tuple[float, float]:
-    """Metric and mean loss on the task's validation data."""
+    """Metric and mean loss on the task's validation data, from one pass of the model unless the loss is the user's own step."""
+    batches, pairs = iter(task.validation), list[tuple[float, int]]()
+
+    def predict(inputs: Inputs) -> Any:
+        output, batch = call(model, inputs), next(batches)
+        value = loss(model, batch) if task.train_step is not None else task.loss(output, batch[1])
+        pairs.append((float(value), batch_size(inputs)))
+        return output
+
     with evaluating(model), torch.no_grad():
-        metric = score(lambda inputs: call(model, inputs), task, "validation").value
-        pairs = [(float(loss(model, batch)), batch_size(batch[0])) for batch in task.validation]
+        metric = score(predict, task, "validation").value
     return metric, sum(value * n for value, n in pairs) / sum(n for _, n in pairs)
 
 

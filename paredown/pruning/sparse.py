@@ -161,14 +161,14 @@ def _check(layers: Sequence[Sparse], before: int, config: Sparsify) -> None:
         raise NothingToPruneError(
             "a step for sparsity must make a weight zero",
             got=f"{goal} of {total} weights, {before} of which are zero already",
-            remedy="ask for more",
+            remedy="ask for more" if config.threshold is None else "raise the threshold",
         )
     empty = [layer.name for layer in layers if not bool(layer.weight.any())]
     if empty:
         raise RecipeError(
             "every layer must keep a weight that isn't zero",
             got=f"none in {empty[0]}",
-            remedy='write scope="uniform", ask for less, or protect it',
+            remedy='write scope="uniform", ask for less, or protect it' if config.threshold is None else "lower the threshold",
         )
 
 

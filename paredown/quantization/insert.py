@@ -10,7 +10,7 @@ from paredown.quantization.grid import BIASES
 from paredown.quantization.model import FakeQuantizer
 from paredown.quantization.nodes import argument, constant, name_of, value_of
 from paredown.quantization.placement import Placement, Site
-from paredown.quantization.scheme import Scheme, Widths, activation_grid, path_of, weight_grid
+from paredown.quantization.scheme import BitWidths, Scheme, activation_grid, path_of, weight_grid
 
 
 def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Scheme, *, reduced: bool) -> None:
@@ -32,7 +32,7 @@ def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Sch
         _call_(module.graph, f"quantizers.{site.key}", site)
 
 
-def _of_weight(weight: Tensor, widths: Widths, *, reduced: bool) -> FakeQuantizer:
+def _of_weight(weight: Tensor, widths: BitWidths, *, reduced: bool) -> FakeQuantizer:
     """One scale per output channel, or per group."""
     grid, rows = weight_grid(widths, reduced=reduced), weight.shape[0]
     if not widths.group:

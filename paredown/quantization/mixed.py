@@ -20,7 +20,7 @@ from scipy.sparse import csr_array
 from paredown.core.errors import BudgetError
 from paredown.quantization.layers import layers_of, unquantized, values_at
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import FLOAT, Scheme, Widths
+from paredown.quantization.scheme import FLOAT, BitWidths, Scheme
 from paredown.task.batches import Inputs, batch_size
 
 Table = npt.NDArray[np.float64]
@@ -62,17 +62,17 @@ def facts_of(model: QuantizedModel, inputs: Inputs) -> tuple[Facts, ...]:
     return tuple(found)
 
 
-def size_table(facts: Sequence[Facts], choices: Sequence[Widths]) -> Table:
+def size_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
     """Bytes of the weights as stored, with their scales: 4 bytes for each output channel or group."""
     return np.array([[_bytes(f, c) for c in choices] for f in facts], dtype=np.float64)
 
 
-def bits_table(facts: Sequence[Facts], choices: Sequence[Widths]) -> Table:
+def bits_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
     """Bits of the weights by themselves: limited to 4 times all weights, they average 4 bits."""
     return np.array([[float(f.parameters * c.weight_bits) for c in choices] for f in facts])
 
 
-def bops_table(facts: Sequence[Facts], choices: Sequence[Widths]) -> Table:
+def bops_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
     """Bit operations of one sample."""
     return np.array([[f.macs * c.weight_bits * c.activation_bits for c in choices] for f in facts], dtype=np.float64)
 
@@ -160,13 +160,15 @@ def cost_of(assignment: Assignment, table: Table) -> float:
     return float(table[np.arange(len(assignment)), list(assignment)].sum())
 
 
-def scheme_of(facts: Sequence[Facts], choices: Sequence[Widths], assignment: Assignment, default: Widths | None = None) -> Scheme:
+def scheme_of(
+    facts: Sequence[Facts], choices: Sequence[BitWidths], assignment: Assignment, default: BitWidths | None = None
+) -> Scheme:
     """The assignment as a scheme. default: of what isn't among the layers (None: 8 bits)."""
     named = {f.path: choices[c] for f, c in zip(facts, assignment, strict=True)}
-    return Scheme(default or Widths(), named)
+    return Scheme(default or BitWidths(), named)
 
 
-def average_bits(facts: Sequence[Facts], choices: Sequence[Widths], assignment: Assignment) -> float:
+def average_bits(facts: Sequence[Facts], choices: Sequence[BitWidths], assignment: Assignment) -> float:
     """Weight bits averaged over all weights."""
     total = sum(f.parameters for f in facts)
     return sum(f.parameters * choices[c].weight_bits for f, c in zip(facts, assignment, strict=True)) / total
@@ -188,7 +190,7 @@ def _neighbours(
     return [assignment for _, assignment in sorted(ranked)]
 
 
-def _bytes(f: Facts, c: Widths) -> float:
+def _bytes(f: Facts, c: BitWidths) -> float:
     if c.weight_bits == FLOAT:
         return 4.0 * f.parameters
     bits = _STORAGE.get(c.weight_bits, 8 if c.weight_bits <= 8 else 16)

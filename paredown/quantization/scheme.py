@@ -14,7 +14,7 @@ FLOAT = 32
 
 
 @dataclass(frozen=True)
-class Widths:
+class BitWidths:
     """weight_bits: 2 to 16, or 32 for a layer that stays in float. activation_bits: of what the layer reads, 2 to 16, or 32
     where its weight alone is on a grid. group: how many consecutive numbers of a row share a scale (0: the whole row, that is
     one scale per output channel). symmetric: of the weight; else it has zero points.
@@ -46,11 +46,11 @@ class Widths:
 class Scheme:
     """default: of every layer that `layers` doesn't name. embeddings: whether embedding tables go on a grid too."""
 
-    default: Widths = field(default_factory=Widths)
-    layers: Mapping[str, Widths] = field(default_factory=dict)
+    default: BitWidths = field(default_factory=BitWidths)
+    layers: Mapping[str, BitWidths] = field(default_factory=dict)
     embeddings: bool = False
 
-    def of(self, path: str) -> Widths:
+    def of(self, path: str) -> BitWidths:
         """The widths of a module, by its dotted path or that of the nearest module around it which is named."""
         current = path
         while current and current not in self.layers:
@@ -66,8 +66,8 @@ class Scheme:
     def from_dict(cls, data: Any) -> "Scheme":
         """The inverse. Raises RecipeError on anything else."""
         try:
-            layers = {str(name): Widths(**widths) for name, widths in data["layers"].items()}
-            return cls(Widths(**data["default"]), layers, bool(data["embeddings"]))
+            layers = {str(name): BitWidths(**widths) for name, widths in data["layers"].items()}
+            return cls(BitWidths(**data["default"]), layers, bool(data["embeddings"]))
         except (TypeError, KeyError, AttributeError) as error:
             raise RecipeError(
                 "a scheme is a mapping of default, layers and embeddings", got=str(error), remedy="write what to_dict gave"
@@ -79,7 +79,7 @@ def path_of(key: str) -> str:
     return key.partition("@")[0].replace("/", ".")
 
 
-def weight_grid(widths: Widths, *, reduced: bool) -> Grid:
+def weight_grid(widths: BitWidths, *, reduced: bool) -> Grid:
     """8 bits symmetric: [-127, 127], reduced [-63, 63]. Otherwise the whole n-bit range, signed where symmetric."""
     if widths.weight_bits == 8 and widths.symmetric:
         return WEIGHTS_REDUCED if reduced else WEIGHTS

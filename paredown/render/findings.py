@@ -7,6 +7,7 @@ from paredown.core.artifact import Candidate
 from paredown.core.budget import Axis
 from paredown.core.recipe import Recipe
 from paredown.core.report import Report, Stage
+from paredown.core.steps import Sparsify
 from paredown.render import numbers
 
 
@@ -85,6 +86,14 @@ def predecessor(report: Report, stage: Stage) -> Candidate:
 def why(stage: Stage) -> str:
     """The gate's reason without the verdict that stands beside it."""
     return stage.reason.removeprefix("kept: ").removeprefix("rolled back: ")
+
+
+def sparse_text(stage: Stage) -> str:
+    """What zeros in place are worth, in a stage that makes them; empty elsewhere."""
+    if not any(isinstance(step, Sparsify) for step in stage.recipe.stages()[-1].steps):
+        return ""
+    packed = "" if stage.compressed_ratio is None else f": {numbers.ratio(stage.compressed_ratio)} packed by gzip"
+    return f"zeros in place: same speed, since no runtime here skips them; smaller only as compressed bytes{packed}"
 
 
 def steps_text(recipe: Recipe) -> str:

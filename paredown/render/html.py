@@ -41,6 +41,7 @@ class StageRow:
     macs: str
     reason: str
     seconds: str
+    sparse: str = ""
 
 
 def render_html(report: Report) -> str:
@@ -174,6 +175,7 @@ def _stage_row(report: Report, number: int, stage: Stage) -> StageRow:
         macs=f"{numbers.count(before.macs)} → {numbers.count(now.macs)}",
         reason=findings.why(stage),
         seconds=numbers.seconds(stage.seconds),
+        sparse=findings.sparse_text(stage),
     )
 
 
@@ -194,6 +196,7 @@ def _sensitivity(report: Report) -> dict[str, Any] | None:
         return None
     return {
         "summary": sensitivity.summary(curves, report.metric),
+        "basis": sensitivity.basis(curves),
         "heads": sensitivity.ratio_heads(curves),
         "rows": sensitivity.rows(curves, report.metric),
         "unit": "points" if numbers.is_fraction(report.metric) else "its own units",

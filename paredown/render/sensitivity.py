@@ -40,6 +40,19 @@ def summary(curves: Sequence[SensitivityCurve], metric: str) -> str:
     return f"The most sensitive group is {parts[0]}; the least sensitive is {parts[1]}."
 
 
+def basis(curves: Sequence[SensitivityCurve]) -> str:
+    """What all points were measured on."""
+    n = curves[0].samples
+    samples = f"the first {n:,} validation samples" if n else "validation samples"
+    return f"Measured in torch on {samples}, none of the test split."
+
+
+def ratio_nearest(curve: SensitivityCurve, ratio: float) -> int:
+    """Where in the curve's points after the first the one nearest to a ratio stands."""
+    points = curve.ratios[1:]
+    return min(range(len(points)), key=lambda i: abs(points[i] - ratio))
+
+
 def rows(curves: Sequence[SensitivityCurve], metric: str) -> tuple[SensitivityRow, ...]:
     """The table, in the order of the model."""
     return tuple(
@@ -109,7 +122,8 @@ def map_figure(curves: Sequence[SensitivityCurve]) -> Figure:
 
 
 def _at_half(curve: SensitivityCurve, metric: str) -> str:
-    ratio, drop = min(zip(curve.ratios[1:], curve.drops[1:], strict=True), key=lambda pair: abs(pair[0] - 0.5))
+    at = ratio_nearest(curve, 0.5) + 1
+    ratio, drop = curve.ratios[at], curve.drops[at]
     return f"{curve.group} ({numbers.worse(drop, metric)} with {_percent(ratio)} of its {curve.size} channels masked)"
 
 
@@ -121,6 +135,8 @@ def _drop(drop: float, metric: str) -> str:
 
 
 def _rise(value: float) -> str:
+    if 0 < abs(value) < 1e-4:
+        return f"{value:+.0e}"
     return f"{'+' if value > 0 else ''}{numbers.significant(value, 2)}"
 
 

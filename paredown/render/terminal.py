@@ -11,15 +11,18 @@ from rich.text import Text
 
 from paredown.core.measurement import Measurement
 from paredown.core.report import Comparison, Profile, Report
-from paredown.render import findings, numbers
+from paredown.render import findings, numbers, sensitivity
 
 _GROUPS_SHOWN = 20
+_EXTREMES = 8  # groups shown at either end of sensitivity
 
 
 def summary(report: Report) -> RenderableType:
     """The stages, baseline against result, and last, where the eye is, the verdict with what binds."""
     parts: list[RenderableType] = [_stage_table(report), Text()] if report.stages else []
     parts += [_result_table(report), Text()]
+    if report.sensitivity:
+        parts += [Text(sensitivity.summary(report.sensitivity, report.metric), style="dim"), Text()]
     parts += [Text(f"binds: {text}", style="red") for text in findings.binding(report)]
     return Group(*parts, _verdict(report))
 
@@ -44,6 +47,8 @@ def doctor_table(profile: Profile) -> RenderableType:
     parts: list[RenderableType] = [_profile_table(profile)]
     parts += [Text(f"warning: {text}", style="yellow") for text in profile.warnings]
     parts += [Text(), _group_table(profile) if profile.groups else Text("nothing can be pruned", style="yellow"), Text()]
+    if profile.sensitivity:
+        parts += [*_sensitivity(profile), Text()]
     parts.append(_barrier_table(profile) if profile.barriers else Text("no barrier: every channel dimension can be pruned"))
     return Group(*parts)
 
@@ -175,7 +180,7 @@ def _stage_table(report: Report) -> Table:
             _ratio(stage.latency_ratio),
             numbers.ratio(stage.size_ratio),
             numbers.worse(stage.candidate.drop.value, report.metric),
-            Text.assemble(verdict, ": ", (findings.why(stage), "dim")),
+            Text.assemble(verdict, ": ", ("; ".join(filter(None, (findings.why(stage), findings.sparse_text(stage)))), "dim")),
         )
     return table
 
@@ -203,6 +208,32 @@ def _group_table(profile: Profile) -> Table:
     table = _table("can be pruned", "channels", "share of MACs", caption=caption, caption_justify="left")
     for group in shown:
         table.add_row(Text(group.name), f"{group.size:,}", f"{100 * group.macs_share:.1f} %")
+    return table
+
+
+def _sensitivity(profile: Profile) -> tuple[RenderableType, ...]:
+    """The most sensitive groups, then the least, under what they show and over what it was measured on."""
+    unit = " in points" if numbers.is_fraction(profile.metric) else ""
+    return (
+        Text(f"change of {profile.metric}{unit} with so much of one group masked, its least important channels first"),
+        _sensitivity_table(profile),
+        Text(sensitivity.basis(profile.sensitivity), style="dim"),
+    )
+
+
+def _sensitivity_table(profile: Profile) -> Table:
+    """One line a group: the change of the metric by ratio, and of the loss at the middle ratio."""
+    order = sensitivity.ranked(profile.sensitivity)
+    heads, middle = sensitivity.ratio_heads(order), sensitivity.ratio_nearest(order[0], 0.5)
+    table = _table("most sensitive first", "channels", *heads, f"loss at {heads[middle]} (estimated)")
+    lines = sensitivity.rows(order, profile.metric)
+    for number, row in enumerate(lines):
+        if _EXTREMES <= number < len(lines) - _EXTREMES and len(lines) > 2 * _EXTREMES + 1:
+            if number == _EXTREMES:
+                table.add_row(Text(f"({len(lines) - 2 * _EXTREMES} groups between)", style="dim"))
+            continue
+        loss = f"{row.losses[middle]} ({row.estimates[middle]})"
+        table.add_row(Text(row.group), f"{row.size:,}", *row.drops, loss)
     return table
 
 

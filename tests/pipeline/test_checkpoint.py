@@ -64,7 +64,12 @@ def test_widths_and_plain_weights_are_enough_without_paredown(pruned: nn.Module,
     paredown.save_checkpoint(pruned, tmp_path / "c")
     widths = json.loads((tmp_path / "c" / "widths.json").read_text())
     state = load_file(tmp_path / "c" / "model.safetensors")
-    assert widths["block1.conv1"]["out_channels"] == state["block1.conv1.weight"].shape[0] == pruned.block1.conv1.out_channels
+    assert widths["shapes"] == {name: list(tensor.shape) for name, tensor in state.items()}
+    assert (
+        widths["modules"]["block1.conv1"]["out_channels"]
+        == state["block1.conv1.weight"].shape[0]
+        == pruned.block1.conv1.out_channels
+    )
 
 
 def truncate(folder: Path) -> None:

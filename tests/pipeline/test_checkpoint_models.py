@@ -2,10 +2,12 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,19 +107,17 @@ def test_widths_and_weights_rebuild_every_layer_without_paredown(
     paredown.save_checkpoint(model, tmp_path / "a")
     widths, state = json.loads((tmp_path / "a" / "widths.json").read_text()), load_file(tmp_path / "a" / "model.safetensors")
     plain = fresh()
-    for name, attributes in widths.items():
+    for name, attributes in widths["modules"].items():
         old = plain.get_submodule(name)
         owner, _, leaf = name.rpartition(".")
         setattr(plain.get_submodule(owner), leaf, remade(old, attributes))
-    for name, module in plain.named_modules():  # LayerNorm has no width that widths.json tells
-        if isinstance(module, nn.LayerNorm):
-            owner, _, leaf = name.rpartition(".")
-            setattr(plain.get_submodule(owner), leaf, nn.LayerNorm(len(state[f"{name}.weight"])))
     plain.load_state_dict(state, strict=True)
     assert same_output(plain, model, task)
 
 
-def remade(old: nn.Module, widths: dict[str, int]) -> nn.Module:
+def remade(old: nn.Module, widths: dict[str, Any]) -> nn.Module:
+    if isinstance(old, nn.LayerNorm):
+        return nn.LayerNorm(widths["normalized_shape"])
     if isinstance(old, nn.Linear):
         return nn.Linear(widths["in_features"], widths["out_features"], bias=old.bias is not None)
     if isinstance(old, nn.BatchNorm2d):
@@ -127,6 +127,85 @@ def remade(old: nn.Module, widths: dict[str, int]) -> nn.Module:
         widths["in_channels"], widths["out_channels"], old.kernel_size, old.stride, old.padding, groups=widths["groups"],
         bias=old.bias is not None,
     )  # type: ignore[arg-type]  # sizes are tuples of two  # fmt: skip
+
+
+NET = """
+import torch
+from torch import nn
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.num_heads, self.head_dim = heads, width // heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(batch, length, self.num_heads * self.head_dim))
+
+class Layer(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+
+class Encoder(nn.Module):
+    def __init__(self, width=32, heads=4):
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(50, width), nn.Embedding(16, width)
+        self.layers = nn.Sequential(Layer(width, heads), Layer(width, heads))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 3)
+
+    def forward(self, tokens):
+        x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
+        return self.head(self.norm(self.layers(x)).mean(1))
+"""
+WITHOUT_PAREDOWN = """
+import json, sys, torch
+from net_of_the_test import Encoder
+from safetensors.torch import load_file
+folder, model = sys.argv[1], Encoder()
+widths = json.load(open(folder + "/widths.json"))
+for path, numbers in widths["modules"].items():
+    for name, value in numbers.items():
+        setattr(model.get_submodule(path), name, tuple(value) if isinstance(value, list) else value)
+for name, shape in widths["shapes"].items():
+    path, _, leaf = name.rpartition(".")
+    owner, old = model.get_submodule(path), model.get_submodule(path).state_dict()[leaf]
+    new = torch.empty(shape, dtype=old.dtype)
+    setattr(owner, leaf, torch.nn.Parameter(new) if leaf in dict(owner.named_parameters()) else new)
+model.load_state_dict(load_file(folder + "/model.safetensors"))
+assert "paredown" not in sys.modules
+torch.save(model.eval()(torch.arange(24).view(2, 12)), folder + "/output.pt")
+"""
+
+
+def test_a_transformer_is_made_from_widths_and_weights_in_a_process_without_paredown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings, norms, heads and hidden widths: the residual stream, the heads and the MLPs all lose something."""
+    (tmp_path / "net_of_the_test.py").write_text(NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    from net_of_the_test import Encoder  # type: ignore[import-not-found]  # written above
+
+    torch.manual_seed(0)
+    model, tokens = Encoder().eval(), torch.randint(0, 50, (8, 12))
+    batches = [(tokens, torch.arange(8) % 3)]
+    task = Task(model=model, example_inputs=(tokens,), train=batches, validation=batches)
+    pruned = paredown.prune(task, Prune(ratio=0.5, scope="uniform", widths=paredown.Widths(round_to=1)))
+    assert pruned.tokens.embedding_dim < 32 and pruned.layers[0].up.out_features < 128
+    assert pruned.layers[0].attention.num_heads < 4 or pruned.layers[0].attention.head_dim < 8
+    paredown.save_checkpoint(pruned, tmp_path / "a")
+    code = [sys.executable, "-c", WITHOUT_PAREDOWN, str(tmp_path / "a")]
+    subprocess.run(code, check=True, env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]})
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "a" / "output.pt"), pruned(torch.arange(24).view(2, 12)))
 
 
 def test_sparse_and_pruned_model_keeps_its_zeros_through_a_checkpoint_and_training(

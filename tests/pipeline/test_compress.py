@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import paredown
-from paredown import Budget, Distill, Prune, Quantize, Recipe, Report, Target, Task, Training
+from paredown import Budget, Distill, Prune, Quantize, Recipe, Report, Sparsify, Target, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.errors import CertificationError, NothingToPruneError, OutputError
 from paredown.pipeline import compress as main_job
@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, trained_small_resnet: tor
         model=trained_small_resnet, example_inputs=(torch.randn(4, 1, 8, 8),), train=pattern_batches(640, seed=1),
         validation=pattern_batches(640, seed=2), test=pattern_batches(320, seed=3), name="patterns",
     )  # fmt: skip
-    return paredown.compress(task, SIZE_ONLY, target=TARGET, out=out, recipe=FULL), out, task
+    return paredown.compress(task, SIZE_ONLY, target=TARGET, out=out, recipe=FULL, sensitivity=True), out, task
 
 
 def test_run_writes_the_result_and_nothing_else(finished: tuple[Report, Path, Task]) -> None:
@@ -53,6 +53,15 @@ def test_both_stages_survive_the_gate_and_the_result_is_really_smaller(finished:
     assert [(stage.name, stage.kept) for stage in report.stages] == [("prune + distill", True), ("quantize", True)]
     assert report.best.size_ratio < 0.5
     assert report.best.macs < 0.62 * report.baseline.macs
+
+
+def test_curves_of_every_group_are_in_the_report_and_on_its_page(finished: tuple[Report, Path, Task]) -> None:
+    report, out, task = finished
+    groups = [row.name for row in paredown.analyze(task, TARGET).groups]
+    assert [curve.group for curve in report.sensitivity] == groups
+    assert read_report(out).sensitivity == report.sensitivity
+    page = (out / "report.html").read_text()
+    assert "Sensitivity, group by group" in page and "first 256 validation" in page
 
 
 def test_written_report_reads_back_and_its_paths_are_relative(finished: tuple[Report, Path, Task]) -> None:
@@ -198,3 +207,15 @@ def test_report_json_holds_no_code(finished: tuple[Report, Path, Task]) -> None:
     _, out, _ = finished
     data = json.loads((out / "report.json").read_text())
     assert "load" not in data["best"] and "render" not in data
+
+
+def test_a_sparse_stage_reports_its_compressed_bytes_and_no_gain_in_size(pattern_task: Task, tmp_path: Path) -> None:
+    recipe = Recipe((Sparsify(ratio=0.7, scope="uniform"), Quantize(samples=64)))
+    report = paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path / "run", recipe=recipe)
+    sparse, quantized = report.stages
+    assert not sparse.kept and sparse.size_ratio == pytest.approx(1.0, abs=0.01)
+    assert sparse.compressed_ratio is not None and sparse.compressed_ratio < 0.7
+    assert quantized.compressed_ratio is None
+    page = (tmp_path / "run" / "report.html").read_text().replace("\u00a0", " ")
+    assert "zeros in place: same speed" in page and "packed by gzip" in page
+    assert read_report(tmp_path / "run").stages[0].compressed_ratio == sparse.compressed_ratio

@@ -32,6 +32,7 @@ def test_measured_points_are_those_of_the_masked_model(pattern_task: Task) -> No
     masked = equality.masked(pattern_task.model, groups.manifest(keep), groups.consumers)
     assert curves[1].metric[2] == score(lambda x: call(masked, x), pattern_task, "validation").value
     assert curves[1].metric[0] == score(lambda x: call(pattern_task.model, x), pattern_task, "validation").value
+    assert curves[1].samples == 640
     assert curves[1].ratios == (0.0, 0.25, 0.75) and curves[1].size == groups.groups[1].size
 
 
@@ -52,6 +53,19 @@ def test_the_estimate_is_exact_for_a_loss_that_is_linear_in_the_gates() -> None:
     curve = sensitivity_curves(model, task, dependency_groups(model, x), ratios=(0.5,))[0]
     first = curve.loss[0] - curve.loss[1]  # the sum of the gates that were masked
     assert curve.estimate[1] - curve.loss[0] == pytest.approx(-first + 0.5 * first**2)
+
+
+def test_losses_are_those_of_the_task_or_of_the_users_own_step(pattern_task: Task) -> None:
+    doubled = dataclasses.replace(pattern_task, train_step=lambda m, b: 2 * nn.functional.cross_entropy(m(b[0]), b[1]))
+    given = dataclasses.replace(pattern_task, loss=lambda o, t: 2 * nn.functional.cross_entropy(o, t))
+    groups = groups_of(pattern_task)
+    own, twice = (sensitivity_curves(t.model, t, groups, ratios=(0.5,), importance="l1", samples=100) for t in (doubled, given))
+    x, y = (torch.cat(parts)[:100] for parts in zip(*pattern_task.validation, strict=True))
+    with torch.no_grad():
+        expected = 2 * float(nn.functional.cross_entropy(pattern_task.model(x), y))
+    for one, other in zip(own, twice, strict=True):
+        assert one.loss == pytest.approx(other.loss) and one.samples == 100
+        assert one.loss[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_curves_of_single_weights_cover_every_layer(pattern_task: Task) -> None:

@@ -144,8 +144,10 @@ def test_threshold_below_every_score_is_an_error(pattern_task: Task, method: Any
 
 
 def test_layer_that_would_lose_every_weight_is_an_error(pattern_task: Task) -> None:
-    with pytest.raises(RecipeError, match=r'none in .*scope="uniform"'):
-        sparsify(pattern_task, threshold=100.0)
+    with torch.no_grad():
+        pattern_task.model.get_parameter("head.weight").mul_(1e-6)
+    with pytest.raises(RecipeError, match=r'none in head.*scope="uniform"'):
+        sparsify(pattern_task, ratio=0.5)
 
 
 def test_protecting_what_does_not_exist_is_an_error(pattern_task: Task) -> None:
@@ -164,3 +166,17 @@ def test_quantized_model_is_an_error_that_names_the_order(pattern_task: Task) ->
     quantized = paredown.quantize(pattern_task, paredown.Quantize(samples=64))
     with pytest.raises(OrderError, match="sparsify first"):
         paredown.sparsify(pattern_task, Sparsify(ratio=0.5), model=quantized)
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_scope_changes_nothing_for_methods_that_rank_within_rows_or_blocks(pattern_task: Task, method: str) -> None:
+    one, other = (sparsify(pattern_task, ratio=0.5, method=method, scope=scope).state_dict() for scope in ("global", "uniform"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(("threshold", "error", "remedy"), [(1e-30, NothingToPruneError, "raise"), (1e6, RecipeError, "lower")])
+def test_a_threshold_that_takes_nothing_or_a_whole_layer_says_which_way_to_move_it(
+    pattern_task: Task, threshold: float, error: type[Exception], remedy: str
+) -> None:
+    with pytest.raises(error, match=f"{remedy} the threshold"):
+        sparsify(pattern_task, threshold=threshold)

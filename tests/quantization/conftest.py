@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from paredown.core.steps import Quantize
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import Scheme, Widths
+from paredown.quantization.scheme import BitWidths, Scheme
 from paredown.quantization.static import quantize_model
 from paredown.task.task import Task
 
@@ -27,7 +27,7 @@ def published(shared_data: ModuleType) -> Task:
 @pytest.fixture(scope="session")
 def published_w4(published: Task) -> QuantizedModel:
     """Its simulation with 4-bit weights and 8-bit activations; a test copies it before it changes it."""
-    return quantize_model(published.model, published, Quantize(samples=64), reduced=True, scheme=Scheme(Widths(4, 8)))
+    return quantize_model(published.model, published, Quantize(samples=64), reduced=True, scheme=Scheme(BitWidths(4, 8)))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from paredown.quantization.awq import awq_, best_scale
 from paredown.quantization.grid import linear_grid
 from paredown.quantization.layers import unquantized
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import Scheme, Widths
+from paredown.quantization.scheme import BitWidths, Scheme
 from paredown.quantization.static import prepare, set_weight_scales_
 from paredown.quantization.weights import extreme_scales, rounded
 from tests.quantization.models import relative
@@ -39,7 +39,7 @@ def test_with_equal_channels_nothing_is_scaled_far() -> None:
 @pytest.mark.xfail(strict=True, reason="AWQ raises the error of stories260K here: 0.112 against 0.105 without it")
 def test_it_lowers_the_error_of_a_language_model_in_4_bits(storyteller: nn.Module, stories: list[Tensor]) -> None:
     def made() -> QuantizedModel:
-        scheme = Scheme(Widths(4, 32, 32))
+        scheme = Scheme(BitWidths(4, 32, 32))
         return prepare(storyteller, (stories[0],), Quantize(), reduced=False, scheme=scheme)
 
     plain, aware = made(), made()

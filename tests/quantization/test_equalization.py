@@ -13,7 +13,7 @@ from paredown.quantization.equalization import equalize_, equalizing_scales
 from paredown.quantization.layers import layers_of, unquantized
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.scaling import input_magnitudes, rescale_, scalings_of, times_inputs
-from paredown.quantization.scheme import Scheme, Widths
+from paredown.quantization.scheme import BitWidths, Scheme
 from paredown.quantization.static import calibrate_, prepare
 from paredown.task.task import Task
 from tests.quantization.models import relative
@@ -71,7 +71,7 @@ def prepared(model: nn.Module, x: Tensor) -> tuple[QuantizedModel, Task]:
         metric=lambda o, _: o.mean((1, 2, 3)),
         loss=lambda o, _: o.square().mean(),
     )
-    return prepare(model, (x[:4],), Quantize(observer="minmax"), reduced=False, scheme=Scheme(Widths(8, 8))), task
+    return prepare(model, (x[:4],), Quantize(observer="minmax"), reduced=False, scheme=Scheme(BitWidths(8, 8))), task
 
 
 def test_it_rescues_a_model_whose_channels_have_different_ranges() -> None:

@@ -13,7 +13,7 @@ from paredown.core.steps import Quantize
 from paredown.quantization.gptq import gptq_, inverse_cholesky, output_error, reference_of, rows_of, solve
 from paredown.quantization.layers import input_node, layers_of, values_at
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import Scheme, Widths
+from paredown.quantization.scheme import BitWidths, Scheme
 from paredown.quantization.static import prepare, set_weight_scales_
 from paredown.task.task import Task
 from tests.quantization.models import relative
@@ -109,7 +109,7 @@ def test_stories_are_told_better_than_with_weights_rounded_to_nearest(
             logits = model(stories[2])[:, :-1]
         return float(nn.functional.cross_entropy(logits.flatten(0, 1), stories[2][:, 1:].flatten()).exp())
 
-    scheme = Scheme(Widths(4, 32, 32, symmetric))
+    scheme = Scheme(BitWidths(4, 32, 32, symmetric))
     plain, solved = (prepare(storyteller, (stories[0],), Quantize(), reduced=False, scheme=scheme) for _ in range(2))
     set_weight_scales_(plain)
     set_weight_scales_(solved)

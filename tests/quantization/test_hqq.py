@@ -10,7 +10,7 @@ from paredown.core.steps import Quantize
 from paredown.quantization.grid import linear_grid
 from paredown.quantization.hqq import half_quadratic_scales, hqq_, lp_error, shrink
 from paredown.quantization.layers import layers_of
-from paredown.quantization.scheme import Scheme, Widths
+from paredown.quantization.scheme import BitWidths, Scheme
 from paredown.quantization.static import prepare, set_weight_scales_
 from paredown.quantization.weights import extreme_scales, rounded
 from tests.quantization.models import relative
@@ -34,7 +34,7 @@ def test_shrinking_removes_small_errors_and_keeps_large_ones() -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_it_lowers_the_error_of_a_language_model(storyteller: nn.Module, stories: list[Tensor], symmetric: bool) -> None:
-    scheme = Scheme(Widths(4, 32, 32, symmetric))
+    scheme = Scheme(BitWidths(4, 32, 32, symmetric))
     plain, found = (prepare(storyteller, (stories[0],), Quantize(), reduced=False, scheme=scheme) for _ in range(2))
     set_weight_scales_(plain)
     for layer in layers_of(plain):

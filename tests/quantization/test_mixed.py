@@ -29,7 +29,7 @@ from paredown.quantization.mixed import (
     within_limits,
 )
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import Scheme, Widths
+from paredown.quantization.scheme import BitWidths, Scheme
 from paredown.quantization.sensitivity import hessian_table, hessian_traces, metric_table, noise_table
 from paredown.quantization.static import quantize_model
 from paredown.task.batches import Batch
@@ -37,7 +37,7 @@ from paredown.task.task import Task
 from tests.conftest import SmallResNet
 from tests.quantization.models import relative
 
-CHOICES = (Widths(2, 8), Widths(3, 8), Widths(4, 8), Widths(8, 8))
+CHOICES = (BitWidths(2, 8), BitWidths(3, 8), BitWidths(4, 8), BitWidths(8, 8))
 
 
 def tables(seed: int, layers: int = 4, choices: int = 3) -> tuple[Table, Table]:
@@ -79,8 +79,8 @@ def test_limits_out_of_reach_are_refused() -> None:
 
 def test_costs_count_what_files_store() -> None:
     facts = [Facts("a", 1000, 10, 50_000)]
-    assert size_table(facts, [*CHOICES, Widths(32), Widths(4, 8, 32)]).tolist() == [[290, 540, 540, 1040, 4000, 660]]
-    assert bops_table(facts, [Widths(4, 8)]).tolist() == [[50_000 * 32]]
+    assert size_table(facts, [*CHOICES, BitWidths(32), BitWidths(4, 8, 32)]).tolist() == [[290, 540, 540, 1040, 4000, 660]]
+    assert bops_table(facts, [BitWidths(4, 8)]).tolist() == [[50_000 * 32]]
     assert average_bits([*facts, Facts("b", 3000, 10, 1)], CHOICES, (0, 3)) == 6.5
 
 

@@ -13,7 +13,7 @@ from paredown.core.steps import Quantize, Training
 from paredown.quantization.grid import linear_grid
 from paredown.quantization.model import FakeQuantizer, QuantizedModel
 from paredown.quantization.qat import LearnedClip, LearnedStep, Learning, train_quantized
-from paredown.quantization.scheme import Scheme, Widths
+from paredown.quantization.scheme import BitWidths, Scheme
 from paredown.quantization.static import prepare, quantize_model
 from paredown.task.batches import Batch, call
 from paredown.task.task import Task
@@ -31,7 +31,7 @@ def quantizer(
 
 
 def low_bit(model: nn.Module, task: Task, bits: int) -> QuantizedModel:
-    return quantize_model(model, task, Quantize(), reduced=True, scheme=Scheme(Widths(bits, max(bits, 3))))
+    return quantize_model(model, task, Quantize(), reduced=True, scheme=Scheme(BitWidths(bits, max(bits, 3))))
 
 
 def distance(teacher: nn.Module):  # type: ignore[no-untyped-def]

@@ -85,10 +85,10 @@ def test_reconstruction_lowers_the_error_of_a_small_model(
     pattern_task: Task,  # type: ignore[no-untyped-def]
 ) -> None:
     from paredown.core.steps import Quantize
-    from paredown.quantization.scheme import Scheme, Widths
+    from paredown.quantization.scheme import BitWidths, Scheme
     from paredown.quantization.static import quantize_model
 
-    model = quantize_model(trained_small_resnet, pattern_task, Quantize(), reduced=True, scheme=Scheme(Widths(3, 8)))
+    model = quantize_model(trained_small_resnet, pattern_task, Quantize(), reduced=True, scheme=Scheme(BitWidths(3, 8)))
     x = pattern_task.validation[0][0]  # type: ignore[index]  # a list
     before = relative(trained_small_resnet, model, x)
     paths = reconstruct_(model, [inputs for inputs, _ in list(pattern_task.train)[:4]], Rounding(steps=200, samples=64))

@@ -14,7 +14,7 @@ from paredown.core.errors import RecipeError
 from paredown.core.steps import Quantize
 from paredown.quantization.grid import WEIGHTS, WEIGHTS_REDUCED
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import Scheme, Widths, activation_grid, path_of, weight_grid
+from paredown.quantization.scheme import BitWidths, Scheme, activation_grid, path_of, weight_grid
 from paredown.quantization.static import prepare, quantize_model, set_weight_scales_
 from paredown.task.task import Task
 from tests.conftest import SmallResNet, make_small_resnet
@@ -22,7 +22,7 @@ from tests.quantization.models import Recurrent, relative
 from tests.quantization.test_static import data, task_of
 
 widths = st.builds(
-    Widths, st.sampled_from([2, 3, 4, 8, 16, 32]), st.sampled_from([4, 8, 32]), st.sampled_from([0, 32, 128]), st.booleans()
+    BitWidths, st.sampled_from([2, 3, 4, 8, 16, 32]), st.sampled_from([4, 8, 32]), st.sampled_from([0, 32, 128]), st.booleans()
 )
 
 
@@ -33,13 +33,13 @@ def quantized(scheme: Scheme, model: nn.Module | None = None) -> QuantizedModel:
 
 @settings(max_examples=30, deadline=None)
 @given(widths, st.dictionaries(st.text("ab.", max_size=4), widths, max_size=3), st.booleans())
-def test_a_scheme_survives_json(default: Widths, layers: dict[str, Widths], embeddings: bool) -> None:
+def test_a_scheme_survives_json(default: BitWidths, layers: dict[str, BitWidths], embeddings: bool) -> None:
     scheme = Scheme(default, layers, embeddings)
     assert Scheme.from_dict(json.loads(json.dumps(scheme.to_dict()))) == scheme
 
 
 def test_the_nearest_named_module_decides() -> None:
-    scheme = Scheme(Widths(8), {"a": Widths(4), "a.b": Widths(2)})
+    scheme = Scheme(BitWidths(8), {"a": BitWidths(4), "a.b": BitWidths(2)})
     assert [scheme.of(p).weight_bits for p in ("a", "a.c.d", "a.b.c", "ab", "")] == [4, 4, 2, 8, 8]
     assert path_of("layer1/0/conv1@0:weight") == "layer1.0.conv1"
 
@@ -47,20 +47,20 @@ def test_the_nearest_named_module_decides() -> None:
 @pytest.mark.parametrize("bad", [{"weight_bits": 1}, {"activation_bits": 20}, {"weight_bits": 8.0}, {"group": 4}])
 def test_impossible_widths_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(RecipeError, match=r"must be (in \[2, 16\], or 32 for float|0 or at least 8), got .*; "):
-        Widths(**bad)
+        BitWidths(**bad)
 
 
 def test_a_scheme_that_is_not_one_is_refused() -> None:
     with pytest.raises(RecipeError, match="a scheme is a mapping of default, layers and embeddings"):
         Scheme.from_dict({"default": {"bits": 3}, "layers": {}, "embeddings": False})
     with pytest.raises(RecipeError, match=r"a scheme must name modules of the model, got stm; see model\.named_modules"):
-        quantized(Scheme(layers={"stm": Widths(4)}))
+        quantized(Scheme(layers={"stm": BitWidths(4)}))
 
 
 def test_grids_follow_the_widths() -> None:
-    assert weight_grid(Widths(8), reduced=True) == WEIGHTS_REDUCED and weight_grid(Widths(8), reduced=False) == WEIGHTS
-    assert (weight_grid(Widths(4), reduced=True).low, weight_grid(Widths(4), reduced=True).high) == (-8, 7)
-    assert (weight_grid(Widths(4, symmetric=False), reduced=True).low, activation_grid(4).high) == (0, 15)
+    assert weight_grid(BitWidths(8), reduced=True) == WEIGHTS_REDUCED and weight_grid(BitWidths(8), reduced=False) == WEIGHTS
+    assert (weight_grid(BitWidths(4), reduced=True).low, weight_grid(BitWidths(4), reduced=True).high) == (-8, 7)
+    assert (weight_grid(BitWidths(4, symmetric=False), reduced=True).low, activation_grid(4).high) == (0, 15)
 
 
 def test_without_a_scheme_nothing_changes() -> None:
@@ -74,7 +74,7 @@ def test_without_a_scheme_nothing_changes() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8, 16])
 def test_weights_and_activations_take_no_more_values_than_their_bits_allow(bits: int) -> None:
-    model = quantized(Scheme(Widths(bits, bits)))
+    model = quantized(Scheme(BitWidths(bits, bits)))
     q = model.quantizer("block1/conv1@0:weight")
     weight = model.get_parameter("block1.conv1.weight").detach()
     assert all(len(row.unique()) <= 2**bits for row in q(weight).flatten(1))
@@ -87,12 +87,12 @@ def test_weights_and_activations_take_no_more_values_than_their_bits_allow(bits:
 def test_more_bits_are_nearer_to_the_original() -> None:
     model = make_small_resnet()
     x = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    errors = [relative(model, quantized(Scheme(Widths(bits, 8)), model), x) for bits in (2, 3, 4, 6)]
+    errors = [relative(model, quantized(Scheme(BitWidths(bits, 8)), model), x) for bits in (2, 3, 4, 6)]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.1
 
 
 def test_each_layer_has_its_own_widths() -> None:
-    scheme = Scheme(Widths(8, 8), {"block1": Widths(4, 4), "block2.conv1": Widths(3, 8, 32), "head": Widths(32)})
+    scheme = Scheme(BitWidths(8, 8), {"block1": BitWidths(4, 4), "block2.conv1": BitWidths(3, 8, 32), "head": BitWidths(32)})
     model = quantized(scheme)
     grids = {key: q.grid.bits for key, q in ((k, model.quantizer(k)) for k in model.quantizers)}
     assert (grids["block1/conv1@0:weight"], grids["block2/conv1@0:weight"], grids["block2/conv2@0:weight"]) == (4, 3, 7)
@@ -104,13 +104,13 @@ def test_each_layer_has_its_own_widths() -> None:
 
 
 def test_sums_stay_at_8_bits() -> None:
-    model = quantized(Scheme(Widths(4, 4)))
+    model = quantized(Scheme(BitWidths(4, 4)))
     assert model.quantizer("block1/conv2@0:output").grid.bits == 8
 
 
 def test_weights_alone_need_no_data_and_no_activation_quantizers() -> None:
     model = make_small_resnet()
-    only = prepare(model, torch.randn(2, 1, 8, 8), Quantize(), reduced=True, scheme=Scheme(Widths(8, 32)))
+    only = prepare(model, torch.randn(2, 1, 8, 8), Quantize(), reduced=True, scheme=Scheme(BitWidths(8, 32)))
     set_weight_scales_(only)
     assert all(key.endswith(":weight") for key in only.quantizers)
     assert 0 < relative(model, only, torch.randn(8, 1, 8, 8)) < 0.02
@@ -118,23 +118,23 @@ def test_weights_alone_need_no_data_and_no_activation_quantizers() -> None:
 
 def test_embeddings_and_recurrent_layers_are_stored_on_grids() -> None:
     model, tokens = Recurrent().eval(), torch.randint(0, 20, (4, 7))
-    stored = prepare(model, (tokens,), Quantize(), reduced=False, scheme=Scheme(Widths(8, 32), embeddings=True))
+    stored = prepare(model, (tokens,), Quantize(), reduced=False, scheme=Scheme(BitWidths(8, 32), embeddings=True))
     set_weight_scales_(stored)
     names = {key.rpartition(":")[0] for key in stored.quantizers}
     assert {"table@0", "head@0", "lstm@0:weight_ih_l0", "lstm@0:weight_hh_l1_reverse", "gru@0:weight_ih_l0"} <= names
     assert 0 < relative(model, stored, tokens) < 0.05
-    without = prepare(model, (tokens,), Quantize(), reduced=False, scheme=Scheme(Widths(8, 32)))
+    without = prepare(model, (tokens,), Quantize(), reduced=False, scheme=Scheme(BitWidths(8, 32)))
     assert set(stored.quantizers) - set(without.quantizers) == {"table@0:weight"}
 
 
 def test_a_head_tied_to_an_embedding_reads_the_stored_table(storyteller: nn.Module, stories: list[Tensor]) -> None:
-    stored = prepare(storyteller, (stories[0],), Quantize(), reduced=False, scheme=Scheme(Widths(4, 32, 32), embeddings=True))
+    stored = prepare(storyteller, (stories[0],), Quantize(), reduced=False, scheme=Scheme(BitWidths(4, 32, 32), embeddings=True))
     table = next(node for node in stored.graph.nodes if node.target == "tok.weight")
     assert [str(user.target) for user in table.users] == ["quantizers.tok@0:weight"]
 
 
 def test_a_copy_and_a_loaded_state_keep_the_scheme() -> None:
-    scheme = Scheme(Widths(4, 8, 32))
+    scheme = Scheme(BitWidths(4, 8, 32))
     model = quantized(scheme)
     x = data()[0][0]
     assert copy.deepcopy(model).scheme == scheme

@@ -79,6 +79,12 @@ def test_page_shows_the_section_between_widths_and_parity() -> None:
     assert {"sensitivity", "sensitivity-map"} <= set(figures_of(render_html(report())))
 
 
+def test_page_states_the_samples_and_that_the_test_split_was_not_read() -> None:
+    counted = dataclasses.replace(curve("a", 1.0), samples=1256)
+    assert "first 1,256 validation samples, none of the test split" in Page(render_html(report(counted))).text
+    assert "on validation samples, none of the test split" in Page(render_html(report(curve("a", 1.0)))).text
+
+
 def test_page_without_curves_has_no_section() -> None:
     text = render_html(sample_report())
     assert "Sensitivity, group by group" not in text

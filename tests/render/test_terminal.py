@@ -9,7 +9,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from paredown.core.measurement import Measurement
-from paredown.core.report import Barrier, Comparison, GroupRow, Profile
+from paredown.core.recipe import Recipe
+from paredown.core.report import Barrier, Comparison, GroupRow, Profile, SensitivityCurve
+from paredown.core.steps import Distill, Sparsify
+from paredown.render.html import render_html
 from paredown.render.terminal import ProgressBars, doctor_table, measure_table, summary
 from tests.render.sample import TARGET, measured, sample_report, unmet_report
 
@@ -34,17 +37,34 @@ def sample_profile() -> Profile:
     )  # fmt: skip
 
 
+def sensitive_profile(groups: int = 24) -> Profile:
+    """The later a group, the more sensitive."""
+    ratios = (0.0, 0.3, 0.5, 0.7)
+
+    def line(start: float, slope: float) -> tuple[float, ...]:
+        return tuple(start + slope * ratio for ratio in ratios)
+
+    curves = tuple(
+        SensitivityCurve(
+            row.name, row.size, ratios, line(0.9176, -0.01 * i), line(0.31, 0.1 * i), line(0.31, 0.08 * i), samples=256
+        )
+        for i, row in enumerate(sample_profile().groups[:groups])
+    )
+    return dataclasses.replace(sample_profile(), sensitivity=curves)
+
+
 def sample_comparison(agreement: float | None) -> Comparison:
     ratio = Measurement("latency_ratio", 0.449, "x", 60, 0.437, 0.461)
     return Comparison("b.onnx", "a.onnx", TARGET, timed(17.3, 0.4), timed(38.6, 0.5), ratio, 196_604, 1_093_410, 0.034, agreement)
 
 
-@pytest.mark.parametrize("name", ["summary_met", "summary_unmet", "doctor", "measure"])
+@pytest.mark.parametrize("name", ["summary_met", "summary_unmet", "doctor", "doctor_sensitivity", "measure"])
 def test_tables_look_as_they_were_approved(name: str, golden: Callable[[str, str], None]) -> None:
     tables: dict[str, RenderableType] = {
         "summary_met": summary(sample_report()),
         "summary_unmet": summary(unmet_report()),
         "doctor": doctor_table(sample_profile()),
+        "doctor_sensitivity": doctor_table(sensitive_profile()),
         "measure": measure_table(sample_comparison(0.992)),
     }
     golden(f"{name}.txt", "\n".join(line.rstrip() for line in shown(tables[name], 120).splitlines()) + "\n")
@@ -110,6 +130,40 @@ def test_doctor_table_lists_groups_barriers_and_warnings() -> None:
 def test_doctor_table_of_a_model_that_cannot_be_pruned_says_so() -> None:
     text = shown(doctor_table(dataclasses.replace(sample_profile(), groups=(), barriers=(), warnings=())))
     assert "nothing can be pruned" in text
+
+
+def test_doctor_table_shows_the_most_and_the_least_sensitive_groups_and_counts_those_between() -> None:
+    text = shown(doctor_table(sensitive_profile())).partition("change of top-1")[2]
+    order = [text.index(words) for words in ("layer24 ", "layer17 ", "(8 groups between)", "layer8 ", "layer1 ")]
+    assert order == sorted(order) and "layer12 " not in text
+    assert "first 256 validation samples" in text
+
+
+@pytest.mark.parametrize("groups", [1, 17])
+def test_doctor_table_shows_all_groups_where_leaving_some_out_saves_nothing(groups: int) -> None:
+    text = shown(doctor_table(sensitive_profile(groups)))
+    assert "between" not in text
+    assert all(f"layer{i} " in text.partition("change of")[2] for i in range(1, groups + 1))
+
+
+def test_summary_names_the_most_sensitive_group() -> None:
+    report = dataclasses.replace(sample_report(), sensitivity=sensitive_profile().sensitivity)
+    assert "The most sensitive group is layer24 " in shown(summary(report))
+
+
+@pytest.mark.parametrize("ratio", [None, 0.61])
+def test_stages_that_make_zeros_say_what_those_are_worth(ratio: float | None) -> None:
+    report = sample_report()
+    recipe = Recipe((Sparsify(ratio=0.5), Distill()))
+    first = dataclasses.replace(report.stages[0], recipe=recipe, compressed_ratio=ratio)
+    texts = [
+        " ".join(shown(summary(dataclasses.replace(report, stages=(stage,))), 400).split()) for stage in (first, report.stages[0])
+    ]
+    page = " ".join(render_html(dataclasses.replace(report, stages=(first,))).replace("\u00a0", " ").split())
+    for text in (texts[0], page):
+        assert "same speed, since no runtime here skips them; smaller only as compressed bytes" in text
+        assert ("compressed bytes: 0.610x packed by gzip" in text) is (ratio is not None)
+    assert "zeros in place" not in texts[1]
 
 
 def run(bars: ProgressBars) -> None:
