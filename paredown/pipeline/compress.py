@@ -59,7 +59,7 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
 
     recipe: a fixed one; None: planned from the budget. effort: of each recovery that the plan holds.
     existing: what to do where `out` is not empty: refuse, resume (take up finished stages) or replace.
-    sensitivity: put into the report what masking more and more of each dependency group costs; a few minutes for a small net.
+    sensitivity: put into the report what masking more and more of each dependency group costs (`group_sensitivity`).
 
     Raises CertificationError where the validation set is too small for the drop asked; OutputError; and what a step raises.
     Not meeting the budget is no error: `report.met` is False, `report.best` the nearest point, `report.binding` says what binds.
