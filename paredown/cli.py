@@ -119,10 +119,10 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="the --out
     from paredown.render.terminal import summary
 
     found = read_report(folder)
-    page = folder / "report.html"
+    page = (folder if folder.is_dir() else folder.parent) / "report.html"
     found.with_renderer(render_html).save_html(page)
     _out.print(summary(found))
-    _out.print(f"{page}", highlight=False)
+    _out.print(str(page), markup=False, highlight=False, soft_wrap=True)
 
 
 def load_task(spec: str) -> Any:
@@ -142,7 +142,7 @@ def load_task(spec: str) -> Any:
         task = function()
     except ParedownError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(
             f"{name or 'task'}() must return a Task", got=_brief(error), remedy="run it in Python to see where"
         ) from error
@@ -185,7 +185,7 @@ def _conclude(found: Report, out: Path) -> None:
     from paredown.render.terminal import summary
 
     _out.print(summary(found))
-    _out.print(f"{out}/model.onnx  {out}/report.html", highlight=False)
+    _out.print(f"{out}/model.onnx  {out}/report.html", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(0 if found.met else 1)
 
 
@@ -196,12 +196,13 @@ def _module(path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise TaskError("the task must be a Python file", got=str(path), remedy="write TASK.py or TASK.py:NAME")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules.setdefault(path.stem, module)  # another module of that name stays what it is
+    sys.path.insert(0, str(path.resolve().parent))  # as `python TASK.py` does, for what it imports from beside it
     try:
         spec.loader.exec_module(module)
     except ParedownError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"{path.name} must be importable", got=_brief(error), remedy=f"run: python {path.name}") from error
     return module
 
@@ -225,7 +226,7 @@ def _drop(text: str) -> float | str:
         return text
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 

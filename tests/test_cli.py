@@ -22,6 +22,13 @@ def number():
 
 def broken():
     raise ValueError("no data here")
+
+def leaving():
+    raise SystemExit(0)
+
+def beside():
+    from net_beside_the_task import size
+    raise ValueError(f"found {size}")
 """
 
 
@@ -29,6 +36,7 @@ def broken():
 def task_file(tmp_path: Path) -> Path:
     path = tmp_path / "task_of_the_test.py"
     path.write_text(TASK)
+    (tmp_path / "net_beside_the_task.py").write_text("size = 8")
     return path
 
 
@@ -47,8 +55,11 @@ def test_compress_then_report_then_measure(
     assert run([*arguments, "--batch", "8", "--threads", "1"]) == 0
     assert (out / "report.html").is_file() and "quantize" in capsys.readouterr().out
     (out / "report.html").unlink()
-    assert run(["report", str(out)]) == 0
+    assert run(["report", str(out / "report.json")]) == 0
     assert (out / "report.html").is_file()
+    odd = out.rename(tmp_path / "run [v1]")
+    assert run(["report", str(odd)]) == 0 and "[v1]" in capsys.readouterr().out
+    odd.rename(out)
     baseline = next(path for path in out.glob("stages/*/model.onnx") if path.stat().st_size > (out / "model.onnx").stat().st_size)
     assert run(["measure", str(out / "model.onnx"), "--against", str(baseline), "--threads", "1"]) == 0
     assert "latency" in capsys.readouterr().out
@@ -80,6 +91,8 @@ BAD = [
     ("no such function", ["compress", "{task}:nothing", "--size", "0.5x"], "must define nothing()"),
     ("function returns no task", ["compress", "{task}:number", "--size", "0.5x"], "got int"),
     ("function raises", ["compress", "{task}:broken", "--size", "0.5x"], "no data here"),
+    ("function that exits", ["doctor", "{task}:leaving"], "got SystemExit"),
+    ("function that imports from beside it", ["doctor", "{task}:beside"], "found 8"),
     ("no limit at all", ["compress", "{task}"], 'add latency="0.4x"'),
     ("drop of 300 %", ["compress", "{task}", "--max-drop", "3", "--size", "0.5x"], "did you mean 0.03?"),
     ("drop without %", ["compress", "{task}", "--max-drop", "one", "--size", "0.5x"], 'write "1%"'),

@@ -51,7 +51,7 @@ class Budget:
         _fraction(self.max_drop)
         for axis in ("latency", "size"):
             self.limit(axis)
-        if not 0.5 <= self.confidence < 1:
+        if not isinstance(self.confidence, int | float) or not 0.5 <= self.confidence < 1:
             raise BudgetError("confidence must be in [0.5, 1)", got=self.confidence, remedy="0.95 is the usual choice")
         if self.latency is None and self.size is None:
             raise BudgetError("a budget must name latency or size", remedy=f"add latency={_EXAMPLE['latency']}")

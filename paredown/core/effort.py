@@ -25,7 +25,7 @@ class Effort:
     unit: Unit = "epochs"
 
     def __post_init__(self) -> None:
-        if not 0 < self.amount < float("inf"):
+        if not isinstance(self.amount, int | float) or not 0 < self.amount < float("inf"):
             raise BudgetError("an effort must be a positive amount", got=self.amount, remedy='write "3 epochs" or "60 s"')
         if self.unit not in ("epochs", "steps", "seconds"):
             raise BudgetError(

@@ -7,17 +7,37 @@ from paredown.core.errors import RecipeError
 
 def choice(name: str, value: object, options: Any) -> None:
     """value is one of a Literal's options."""
-    if value not in get_args(options):
+    if not isinstance(value, str) or value not in get_args(options):
         known = ", ".join(get_args(options))
         raise RecipeError(f"{name} must be one of {known}", got=repr(value), remedy=f'write {name}="{get_args(options)[0]}"')
 
 
+def number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecipeError(f"{name} must be a number", got=repr(value), remedy="leave it out for the default")
+
+
+def instance(name: str, value: object, *classes: type) -> None:
+    """value is of one of these classes."""
+    if not isinstance(value, classes):
+        wanted = " or ".join(cls.__name__ for cls in classes)
+        raise RecipeError(f"{name} must be a {wanted}", got=repr(value), remedy="leave it out for the default")
+
+
+def names(name: str, value: object) -> None:
+    """A tuple or list of strings; a single string would be taken letter by letter."""
+    if not isinstance(value, tuple | list) or not all(isinstance(each, str) for each in value):
+        raise RecipeError(f"{name} must be a tuple of module names", got=repr(value), remedy=f'write {name}=("head",)')
+
+
 def positive(name: str, value: float) -> None:
+    number(name, value)
     if not 0 < value < float("inf"):
         raise RecipeError(f"{name} must be a positive number", got=value, remedy="leave it out for the default")
 
 
 def within(name: str, value: float, low: float, high: float) -> None:
+    number(name, value)
     if not low <= value <= high:
         raise RecipeError(f"{name} must be in [{low}, {high}]", got=value, remedy="leave it out for the default")
 
@@ -29,6 +49,7 @@ def count(name: str, value: int) -> None:
 
 def fraction(name: str, value: float, remedy: str) -> None:
     """In (0, 1), both ends excluded."""
+    number(name, value)
     if not 0 < value < 1:
         raise RecipeError(
             f"{name} must be in (0, 1)", got=value, remedy=f"did you mean {value / 100:g}?" if 1 < value < 100 else remedy

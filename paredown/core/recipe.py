@@ -94,11 +94,11 @@ def _load(text: str) -> Any:
     """JSON before YAML, which reads JSON's escapes of characters beyond 16 bits differently."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that can't be
         raise RecipeError(
             "a recipe must be valid YAML or JSON", got=str(error), remedy="see `recipe.yaml` of any finished run"
         ) from None
@@ -110,7 +110,7 @@ def step_name(step: Step) -> str:
 
 
 def _step(entry: Any) -> Step:
-    if not isinstance(entry, dict) or entry.get("step") not in _STEPS:
+    if not isinstance(entry, dict) or not isinstance(entry.get("step"), str) or entry["step"] not in _STEPS:
         known = ", ".join(_STEPS)
         raise RecipeError(f"each step names itself by `step`, one of {known}", got=_short(entry), remedy="write `- step: prune`")
     fields = {key: value for key, value in entry.items() if key != "step"}

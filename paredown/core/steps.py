@@ -9,7 +9,7 @@ import pydantic
 from paredown.core.budget import Limit, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
-from paredown.core.fields import choice, count, fraction, positive, within
+from paredown.core.fields import choice, count, fraction, instance, names, number, positive, within
 
 Criterion = Literal[
     "taylor",
@@ -45,7 +45,8 @@ _FORBID = pydantic.ConfigDict(extra="forbid")
 class Training:
     """How a step trains: linear warm-up, then a cosine to zero, over exactly the effort.
 
-    learning_rate: at its peak. warmup: fraction of the effort. clip: largest gradient norm (None: no clipping).
+    effort: an Effort, or as text, "3 epochs". learning_rate: at its peak. warmup: fraction of the effort.
+    clip: largest gradient norm (None: no clipping).
     ema: decay of the averaged weights that are returned (None: the last weights).
     channels_last: memory format of 4-dimensional inputs and weights; faster for convolutions on CPUs.
     """
@@ -61,6 +62,7 @@ class Training:
     channels_last: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "effort", Effort.parse(self.effort))
         choice("optimizer", self.optimizer, Optimizer)
         positive("learning_rate", self.learning_rate)
         within("warmup", self.warmup, 0, 1)
@@ -88,6 +90,7 @@ class ChannelAttention:
     training: Training = field(default_factory=lambda: Training(effort=Effort(1, "epochs")))
 
     def __post_init__(self) -> None:
+        instance("training", self.training, Training)
         choice("gate", self.gate, Gate)
         within("penalty", self.penalty, 0, 1e3)
         positive("temperature", self.temperature)
@@ -103,6 +106,7 @@ class Slimming:
     training: Training = field(default_factory=lambda: Training(effort=Effort(1, "epochs")))
 
     def __post_init__(self) -> None:
+        instance("training", self.training, Training)
         within("penalty", self.penalty, 0, 1e3)
 
 
@@ -134,6 +138,7 @@ class Schedule:
     between: Effort = field(default_factory=lambda: Effort(1, "epochs"))
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "between", Effort.parse(self.between))
         count("steps", self.steps)
         choice("curve", self.curve, Literal["linear", "cubic"])
 
@@ -204,9 +209,12 @@ class Prune:
             parse_limit("macs", self.macs)
         if self.latency is not None:
             parse_limit("latency", self.latency)
-        if isinstance(self.importance, str):
+        if not callable(self.importance) and not isinstance(self.importance, ChannelAttention | Slimming):
             choice("importance", self.importance, Criterion)
         choice("scope", self.scope, Scope)
+        instance("schedule", self.schedule, Schedule)
+        instance("widths", self.widths, Widths)
+        names("protect", self.protect)
 
     def limit(self) -> Limit | None:
         """The goal in MACs or in latency, parsed; None where the goal is a threshold."""
@@ -256,6 +264,7 @@ class Sparsify:
         choice("method", self.method, SparseMethod)
         choice("scope", self.scope, Literal["global", "uniform"])
         count("samples", self.samples)
+        names("protect", self.protect)
 
 
 @dataclass(frozen=True)
@@ -277,6 +286,7 @@ class Distill:
     recalibrate: bool = True
 
     def __post_init__(self) -> None:
+        instance("training", self.training, Training)
         positive("temperature", self.temperature)
         within("hard_weight", self.hard_weight, 0, 1)
 
@@ -307,6 +317,9 @@ class Quantize:
             raise RecipeError("bits must be 8", got=self.bits, remedy="other widths are not supported yet")
         choice("observer", self.observer, Observer)
         choice("weight_range", self.weight_range, WeightRange)
+        number("percentile", self.percentile)
+        number("samples", self.samples)
+        names("protect", self.protect)
         if not 50 < self.percentile <= 100:
             raise RecipeError("percentile must be in (50, 100]", got=self.percentile, remedy="99.99 is the usual choice")
         if self.samples < 0:

@@ -14,6 +14,7 @@ validation images); after an epoch of training the two are equal.
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,15 +33,19 @@ _RIDGE = 1e-3
 _VALUES = 10_000_000  # of the inputs together: activations of a whole network are held at once
 
 
-def reconstruct_(student: nn.Module, teacher: nn.Module, batches: Batches, *, samples: int = 1024, seed: int = 0) -> int:
+def reconstruct_(
+    student: nn.Module, teacher: nn.Module, batches: Batches, *, frozen: Collection[str] = (), samples: int = 1024, seed: int = 0
+) -> int:
     """Solves convolutions and linear layers of a student that was cut from the teacher. -> how many changed.
 
     Left alone: a student that was not cut; convolutions that are grouped, depthwise or not in two dimensions; layers that run
     several times or share their weight, and those of more than 5,000 inputs. Where the outputs get no closer to the teacher's on
     samples that were not used, everything stays as it was, and 0 is returned.
-    samples: of the batches, about as many. seed: of the choice of positions, 20,000 of a layer at most.
+    frozen: names of modules that stay as they are. samples: of the batches, about as many. seed: of the choice of positions,
+    20,000 of a layer at most.
     """
-    pairs = _solvable(student, teacher)
+    kept = tuple(f"{name}." for name in frozen)
+    pairs = [pair for pair in _solvable(student, teacher) if not f"{pair.student}.".startswith(kept)]
     if not pairs:
         return 0
     solving, judging = _samples(batches, samples, device_of(student))

@@ -45,13 +45,21 @@ def distill_model(
     task.require_trainable(model)
     student = copy.deepcopy(model)
     original = task.model if teacher is None else teacher
-    solved = reconstruct_(student, original, task.train, seed=seed) if config.reconstruct else 0
+    solved = reconstruct_(student, original, task.train, frozen=task.protect, seed=seed) if config.reconstruct else 0
     if config.recalibrate and not solved:
-        recalibrate_(student, task.train)
+        recalibrate_(student, task.train, frozen=task.protect)
     if task.recover is not None:
         return _recovered(task.recover(student))
     loss = _loss(task, config, original)
-    return fit_(student, task.train, loss, config.training, seed=seed, progress=lambda _, fraction: progress("distill", fraction))
+    return fit_(
+        student,
+        task.train,
+        loss,
+        config.training,
+        frozen=task.protect,
+        seed=seed,
+        progress=lambda _, fraction: progress("distill", fraction),
+    )
 
 
 def _loss(task: Task, config: Distill, model: nn.Module) -> Loss:

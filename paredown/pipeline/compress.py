@@ -17,7 +17,7 @@ from torch import nn
 from paredown.core.artifact import Artifact, Candidate
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
-from paredown.core.errors import CertificationError, NothingToPruneError
+from paredown.core.errors import CertificationError, NothingToPruneError, NothingToQuantizeError
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
 from paredown.core.report import Barrier, Parity, Report, SensitivityCurve, Stage
@@ -40,6 +40,7 @@ from paredown.render.html import render_html
 from paredown.task.task import Task
 
 _EFFORT = Effort(3, "epochs")
+_LEAST_SAMPLES = 30
 
 
 def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
@@ -127,9 +128,15 @@ class _Run:
 
 
 def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) -> None:
-    """Raises CertificationError where even a result without a single flip could not be certified."""
+    """Raises CertificationError where even a result without a single flip could not be certified; and, of a metric that isn't
+    right or wrong, where a bootstrap interval of so few samples would be too narrow to be trusted.
+    """
     limit = budget.drop_limit(baseline.quality.value)
     if not scores.is_binary:
+        if scores.n < _LEAST_SAMPLES:
+            raise CertificationError(
+                f"the interval of a drop takes at least {_LEAST_SAMPLES} validation samples", got=scores.n, remedy="add samples"
+            )
         return
     needed = samples_needed(limit, budget.confidence)
     if scores.n < needed:
@@ -148,6 +155,8 @@ def _plan(run: _Run, effort: Effort) -> None:
     while (proposal := planner.ask()) is not None:
         try:
             planner.tell(_outcome(run, proposal, _follow(run, proposal)))
+        except NothingToQuantizeError:
+            planner.tell_unquantizable()
         except NothingToPruneError:
             planner.tell(Outcome(dict.fromkeys(limits, 1.0), drop_met=False, possible=False))
 

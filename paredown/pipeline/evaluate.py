@@ -1,11 +1,11 @@
 """From a model to a candidate: export it, check the file against torch, and measure the file in the target's runtime."""
 
+import contextlib
 import dataclasses
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from paredown.core.artifact import Artifact, Candidate
+from paredown.core.errors import OutputError
 from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
 from paredown.core.report import Parity
@@ -27,7 +28,7 @@ from paredown.measure.latency import PairedLatency, paired_latency
 from paredown.measure.memory import peak_memory
 from paredown.measure.quality import Scores, drop, quality, score
 from paredown.quantization.model import QuantizedModel
-from paredown.task.batches import Inputs, apply_tensors, call, evaluating, tensors
+from paredown.task.batches import Inputs, apply_tensors, arranged, call, evaluating, tensors
 from paredown.task.task import Task
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
@@ -51,7 +52,7 @@ def predictor(session: Session, task: Task) -> Callable[[Inputs], Any]:
         _, form = pytree.tree_flatten(call(task.model, task.inputs))
 
     def predict(inputs: Inputs) -> Any:
-        outputs = session(*arrays_of(inputs))
+        outputs = session(*arrays_of(arranged(inputs, task.inputs)))
         leaves = outputs if isinstance(outputs, tuple) else (outputs,)
         return pytree.tree_unflatten([torch.from_numpy(leaf) for leaf in leaves], form)
 
@@ -157,15 +158,27 @@ def with_final(candidate: Candidate, task: Task, baseline: Candidate, confidence
     return tested, timed
 
 
-@contextmanager
+@contextlib.contextmanager
 def scratch_folder(beside: Path) -> Iterator[Path]:
-    """A folder next to `beside`, on the same disk, gone afterwards whatever happens."""
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{beside.name}-", dir=beside.parent))
+    """A folder next to `beside`, on the same disk, gone afterwards whatever happens; so are the empty folders made to hold it.
+
+    Raises OutputError where it can't be made.
+    """
+    made = [parent for parent in beside.parents if not parent.exists()]
+    try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{beside.name}-", dir=beside.parent))
+    except OSError as error:
+        raise OutputError(
+            "out must be a folder that can be written to", got=f"{beside.parent}: {error.strerror}", remedy="name another"
+        ) from None
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # it holds something
+                parent.rmdir()
 
 
 def _tiled(tensor: Tensor, batch: int) -> Tensor:

@@ -35,18 +35,21 @@ class Outcome:
 
 @dataclass
 class Planner:
-    """limits: ratios to the baseline that the budget names. effort: of each recovery. rounds: proposals at most."""
+    """limits: ratios to the baseline that the budget names. effort: of each recovery. rounds: proposals at most.
+    quantizes: False once it is known that nothing of the model runs in int8.
+    """
 
     limits: dict[Axis, float]
     effort: Effort
     rounds: int = 4
+    quantizes: bool = True
     told: list[tuple[float, Outcome]] = field(default_factory=list)  # (kept fraction asked, outcome)
     _asked: float = 1.0
 
     def ask(self) -> Recipe | None:
         """The next recipe, or None where the budget is met or nothing better is left to try."""
         if not self.told:
-            return _recipe(1.0, self.effort, recover=False)
+            return self._propose(1.0, recover=False)
         kept, last = self.told[-1]
         if self._met(last) or len(self.told) >= self.rounds:
             return None
@@ -62,9 +65,14 @@ class Planner:
             outcome = replace(outcome, ratios={axis: ratio * whole[axis] for axis, ratio in outcome.ratios.items()})
         self.told.append((self._asked, outcome))
 
+    def tell_unquantizable(self) -> None:
+        """The model has nothing that runs in int8: what is left is pruning."""
+        self.quantizes = False
+        self.tell(Outcome(dict.fromkeys(self.limits, 1.0), drop_met=True))
+
     def _propose(self, kept: float, *, recover: bool) -> Recipe:
         self._asked = kept
-        return _recipe(kept, self.effort, recover=recover)
+        return _recipe(kept, self.effort, quantize=self.quantizes, recover=recover)
 
     def _next_kept(self) -> float | None:
         """The kept fraction to try: what the costs ask for, inside the bracket that the drops leave; None: it is empty."""
@@ -97,13 +105,14 @@ class Planner:
         return outcome.possible and outcome.drop_met and self._costs_met(outcome)
 
 
-def _recipe(kept: float, effort: Effort, *, recover: bool) -> Recipe:
+def _recipe(kept: float, effort: Effort, *, quantize: bool, recover: bool) -> Recipe:
     """Prune to the kept fraction and distill (not for 1), then int8; `recover`: distill after that too, a third as long."""
     steps: list[Step] = []
     if kept < 1:
         steps += [Prune(ratio=round(1 - kept, 3)), Distill(training=Training(effort=effort))]
-    steps.append(Quantize())
-    if recover:
+    if quantize:
+        steps.append(Quantize())
+    if quantize and recover:
         short = replace(effort, amount=max(effort.amount / 3, 1) if effort.unit != "seconds" else effort.amount / 3)
         steps.append(Distill(training=Training(effort=short, learning_rate=2e-3), recalibrate=False))
     return Recipe(tuple(steps))

@@ -11,10 +11,10 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 import torch
@@ -22,7 +22,7 @@ from torch import nn
 
 from paredown.core.artifact import Candidate, file_digest
 from paredown.core.budget import Budget
-from paredown.core.errors import ArtifactError, OutputError
+from paredown.core.errors import ArtifactError, OutputError, ParedownError
 from paredown.core.recipe import Recipe
 from paredown.core.report import Parity, Report, Stage
 from paredown.core.target import Target
@@ -32,6 +32,7 @@ from paredown.task.batches import each, tensors
 from paredown.task.task import Task
 
 Existing = Literal["refuse", "resume", "replace"]
+_SCRATCH = ".result-"  # of a run that was killed while it wrote its result
 _OURS = ("model.onnx", "checkpoint", "recipe.yaml", "report.json", "report.html", "stages")
 
 
@@ -62,8 +63,8 @@ class Store:
         if folder.exists() and not folder.is_dir():
             raise OutputError("out must be a folder", got=folder.name, remedy="name another")
         held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        foreign = [name for name in held if name not in _OURS and not name.startswith(".")]
-        if held and (existing == "refuse" or (existing == "replace" and foreign)):
+        foreign = held if "stages" not in held else [name for name in held if name not in _OURS and not name.startswith(_SCRATCH)]
+        if held and (existing == "refuse" or foreign):
             raise OutputError(
                 "out must be empty, or a run to take up",
                 got=f"{folder.name} with {(foreign or held)[0]}",
@@ -85,7 +86,7 @@ class Store:
         folder = self.folder(recipe)
         try:
             stored = _ADAPTER.validate_json((folder / "stage.json").read_bytes())
-        except (OSError, pydantic.ValidationError):
+        except (OSError, pydantic.ValidationError, ParedownError):
             return None
         stage = relocated(stored.stage, lambda path: str(folder / path))
         path = Path(stage.candidate.artifact.path)
@@ -140,18 +141,38 @@ class Store:
 
 
 def identity(task: Task, budget: Budget, target: Target, seed: int) -> str:
-    """A digest of the model's class and weights, the first batch of each split, the budget, the target and the seed."""
+    """A digest of the model's class and weights, the validation split, the metric, the loss and the user's own functions, the
+    budget, the target and the seed. Of the training split only its length: what it draws may be random.
+    """
     digest = hashlib.sha256(type(task.model).__qualname__.encode())
     for name, tensor in sorted(task.model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    inputs, target_values = next(each(task.validation, "validation"))
-    for tensor in [*tensors(inputs), *tensors(target_values)]:
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    digest.update(
-        json.dumps([dataclasses.asdict(budget), dataclasses.asdict(target), seed, task.scorer.name, task.protect]).encode()
-    )
+        _update(digest, tensor)
+    for batch in each(task.validation, "validation"):
+        for tensor in tensors(batch):
+            _update(digest, tensor)
+    functions = [_described(f) for f in (task.scorer.fn, task.loss, task.train_step, task.recover)]
+    settings = [dataclasses.asdict(budget), dataclasses.asdict(target), seed, sorted(task.protect), task.dynamic, functions]
+    scorer, length = task.scorer, len(task.train) if isinstance(task.train, Sized) else None
+    digest.update(json.dumps([*settings, scorer.name, scorer.kind.value, scorer.higher_is_better, length], default=str).encode())
     return digest.hexdigest()
+
+
+def _update(digest: Any, tensor: torch.Tensor) -> None:
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+
+
+def _described(function: Any) -> str:
+    """A function by its name and its instructions, so that one that was rewritten is another one."""
+    code = getattr(function, "__code__", None)
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
+    return name if code is None else f"{name} {_instructions(code)}"
+
+
+def _instructions(code: Any) -> str:
+    """Those of the functions within it too, whose repr would hold an address."""
+    constants = [_instructions(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def read_report(out: str | Path) -> Report:

@@ -102,7 +102,15 @@ def _fit_(
         result: Tensor = value + config.penalty * openness.to(value.dtype)
         return result
 
-    fit_(gated, task.train, loss, config.training, seed=seed, progress=lambda _, fraction: progress("gates", fraction))
+    fit_(
+        gated,
+        task.train,
+        loss,
+        config.training,
+        frozen=[f"body.model.{name}" for name in task.protect],
+        seed=seed,
+        progress=lambda _, fraction: progress("gates", fraction),
+    )
     gated.temperature = config.temperature
 
 

@@ -39,7 +39,15 @@ def slim(
         value = objective(trained, batch)
         return value + config.penalty * l1_norm([copy.get_parameter(name) for name in names])
 
-    return fit_(copy, task.train, loss, config.training, seed=seed, progress=lambda _, done: progress("slimming", done))
+    return fit_(
+        copy,
+        task.train,
+        loss,
+        config.training,
+        frozen=task.protect,
+        seed=seed,
+        progress=lambda _, done: progress("slimming", done),
+    )
 
 
 def l1_norm(scales: Sequence[Tensor]) -> Tensor:

@@ -38,8 +38,28 @@ def apply_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, dict):
         return {key: apply_tensors(item, function) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(apply_tensors(item, function) for item in value)
+        items = [apply_tensors(item, function) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a NamedTuple takes them one by one
     return value
+
+
+def arranged(inputs: Any, like: Any) -> Any:
+    """The same nest with the keys of its dicts in the order that they have in `like`.
+
+    Raises BatchError where a dict has other keys than the one in its place.
+    """
+    if isinstance(inputs, dict) and isinstance(like, dict):
+        if inputs.keys() != like.keys():
+            raise BatchError(
+                f"inputs must have the names of example_inputs: {', '.join(map(str, like))}",
+                got=", ".join(map(str, inputs)),
+                remedy="put every name that batches hold into example_inputs, and the other way round",
+            )
+        return {key: arranged(inputs[key], like[key]) for key in like}
+    if isinstance(inputs, tuple | list) and isinstance(like, tuple | list) and len(inputs) == len(like):
+        items = iter([arranged(a, b) for a, b in zip(inputs, like, strict=True)])
+        return type(inputs)(*items) if hasattr(inputs, "_fields") else type(inputs)(items)
+    return inputs
 
 
 def batch_size(inputs: Inputs) -> int:

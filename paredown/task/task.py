@@ -93,13 +93,15 @@ def _check_model(task: Task) -> None:
             got=type(task.example_inputs).__name__,
             remedy="write example_inputs=(x,)",
         )
-    samples = batch_size(task.example_inputs)
+    samples = min((len(t) if t.dim() else 0 for t in tensors(task.example_inputs)[:1]), default=0)
     if samples < 2:
         raise TaskError(
             "example_inputs must hold at least 2 samples (one would fix the batch size)",
             got=samples,
             remedy="stack two samples",
         )
+    if isinstance(task.protect, str):
+        raise TaskError("protect must be a tuple of module names", got=task.protect, remedy=f'write protect=("{task.protect}",)')
     known = {name for name, _ in task.model.named_modules()}
     unknown = [name for name in task.protect if name not in known]
     if unknown:

@@ -6,7 +6,7 @@ lost by cutting comes back by measuring them anew (Izmailov et al., arXiv:1803.0
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
@@ -16,14 +16,16 @@ from paredown.core.errors import BatchError
 from paredown.task.batches import Batches, call, device_of, each, evaluating
 
 
-def recalibrate_(model: nn.Module, batches: Batches, *, batches_at_most: int = 50) -> int:
+def recalibrate_(model: nn.Module, batches: Batches, *, frozen: Collection[str] = (), batches_at_most: int = 50) -> int:
     """Resets the running statistics to their plain average over at most `batches_at_most` training batches.
 
-    Only the batch norms are in training mode meanwhile; weights, modes and momenta stay what they were. Batch norms without
-    running statistics are left alone. Returns how many were recalibrated: 0 where the model has none, which is no error.
+    Only the batch norms are in training mode meanwhile; weights, modes and momenta stay what they were. Left alone are those
+    without running statistics, and those in the modules named by `frozen`. Returns how many were recalibrated: 0 where the
+    model has none, which is no error.
     Raises BatchError where a batch norm sees only one value per channel. On any error the old statistics stand.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    kept = {id(part) for name, module in model.named_modules() if name in frozen for part in module.modules()}
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and id(m) not in kept]
     if not norms:
         return 0
     device = device_of(model)

@@ -7,7 +7,7 @@ passes of all processes together.
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,9 +31,18 @@ _EVERY = 0.1  # seconds between two reports of progress
 
 
 def fit_(
-    model: nn.Module, batches: Batches, loss: Loss, training: Training, *, seed: int = 0, progress: Progress = silent
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    training: Training,
+    *,
+    frozen: Collection[str] = (),
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> nn.Module:
     """Trains the model where it stands and returns it in evaluation mode.
+
+    frozen: names of modules whose weights and statistics stay as they are; a name that the model lacks is passed over.
 
     loss: (model, (inputs, target)) -> scalar tensor; the batch is on the model's device. Call the model that is passed in.
     batches: their `set_epoch(epoch)`, or their sampler's, is called before each pass where there is one, and with 0 at the end.
@@ -42,19 +51,24 @@ def fit_(
     Raises TrainingDivergedError (a loss that is NaN or infinite), NotTrainableError, BatchError, TaskError. On any error the
     model keeps the weights, buffers and modes from before.
     """
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise NotTrainableError(
-            "training needs parameters that require a gradient", got="none", remedy="call model.requires_grad_(True)"
-        )
+    kept = [module for name, module in model.named_modules() if name in frozen]
     try:
-        with _unharmed(model), _prepared_once(model), seeded(seed):
-            _run_(model, batches, loss, training, progress)
+        with _unharmed(model), _without_gradient(kept), _prepared_once(model), seeded(seed):
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise NotTrainableError(
+                    "training needs parameters that require a gradient",
+                    got="none",
+                    remedy="call model.requires_grad_(True), or protect less",
+                )
+            _run_(model, kept, batches, loss, training, progress)
     finally:
         _announce(batches, 0)  # what comes next sees the batches as a resumed run would
     return model.eval()
 
 
-def _run_(model: nn.Module, batches: Batches, loss: Loss, training: Training, progress: Progress) -> None:
+def _run_(
+    model: nn.Module, frozen: list[nn.Module], batches: Batches, loss: Loss, training: Training, progress: Progress
+) -> None:
     from accelerate import Accelerator
 
     accelerator = Accelerator(device_placement=False)
@@ -66,6 +80,8 @@ def _run_(model: nn.Module, batches: Batches, loss: Loss, training: Training, pr
     optimizer, masks = _prepared(_optimizer(model, training), accelerator), Masks(model)
     average = None if training.ema is None else Average(model, training.ema)
     parallel = accelerator.prepare_model(model.train())
+    for module in frozen:
+        module.eval()
     weights, last, shown = list(model.parameters()), math.nan, 0.0
     for step, batch in enumerate(_endless(batches, device_of(model), accelerator)):
         fraction = _agreed(clock, step, accelerator)
@@ -222,6 +238,18 @@ def _unharmed(model: nn.Module) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
+
+
+@contextmanager
+def _without_gradient(modules: list[nn.Module]) -> Iterator[None]:
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -65,7 +65,29 @@ RECIPES: dict[str, Case] = {
     "not YAML": (lambda: Recipe.parse("steps: [{"), RecipeError, "valid YAML or JSON", "recipe.yaml"),
     "empty file": (lambda: Recipe.parse(""), RecipeError, "None", "recipe.yaml"),
 }
-CASES = {**BUDGETS, **TARGETS, **RECIPES}
+MISTYPED: dict[str, Case] = {
+    "ratio as text": (lambda: Prune(ratio="half"), RecipeError, "'half'", "leave it out"),  # type: ignore[arg-type]
+    "temperature of None": (lambda: Distill(temperature=None), RecipeError, "None", "leave it out"),  # type: ignore[arg-type]
+    "training as text": (lambda: Distill(training="long"), RecipeError, "'long'", "leave it out"),  # type: ignore[arg-type]
+    "importance as a list": (lambda: Prune(ratio=0.5, importance=[1]), RecipeError, "[1]", "taylor"),  # type: ignore[arg-type]
+    "protect as one string": (
+        lambda: Prune(ratio=0.5, protect="stem"), RecipeError, "'stem'", 'protect=("head",)',  # type: ignore[arg-type]
+    ),
+    "samples as text": (lambda: Quantize(samples="3"), RecipeError, "'3'", "leave it out"),  # type: ignore[arg-type]
+    "floor as text": (lambda: Widths(floor="a tenth"), RecipeError, "'a tenth'", "leave it out"),  # type: ignore[arg-type]
+    "effort as text only": (lambda: Effort("3"), BudgetError, "3", 'write "3 epochs"'),  # type: ignore[arg-type]
+    "effort of a training": (lambda: Training(effort="3 parsecs"), BudgetError, "3 parsecs", "60 s"),  # type: ignore[arg-type]
+    "confidence in words": (lambda: Budget(0.01, "0.5x", confidence="high"), BudgetError, "high", "0.95"),  # type: ignore[arg-type]
+    "a step that is a list": (lambda: Recipe.parse("steps: [{step: [prune]}]"), RecipeError, "[", "step: prune"),
+    "a date that is none": (lambda: Recipe.parse("steps: 2024-13-45"), RecipeError, "month", "recipe.yaml"),
+    "a number of 5,000 digits": (lambda: Recipe.parse("steps: " + "9" * 5000), RecipeError, "digits", "recipe.yaml"),
+    "a bottomless list": (lambda: Recipe.parse("[" * 100_000), RecipeError, "recursion", "recipe.yaml"),
+}  # fmt: skip
+CASES = {**BUDGETS, **TARGETS, **RECIPES, **MISTYPED}
+
+
+def test_effort_of_a_training_can_be_written_as_text() -> None:
+    assert Training(effort="60 s") == Training(effort=Effort(60, "seconds"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", CASES)

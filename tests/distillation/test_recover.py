@@ -209,3 +209,13 @@ def test_progress_is_that_of_the_distillation(small_resnet: nn.Module) -> None:
     seen: list[tuple[str, float]] = []
     distill_model(small_resnet, make_task(small_resnet), SHORT, progress=lambda *point: seen.append(point))
     assert seen[-1] == ("distill", 1.0)
+
+
+@pytest.mark.parametrize("config", [SHORT, dataclasses.replace(SHORT, reconstruct=True)], ids=["recalibrated", "reconstructed"])
+def test_protected_modules_keep_weights_and_statistics(small_resnet: nn.Module, config: Distill) -> None:
+    task = make_task(small_resnet, protect=("stem", "head"))
+    student = perturbed(small_resnet)
+    before, after = state(student), state(distill_model(student, task, config))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any(name.startswith(("stem.", "head.")) for name in changed)
+    assert all(parameter.requires_grad for parameter in student.parameters())

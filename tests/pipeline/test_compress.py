@@ -13,7 +13,7 @@ import torch
 import paredown
 from paredown import Budget, Distill, Prune, Quantize, Recipe, Report, Sparsify, Target, Task, Training
 from paredown.core.effort import Effort
-from paredown.core.errors import CertificationError, NothingToPruneError, OutputError
+from paredown.core.errors import CertificationError, ExportError, NothingToPruneError, OutputError
 from paredown.pipeline import compress as main_job
 from paredown.pipeline.store import read_report
 
@@ -181,7 +181,25 @@ def test_validation_set_too_small_to_certify_is_refused_before_anything_is_writt
     small = dataclasses.replace(pattern_task, validation=list(pattern_task.validation)[:3])
     with pytest.raises(CertificationError, match="takes 300 validation samples, got 192"):
         paredown.compress(small, Budget(max_drop=0.01, size="0.5x"), target=TARGET, out=tmp_path / "run")
-    assert names(tmp_path / "run") <= {"stages"} and not names(tmp_path / "run" / "stages")
+    assert not (tmp_path / "run").exists()
+
+
+def test_few_samples_of_a_metric_that_is_not_right_or_wrong_are_refused(pattern_task: Task, tmp_path: Path) -> None:
+    few = dataclasses.replace(
+        pattern_task,
+        validation=[(x[:20], y[:20]) for x, y in list(pattern_task.validation)[:1]],
+        metric=lambda output, target: -torch.nn.functional.cross_entropy(output, target, reduction="none"),
+    )
+    with pytest.raises(CertificationError, match="at least 30 validation samples, got 20"):
+        paredown.compress(few, Budget(max_drop=0.01, size="0.5x"), target=TARGET, out=tmp_path / "run")
+
+
+def test_weights_in_bfloat16_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    x = torch.randn(4, 8, dtype=torch.bfloat16)
+    model = torch.nn.Linear(8, 2, dtype=torch.bfloat16)
+    task = Task(model, (x,), train=[(x, torch.zeros(4).long())], validation=[(x, torch.zeros(4).long())])
+    with pytest.raises(ExportError, match=r"bfloat16; call model.float\(\)"):
+        paredown.export(model, task, path=tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(("existing", "remedy"), [("refuse", "--resume"), ("replace", "another folder"), ("overwrite", "resume")])

@@ -105,3 +105,13 @@ def test_pruning_is_always_recovered_and_quantized(limits: dict[Axis, float]) ->
     second = planner.ask()
     assert second is not None
     assert [type(step) for step in second.steps] == [Prune, Distill, Quantize]
+
+
+def test_model_without_anything_for_int8_is_pruned_alone() -> None:
+    planner = Planner({"size": 0.5}, EFFORT)
+    assert planner.ask() == Recipe((Quantize(),))
+    planner.tell_unquantizable()
+    proposal = planner.ask()
+    assert proposal is not None and [type(step) for step in proposal.steps] == [Prune, Distill]
+    planner.tell(Outcome({"size": 0.49}, drop_met=True))
+    assert planner.ask() is None
