@@ -31,6 +31,8 @@ def find_attributes(known: Knowledge) -> list[tuple[str, str, Array]]:
         if node.op == "call_function":
             for key, labels in _found(node, known):
                 result.setdefault(key, labels)
+                if _is_count(key[1]):
+                    known.counts.setdefault(key, []).append(labels)
     return [(path, name, labels) for (path, name), labels in result.items()]
 
 
@@ -45,7 +47,7 @@ def _found(node: fx.Node, known: Knowledge) -> Iterator[tuple[tuple[str, str], A
     for path in module_stack(node) if sizes else ():
         yield from _sequences(node, known, path)
         for name in _numbers(known, path):
-            labels = _choose(name, getattr(known.modules[path], name), sizes)
+            labels = _choose(name, getattr(known.modules[path], name), sizes, known)
             if labels is not None:
                 yield (path, name), labels
 
@@ -55,7 +57,7 @@ def _sizes(node: fx.Node, known: Knowledge) -> Iterator[tuple[Array, bool]]:
     source = Operation(node, known).operands()[:1]
     reshaped = [*known.dims[node], *(known.dims[x][0] for x in source)]
     for dims in reshaped:
-        present = [labels for labels in dims if labels is not None and known.labels.canonical(labels).any()]
+        present = [labels for labels in dims if labels is not None]
         yield from ((labels, i + 1 < len(present)) for i, labels in enumerate(present))
 
 
@@ -90,10 +92,11 @@ def _numbers(known: Knowledge, path: str) -> list[str]:
     return [name for name in names if not _OTHER.search(name) and (_WIDTH.search(name) or _COUNT.search(name))]
 
 
-def _choose(name: str, value: int, sizes: list[tuple[Array, bool]]) -> Array | None:
-    """Of the dimensions of this size the one that the name speaks of."""
-    fitting = [(labels, outer) for labels, outer in sizes if len(labels) == value]
-    is_count = bool(_COUNT.search(name)) and not _WIDTH.search(name)
-    best = [labels for labels, outer in fitting if outer == is_count]
-    best += [] if is_count else [labels for labels, _ in fitting]
-    return best[0] if best else None
+def _is_count(name: str) -> bool:
+    return bool(_COUNT.search(name)) and not _WIDTH.search(name)
+
+
+def _choose(name: str, value: int, sizes: list[tuple[Array, bool]], known: Knowledge) -> Array | None:
+    """Of the dimensions of this size the one that the name speaks of; rather one that may lose an index."""
+    fitting = [labels for labels, outer in sizes if len(labels) == value and outer == _is_count(name)]
+    return next((labels for labels in fitting if known.labels.canonical(labels).any()), fitting[0] if fitting else None)

@@ -17,6 +17,7 @@ from paredown.graph.statistics import Statistic
 
 Keep: TypeAlias = NDArray[np.bool_]  # (size,): which atoms of a group live
 Dimension: TypeAlias = tuple[str, int]  # a parameter or buffer, and one of its dimensions
+Owners: TypeAlias = tuple[Array, Array]  # (atoms, positions), of equal length
 Reader: TypeAlias = Dimension | Statistic  # what a masked run must change, so that it doesn't read what is removed
 
 
@@ -187,7 +188,8 @@ def collect(known: Knowledge, coupled: Sequence[Collection[int]] = ()) -> Groups
     coupled: sets of atoms; the groups in one set must lose equally many.
     """
     dimensions = _dimensions(known)
-    number = _Numbers(known.labels, [known.labels.owners(labels) for labels in dimensions.values()])
+    owners = [known.labels.owners(labels) for labels in dimensions.values()]
+    number = _Numbers(known.labels, owners, [pair for pairs in even_pieces(known) for pair in pairs])
     members = number.members
     extents = {dimension: number.extent(labels) for dimension, labels in dimensions.items()}
     slices: list[list[Slice]] = [[] for _ in members]
@@ -211,6 +213,12 @@ def collect(known: Knowledge, coupled: Sequence[Collection[int]] = ()) -> Groups
         tuple(Scale(number.extent(fold.width), fold.targets) for fold in known.folds),
         tuple(Attribute(m, name, number.extent(x)) for m, name, x in known.attributes),
     )
+
+
+def even_pieces(known: Knowledge) -> list[list[Owners]]:
+    """Atoms of the parts into which a class splits a dimension evenly, where no index of them needs several atoms."""
+    found = ([known.labels.owners(piece) for piece in pieces] for pieces in known.pieces)
+    return [pairs for pairs in found if all(len(np.unique(positions)) == len(positions) for _, positions in pairs)]
 
 
 def places(known: Knowledge) -> dict[int, tuple[str, int, int]]:
@@ -275,9 +283,9 @@ class _Numbers:
     members: the atoms of each group. groups, indices (atoms of the store,): number of the group, -1 for none, and place in it.
     """
 
-    def __init__(self, labels: Labels, owners: Sequence[tuple[Array, Array]]) -> None:
+    def __init__(self, labels: Labels, owners: Sequence[Owners], pieces: Sequence[Owners]) -> None:
         self.labels = labels
-        self.members = _members(owners, labels)
+        self.members = _members(owners, pieces, labels)
         self.groups, self.indices = np.full(labels.count, -1), np.zeros(labels.count, dtype=np.int64)
         for group, atoms in enumerate(self.members):
             self.groups[atoms], self.indices[atoms] = group, np.arange(len(atoms))
@@ -290,17 +298,18 @@ class _Numbers:
         return Extent(len(labels), tuple((group, self.indices[atoms[here]], positions[here]) for group, here in found))
 
 
-def _members(owners: Sequence[tuple[Array, Array]], labels: Labels) -> list[Array]:
+def _members(owners: Sequence[Owners], pieces: Sequence[Owners], labels: Labels) -> list[Array]:
     """Atoms that occur in the same dimensions and are of one family, so that a head isn't mixed with a head's width.
 
     owners: of each dimension the atoms, and where they stand. Groups, and atoms in them, come in the order in which they occur.
+    pieces: of each part that has to stay as large as others; the atoms of one group occur in each equally often.
     """
     occurring = np.concatenate([np.zeros(0, dtype=np.int64), *(atoms for atoms, _ in owners)])
     distinct, first = np.unique(occurring, return_index=True)
     kinds, latest = np.zeros(labels.count, dtype=np.int64), 0  # atom -> number of the set of dimensions in which it occurs
-    for atoms, _ in owners:
-        here = np.unique(atoms)
-        before, kind = np.unique(kinds[here], return_inverse=True)
+    for atoms, _ in (*owners, *pieces):
+        here, times = np.unique(atoms, return_counts=True)
+        before, kind = np.unique(kinds[here] * (len(atoms) + 1) + times, return_inverse=True)
         kinds[here], latest = latest + 1 + kind, latest + len(before)
     ordered = distinct[np.argsort(first)]
     groups: dict[tuple[int, int], list[int]] = {}

@@ -4,11 +4,11 @@ A class that computes a head's width as `C // num_heads` runs once the width C a
 fraction. Such sets are proposed from the graph, the smallest first, and tried.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from paredown.graph.collect import Group, Groups, Keep
+from paredown.graph.collect import Group, Groups, Keep, even_pieces
 from paredown.graph.operation import Knowledge
 
 Together = tuple[int, ...]
@@ -30,21 +30,44 @@ def find_coupled(guilty: Sequence[int], groups: Groups, works: Callable[[Togethe
 
 
 def split_evenly(known: Knowledge, groups: Groups) -> tuple[Together, ...]:
-    """Sets of groups that a class splits a dimension into, each piece one whole group: they must lose the same fraction."""
-    owner = {atom: g for g, group in enumerate(groups.groups) for atom in group.atoms}
+    """Sets of groups that must lose the same fraction, since a class splits a dimension into parts of one size that hold them.
+
+    Where all groups lose the same fraction, parts that are equal stay equal. One that has as many indices in each part is free.
+    """
+    owner = np.full(known.labels.count, -1)
+    for g, group in enumerate(groups.groups):
+        owner[list(group.atoms)] = g
     sets: list[set[int]] = []
-    for pieces in known.pieces:
-        atoms = [np.unique(known.labels.owners(piece)[0]).tolist() for piece in pieces]
-        numbers = [{owner.get(atom, -1) for atom in part} for part in atoms]
-        together = set[int]().union(*numbers)
-        whole = all(len(n) == 1 and len(part) == groups.groups[min(n)].size for n, part in zip(numbers, atoms, strict=True))
-        if not whole or len(together) < 2 or -1 in together:
-            continue
-        for other in [s for s in sets if not s.isdisjoint(together)]:
-            sets.remove(other)
-            together |= other
-        sets.append(together)
-    return tuple(tuple(sorted(s)) for s in sets)
+    for pieces in even_pieces(known):
+        columns = [np.bincount(owner[atoms] + 1, minlength=len(groups.groups) + 1)[1:] for atoms, _ in pieces]
+        counts = np.stack(columns, axis=1)  # (groups, pieces): indices of a group in a piece
+        together = set(np.flatnonzero((counts != counts[:, :1]).any(1)).tolist())
+        if (counts.sum(0) == counts[:, 0].sum()).all() and together:
+            overlapping = [s for s in sets if not s.isdisjoint(together)]
+            sets = [s for s in sets if s not in overlapping] + [together.union(*overlapping)]
+    found = (tuple(sorted(s)) for s in sets)
+    return tuple(together for together in found if units(groups, together) > 1)
+
+
+def shared_counts(known: Knowledge, groups: Groups) -> tuple[Together, ...]:
+    """Groups of one size whose heads a module counts by one and the same attribute, as a model does for all of its layers."""
+    number = {atom: g for g, group in enumerate(groups.groups) for atom in group.atoms}
+    found = []
+    for arrays in known.counts.values():
+        atoms = np.unique(np.concatenate([known.labels.owners(labels)[0] for labels in arrays]))
+        together = sorted({number[atom] for atom in atoms.tolist() if atom in number})
+        if len(together) > 1 and len({groups.groups[g].size for g in together}) == 1:
+            found.append(tuple(together))
+    return tuple(found)
+
+
+def joined(sets: Iterable[Together]) -> tuple[Together, ...]:
+    """Sets that share a group are one."""
+    result: list[set[int]] = []
+    for together in sets:
+        touching = [s for s in result if not s.isdisjoint(together)]
+        result = [*(s for s in result if s.isdisjoint(together)), set(together).union(*touching)]
+    return tuple(tuple(sorted(s)) for s in result)
 
 
 def units(groups: Groups, together: Sequence[int]) -> int:

@@ -11,9 +11,10 @@ from torch import nn
 from paredown.core.report import Barrier
 from paredown.graph.attributes import find_attributes
 from paredown.graph.collect import Dimension, Extent, Group, Groups, Keep, Slice, collect, places
-from paredown.graph.couple import split_evenly
+from paredown.graph.couple import joined, shared_counts, split_evenly
+from paredown.graph.literals import literal_atoms
 from paredown.graph.operation import Knowledge, short_name
-from paredown.graph.probe import probe
+from paredown.graph.probe import Findings, probe
 from paredown.graph.propagate import propagate
 from paredown.graph.statistics import uncountable
 from paredown.graph.trace import Dynamic, trace
@@ -42,8 +43,10 @@ def dependency_groups(
     known.attributes.extend(find_attributes(known))
     _ground(known, model, inputs)
     groups = collect(known)
-    groups = replace(groups, coupled=split_evenly(known, groups))
-    found = probe(model, groups, inputs)
+    groups = replace(groups, coupled=joined((*split_evenly(known, groups), *shared_counts(known, groups))))
+    found = probe(model, groups, inputs, literal_atoms(known))
+    if found == Findings((), groups.coupled):
+        return groups
     _freeze(known, [groups.groups[g] for g in found.uncuttable])
     coupled = [{atom for g in together for atom in groups.groups[g].atoms} for together in found.coupled]
     return collect(known, coupled)

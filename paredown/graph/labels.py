@@ -80,6 +80,10 @@ class Labels:
     def canonical(self, labels: Array) -> Array:
         """The same array with equal numbers exactly where the labels stand for the same atoms."""
         odd = labels % 2 == 1
+        if odd.all():
+            atoms = self._roots(labels // 2)
+            if not self._states[atoms].any():
+                return 2 * atoms + 1
         atoms = self._roots(labels[odd] // 2)
         states = self._states[atoms]
         result = labels.copy()

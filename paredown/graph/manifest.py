@@ -13,7 +13,9 @@ from typing import Any
 from torch import nn
 
 from paredown.core.errors import CheckpointError
+from paredown.graph.dropped import Dropped
 
+_RANKS = 16  # more dimensions than any tensor of a model has
 _ATTRIBUTE = "_paredown_manifest"
 _ENTRY = re.compile(r"[^\W\d]\w*(\.\d+)?")  # an attribute, or an entry of a tuple or list
 
@@ -23,12 +25,13 @@ class Manifest:
     """kept: {name of a parameter or buffer: {dimension: the indices kept, ascending}}; what is not named is whole.
     A tied tensor stands once, under the first of its names. Indices are those of the original model.
     scaled: {name: {dimension: a factor for each index kept}}. attributes: {module: {attribute: its value in the cut model}};
-    entry 0 of a tuple or list `sizes` is called "sizes.0".
+    entry 0 of a tuple or list `sizes` is called "sizes.0". dropped: modules of residual branches that were dropped whole.
     """
 
     kept: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     scaled: dict[str, dict[int, tuple[float, ...]]] = field(default_factory=dict)
     attributes: dict[str, dict[str, int]] = field(default_factory=dict)
+    dropped: tuple[Dropped, ...] = ()
 
     def then(self, later: "Manifest") -> "Manifest":
         """This cut, then `later`, whose indices are relative to what this one left; as one manifest of the original."""
@@ -40,7 +43,7 @@ class Manifest:
                 result.setdefault(name, {})[dimension] = after
         modules = dict.fromkeys((*self.attributes, *later.attributes))
         attributes = {m: self.attributes.get(m, {}) | later.attributes.get(m, {}) for m in modules}
-        return Manifest(result, self._scaled_then(later), attributes)
+        return Manifest(result, self._scaled_then(later), attributes, (*self.dropped, *later.dropped))
 
     def _scaled_then(self, later: "Manifest") -> dict[str, dict[int, tuple[float, ...]]]:
         """Of the factors so far those whose indices stay, times the later ones."""
@@ -56,17 +59,19 @@ class Manifest:
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: `{"kept": {name: {"0": [indices]}}}`; "scaled" and "attributes" only where there are any."""
+        """Plain data for JSON: `{"kept": {name: {"0": [indices]}}}`; the rest only where there is any."""
         data: dict[str, Any] = {"kept": {name: {str(d): list(i) for d, i in dims.items()} for name, dims in self.kept.items()}}
         if self.scaled:
             data["scaled"] = {name: {str(d): list(f) for d, f in dims.items()} for name, dims in self.scaled.items()}
-        return data | ({"attributes": self.attributes} if self.attributes else {})
+        if self.attributes:
+            data["attributes"] = self.attributes
+        return data | ({"dropped": [_described(part) for part in self.dropped]} if self.dropped else {})
 
     @classmethod
     def from_dict(cls, data: Any) -> "Manifest":
         """The inverse. Raises CheckpointError where the data has another form."""
-        if not isinstance(data, dict) or "kept" not in data or not set(data) <= {"kept", "scaled", "attributes"}:
-            raise _malformed("a mapping with the key kept, and maybe scaled and attributes")
+        if not isinstance(data, dict) or "kept" not in data or not set(data) <= {"kept", "scaled", "attributes", "dropped"}:
+            raise _malformed("a mapping with the key kept, and maybe scaled, attributes and dropped")
         kept = {
             name: {d: _indices(name, v) for d, v in dims.items()} for name, dims in _by_dimension(data["kept"], "kept").items()
         }
@@ -74,7 +79,7 @@ class Manifest:
             name: {d: _factors(name, v) for d, v in dims.items()}
             for name, dims in _by_dimension(data.get("scaled", {}), "scaled").items()
         }
-        return cls(kept, scaled, _attributes(data.get("attributes", {})))
+        return cls(kept, scaled, _attributes(data.get("attributes", {})), _dropped(data.get("dropped", [])))
 
 
 def manifest_of(model: nn.Module) -> Manifest | None:
@@ -115,6 +120,26 @@ def _attributes(data: Any) -> dict[str, dict[str, int]]:
     if not valid:
         raise _malformed("positive whole numbers as attributes")
     return {str(module): dict(values) for module, values in data.items()}
+
+
+def _described(part: Dropped) -> dict[str, Any]:
+    return {"module": part.module, "outputs": list(part.outputs), "several": part.several, "whole": part.whole}
+
+
+def _dropped(data: Any) -> tuple[Dropped, ...]:
+    valid = isinstance(data, list) and all(
+        isinstance(part, dict)
+        and set(part) == {"module", "outputs", "several", "whole"}
+        and isinstance(part["module"], str)
+        and isinstance(part["outputs"], list)
+        and all(rank is None or (type(rank) is int and 0 <= rank < _RANKS) for rank in part["outputs"])
+        and type(part["several"]) is bool
+        and type(part["whole"]) is bool
+        for part in data
+    )
+    if not valid:
+        raise _malformed("module, outputs, several and whole for each module that was dropped")
+    return tuple(Dropped(part["module"], tuple(part["outputs"]), part["several"], part["whole"]) for part in data)
 
 
 def _indices(name: str, values: Any) -> tuple[int, ...]:

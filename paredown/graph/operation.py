@@ -37,6 +37,7 @@ class Knowledge:
     calls: node -> which call of its operator it is. statistics: (call, dimension from the end, labels) of normalizations.
     contracted: labels of dimensions along which two activations are multiplied and summed.
     folds: attention scales that a class computes from a width. attributes: whole numbers that a class keeps of a dimension.
+    counts: (module, attribute) -> every dimension whose size it seems to be, where it is a number of heads.
     pieces: labels of the equal parts into which a class splits a dimension; it can only do so if they stay equal.
     """
 
@@ -53,6 +54,7 @@ class Knowledge:
     contracted: list[Array] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     attributes: list[tuple[str, str, Array]] = field(default_factory=list)
+    counts: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
     pieces: list[list[Array]] = field(default_factory=list)
 
 

@@ -4,19 +4,26 @@ Widths may be literals in forward, or attributes that we don't know. We never gu
 Groups that can only lose the same fraction (the halves of `chunk(2)` in ShuffleNet) are found by trying that: `couple.py`.
 """
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import torch
 from torch import nn
 
 from paredown.core.errors import SurgeryError
-from paredown.graph.collect import Groups, Keep
+from paredown.graph.collect import Dimension, Groups, Keep
 from paredown.graph.couple import find_coupled, same_fraction
-from paredown.graph.equality import Twin, compare, random_twin
-from paredown.graph.manifest import Manifest
-from paredown.graph.surgery import cut, recut_
+from paredown.graph.equality import compare_recut
+from paredown.graph.surgery import named_tensors
+from paredown.graph.twin import SIDE, Twin, light_twin, random_twin, runs
 from paredown.task.batches import Inputs
+
+_MANY = 30_000_000  # elements of a model that is probed in float32
+Unit: TypeAlias = tuple[int, ...]  # a group by itself, or groups that can only be lost together
+Kind: TypeAlias = list[Unit]
 
 
 @dataclass(frozen=True)
@@ -27,57 +34,105 @@ class Findings:
     coupled: tuple[tuple[int, ...], ...] = ()
 
 
-def probe(model: nn.Module, groups: Groups, inputs: Inputs, seed: int = 0) -> Findings:
-    """Tries all groups together, then halves of them such that any two are told apart, then factors alone; bisects what fails.
+def probe(model: nn.Module, groups: Groups, inputs: Inputs, literal: frozenset[int], seed: int = 0) -> Findings:
+    """Tries all groups together; and those of which the class may hold a number in such parts that any two kinds are told apart.
 
-    What `groups.coupled` holds already is tried together throughout.
+    literal: atoms whose number the class may hold. What `groups.coupled` holds already is tried together throughout.
+    Mostly all goes well: that is found out on a small twin. Only where something fails is a twin of full size bisected.
     """
-    twin = random_twin(model, inputs, seed)
-    scratch = cut(twin.model, Manifest())
-    few, many = (_Trial(groups, twin, scratch, _sample(groups, part, seed)) for part in (1 / 3, 2 / 3))
-    numbers, bound = list(range(len(groups.groups))), {g for together in groups.coupled for g in together}
-    every = [*groups.coupled, *((g,) for g in numbers if g not in bound)]
-    bits = range((len(every) - 1).bit_length())
-    halves = [[unit for u, unit in enumerate(every) if (u >> bit & 1) == side] for bit in bits for side in (0, 1)]
-    alone: list[list[tuple[int, ...]]] = [[(g,)] for g in _factors(groups) if g not in bound]
-    rounds = [(few, every), (many, every), *((few, chosen) for chosen in (*halves, *alone))]
-    guilty: set[int] = set()
-    for trial, chosen in rounds:
-        guilty.update(_guilty([unit for unit in chosen if guilty.isdisjoint(unit)], trial))
-    coupled = [together for together in groups.coupled if guilty.isdisjoint(together)]
-    coupled += find_coupled(sorted(guilty), groups, lambda together: all(trial.tied(together) for trial in (few, many)))
-    guilty -= {g for together in coupled for g in together}
-    for trial in (few, many) if guilty or coupled else ():
-        guilty.update(_greedy([g for g in numbers if g not in guilty], trial, coupled))
-    return Findings(tuple(sorted(guilty)), tuple(together for together in coupled if not guilty.intersection(together)))
+    if not groups.groups:
+        return Findings()
+    numbers, bound = range(len(groups.groups)), {g for together in groups.coupled for g in together}
+    suspect = {g for g in numbers if not literal.isdisjoint(groups.groups[g].atoms)} | bound
+    kinds = _kinds([*groups.coupled, *((g,) for g in numbers if g not in bound)], groups, suspect)
+    twin = light_twin(model, inputs, seed, torch.float32, samples=1, side=SIDE)
+    if all(trial.works(_members(chosen)) for trial, chosen in _rounds(groups, kinds, twin, suspect, seed)):
+        return Findings((), groups.coupled)
+    return _explore(groups, kinds, _full_twin(model, inputs, seed), suspect, seed)
 
 
 def culprits(model: nn.Module, groups: Groups, keep: Sequence[Keep], inputs: Inputs, seed: int = 0) -> list[int]:
     """Numbers of the groups without whose part the cut `keep` works: what is right for some atoms may be wrong for others."""
-    twin = random_twin(model, inputs, seed)
-    trial = _Trial(groups, twin, cut(twin.model, Manifest()), keep)
+    trial = _Trial(groups, random_twin(model, inputs, seed), keep)
     numbers = [g for g, k in enumerate(keep) if not k.all()]
     bound = {g for together in groups.coupled for g in together}
-    alone = _guilty([*((g,) for g in numbers if g not in bound), *groups.coupled], trial)
+    alone = _guilty([[unit] for unit in (*((g,) for g in numbers if g not in bound), *groups.coupled)], trial)
     return sorted(alone + _greedy([g for g in numbers if g not in alone], trial, groups.coupled))
 
 
+def _full_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
+    """Of the inputs' own size; in float64, unless the model is large."""
+    elements = sum(tensor.numel() for tensor in named_tensors(model).values())
+    for dtype in (torch.float64, torch.float32)[elements > _MANY :]:
+        twin = light_twin(model, inputs, seed, dtype, samples=2, side=None)
+        if runs(twin):
+            return twin
+    return random_twin(model, inputs, seed)
+
+
+def _explore(groups: Groups, kinds: list[Kind], twin: Twin, suspect: set[int], seed: int) -> Findings:
+    """Bisects what fails, finds what can only be lost together, and makes sure of the rest."""
+    rounds = _rounds(groups, kinds, twin, suspect, seed)
+    few = rounds[0][0]
+    many = _Trial(groups, twin, _sample(groups, 2 / 3, seed))
+    guilty: set[int] = set()
+    for trial, chosen in rounds:
+        left = ([unit for unit in kind if guilty.isdisjoint(unit)] for kind in chosen)
+        guilty.update(_guilty([kind for kind in left if kind], trial))
+    coupled = [together for together in groups.coupled if guilty.isdisjoint(together)]
+    coupled += find_coupled(sorted(guilty), groups, lambda together: all(trial.tied(together) for trial in (few, many)))
+    guilty -= {g for together in coupled for g in together}
+    for trial in (few, many) if guilty or coupled else ():
+        guilty.update(_greedy([g for g in range(len(groups.groups)) if g not in guilty], trial, coupled))
+    return Findings(tuple(sorted(guilty)), tuple(together for together in coupled if not guilty.intersection(together)))
+
+
+def _rounds(groups: Groups, kinds: list[Kind], twin: Twin, suspect: set[int], seed: int) -> list[tuple["_Trial", list[Kind]]]:
+    """A third of everything; of suspects two thirds, halves of them by kind, and factors alone."""
+    few = _Trial(groups, twin, _sample(groups, 1 / 3, seed))
+    open_to_doubt = [kind for kind in kinds if not suspect.isdisjoint(kind[0])]
+    bits = range(max(len(open_to_doubt) - 1, 0).bit_length())
+    halves = [[kind for k, kind in enumerate(open_to_doubt) if (k >> bit & 1) == side] for bit in bits for side in (0, 1)]
+    factors = set(_factors(groups))
+    alone = [[kind] for kind in open_to_doubt if len(kind[0]) == 1 and not factors.isdisjoint(kind[0])]
+    more = [(_Trial(groups, twin, _sample(groups, 2 / 3, seed)), kinds)] if open_to_doubt else []
+    return [(few, kinds), *more, *((few, chosen) for chosen in (*halves, *alone))]
+
+
+def _kinds(units: Sequence[Unit], groups: Groups, suspect: set[int]) -> list[Kind]:
+    """Units that stand in the same places of layers of the same name, but for numbers in it: the blocks of a stage.
+    What is not suspect comes first."""
+    place: dict[Dimension, list[int]] = {}
+    for dimension, extent in groups.extents.items():
+        place[dimension] = [group for group, _, _ in extent.owners]
+
+    def key(g: int) -> Hashable:
+        slices = groups.groups[g].slices
+        where = tuple((re.sub(r"\d+", "#", s.tensor), s.dimension, place[s.tensor, s.dimension].index(g)) for s in slices)
+        return groups.groups[g].size, g in suspect, where
+
+    kinds: dict[Hashable, Kind] = {}
+    for unit in units:
+        kinds.setdefault(tuple(key(g) for g in unit), []).append(unit)
+    return sorted(kinds.values(), key=lambda kind: not suspect.isdisjoint(kind[0]))
+
+
+def _members(kinds: Sequence[Kind]) -> list[int]:
+    return [g for kind in kinds for unit in kind for g in unit]
+
+
 class _Trial:
-    """What to remove of each group, if it is chosen.
+    """What to remove of each group, if it is chosen."""
 
-    scratch: a copy of the twin, cut again and again, since copying a module takes longer than running it.
-    """
-
-    def __init__(self, groups: Groups, twin: Twin, scratch: nn.Module, sample: Sequence[Keep]) -> None:
-        self.groups, self.twin, self.scratch, self.sample = groups, twin, scratch, list(sample)
+    def __init__(self, groups: Groups, twin: Twin, sample: Sequence[Keep]) -> None:
+        self.groups, self.twin, self.sample = groups, twin, list(sample)
 
     def works(self, chosen: Collection[int]) -> bool:
         """Whether the class equals the masked original when these groups lose their part."""
-        keep = [k if g in chosen else np.ones_like(k) for g, k in enumerate(self.sample)]
+        members = set(chosen)
+        keep = [k if g in members else np.ones_like(k) for g, k in enumerate(self.sample)]
         try:
-            manifest = self.groups.manifest(keep)
-            recut_(self.scratch, self.twin.model, manifest)
-            compare(self.scratch, self.twin, manifest, self.groups.consumers)
+            compare_recut(self.twin, self.groups.manifest(keep), self.groups.consumers)
         except SurgeryError:
             return False
         return True
@@ -95,9 +150,11 @@ class _Trial:
 
 
 def _sample(groups: Groups, part: float, seed: int) -> list[Keep]:
-    """Of each group a random part is lost, as many atoms of all groups of one size."""
+    """Of each group a random part is lost, as many atoms of all groups of one size; of coupled groups the same fraction."""
     random = np.random.default_rng(seed)
-    return [random.permutation(group.size) >= max(1, int(group.size * part)) for group in groups.groups]
+    sample = [random.permutation(group.size) >= max(1, int(group.size * part)) for group in groups.groups]
+    tied = {g: keep for together in groups.coupled for g, keep in same_fraction(groups, together, part, random).items()}
+    return [tied.get(g, keep) for g, keep in enumerate(sample)]
 
 
 def _factors(groups: Groups) -> list[int]:
@@ -106,15 +163,18 @@ def _factors(groups: Groups) -> list[int]:
     return sorted({group for extent in shared for group, _, _ in extent.owners})
 
 
-def _guilty(units: Sequence[tuple[int, ...]], trial: _Trial) -> list[int]:
-    """The groups of those units, groups or coupled ones, that fail by themselves."""
-    chosen = [g for unit in units for g in unit]
-    if not units or trial.works(chosen):
+def _guilty(kinds: Sequence[Kind], trial: _Trial) -> list[int]:
+    """The groups of those units, groups or coupled ones, that fail by themselves. Of many of a kind the ends speak for all."""
+    if not kinds or trial.works(_members(kinds)):
         return []
-    if len(units) == 1:
-        return chosen
-    half = len(units) // 2
-    return _guilty(units[:half], trial) + _guilty(units[half:], trial)
+    if len(kinds) > 1:
+        half = len(kinds) // 2
+        return _guilty(kinds[:half], trial) + _guilty(kinds[half:], trial)
+    (kind,) = kinds
+    if len(kind) == 1 or not (trial.works(kind[0]) or trial.works(kind[-1])):
+        return _members(kinds)
+    half = len(kind) // 2
+    return _guilty([kind[:half]], trial) + _guilty([kind[half:]], trial)
 
 
 def _greedy(groups: list[int], trial: _Trial, coupled: Sequence[tuple[int, ...]] = ()) -> list[int]:

@@ -66,9 +66,13 @@ def follow(op: Operation) -> tuple[Dims, ...]:
     inputs = [labels for x in op.operands() for dims in op.known.dims[x] for labels in dims]
     if all(labels is None for labels in inputs):
         return outputs
-    name = short_name(op.node)
-    rule = RULES.get(name) or (layers.elementwise if _is_pointwise(op) and len(outputs) == 1 else _UNKNOWN)
-    return rule(op)
+    return rule_of(op)(op)
+
+
+def rule_of(op: Operation) -> Rule:
+    """The rule of an operator; that of elementwise operators for whatever torch knows to be one."""
+    known = RULES.get(short_name(op.node))
+    return known or (layers.elementwise if _is_pointwise(op) and len(nothing(op.node)) == 1 else _UNKNOWN)
 
 
 def _is_pointwise(op: Operation) -> bool:

@@ -1,7 +1,9 @@
 """Cutting indices out of a model: a new model of the same class, with smaller parameters and attributes that say so."""
 
 import copy
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from paredown.core.errors import SurgeryError
+from paredown.graph.dropped import Absent
 from paredown.graph.manifest import Manifest, attach_, manifest_of
 
 
@@ -22,26 +25,44 @@ def cut(model: nn.Module, manifest: Manifest) -> nn.Module:
     tensors = named_tensors(model)
     _check_names(tensors, manifest)
     _check_attributes(model, manifest)
-    memo: dict[int, object] = {id(tensor): _cut_tensor(name, tensor, manifest) for name, tensor in tensors.items()}
+    result = copy_with(model, {name: _cut_tensor(name, tensor, manifest) for name, tensor in tensors.items()})
+    fix_attributes_(dict(result.named_modules()), Layout.of(model), manifest)
+    drop_(result, manifest)
+    earlier = manifest_of(model)
+    return attach_(result, manifest if earlier is None else earlier.then(manifest))
+
+
+def drop_(model: nn.Module, manifest: Manifest) -> nn.Module:
+    """Puts what costs nothing in place of the modules that `manifest` drops."""
+    for part in manifest.dropped:
+        try:
+            model.set_submodule(part.module, Absent(part), strict=True)
+        except AttributeError:
+            raise _misfit("drop modules of the model", part.module) from None
+    return model
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """Another tensor, or parameter, with the same values, not copied."""
+    return nn.Parameter(tensor.detach(), requires_grad=False) if isinstance(tensor, nn.Parameter) else tensor.detach()
+
+
+def copy_with(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """A copy of a model in which these, by name, stand for its parameters and buffers, so that no weight is copied.
+
+    Raises SurgeryError where the model can't be copied.
+    """
+    memo: dict[int, object] = {id(tensor): tensors[name] for name, tensor in named_tensors(model).items()}
+    for module in model.modules():  # their many empty tables of hooks are what copying a module spends its time on
+        memo.update((id(value), OrderedDict()) for value in vars(module).values() if type(value) is OrderedDict and not value)
     try:
-        result = copy.deepcopy(model, memo)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise SurgeryError(
             "a model must be copyable by copy.deepcopy",
             got=f"{type(error).__name__}: {error}",
             remedy="don't keep computed tensors or open resources as attributes",
         ) from error
-    _fix_all_(result, model, manifest)
-    earlier = manifest_of(model)
-    return attach_(result, manifest if earlier is None else earlier.then(manifest))
-
-
-def recut_(scratch: nn.Module, model: nn.Module, manifest: Manifest) -> None:
-    """Cuts `scratch`, a copy of `model` however it was cut before, by `manifest`, in place. Whole weights are shared."""
-    values = named_tensors(model)
-    for name, tensor in named_tensors(scratch).items():
-        tensor.data = kept_values(name, values[name].detach(), manifest)
-    _fix_all_(scratch, model, manifest)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -126,58 +147,99 @@ def _misfit(rule: str, got: str) -> SurgeryError:
     )
 
 
-def _fix_all_(result: nn.Module, model: nn.Module, manifest: Manifest) -> None:
-    """Whole numbers as the model has them, then as the manifest has them, then as the shapes of the weights say."""
-    before = dict(model.named_modules())
-    for path, module in result.named_modules():
-        set_numbers_(module, numbers_of(before[path]) | manifest.attributes.get(path, {}))
-        _fix_attributes_(module, before[path], manifest.kept.get(f"{path}.weight" if path else "weight", {}))
+@dataclass(frozen=True)
+class Layout:
+    """modules: of a model, by path. names: of its tensors, by id. holders: paths of all modules with a tensor, by its name."""
+
+    modules: dict[str, nn.Module]
+    names: dict[int, str]
+    holders: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Layout":
+        modules, names = dict(model.named_modules()), {id(tensor): name for name, tensor in named_tensors(model).items()}
+        holders: dict[str, list[str]] = {}
+        for path, module in modules.items():
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    holders.setdefault(names[id(tensor)], []).append(path)
+        return cls(modules, names, holders)
+
+    def touched(self, manifest: Manifest) -> list[str]:
+        """Paths of the modules that hold what `manifest` cuts, or an attribute of it."""
+        holding = (path for name in manifest.kept for path in self.holders[name])
+        return list(dict.fromkeys((*holding, *manifest.attributes)))
 
 
-def _fix_attributes_(module: nn.Module, before: nn.Module, kept: dict[int, tuple[int, ...]]) -> None:
-    """in_channels, num_features and the like, from the shapes that the parameters have now."""
-    weight = getattr(module, "weight", None)
+def fix_attributes_(modules: dict[str, nn.Module], layout: Layout, manifest: Manifest) -> None:
+    """Sets whole numbers of the modules of a copy: those of the manifest, then those that follow from what it leaves of weights.
+
+    layout: of the model that was copied. The weights of the copy are not looked at: they may be cut later.
+    """
+
+    def kept(tensor: Tensor) -> dict[int, tuple[int, ...]]:
+        return manifest.kept.get(layout.names.get(id(tensor), ""), {})
+
+    for path in layout.touched(manifest):
+        set_numbers_(modules[path], manifest.attributes.get(path, {}))
+        _fix_layer_(modules[path], layout.modules[path], kept)
+
+
+def restore_attributes_(modules: dict[str, nn.Module], layout: Layout, manifest: Manifest) -> None:
+    """Undoes what `fix_attributes_` did."""
+    for path in layout.touched(manifest):
+        set_numbers_(modules[path], numbers_of(layout.modules[path]))
+
+
+def _fix_layer_(module: nn.Module, before: nn.Module, kept: Callable[[Tensor], dict[int, tuple[int, ...]]]) -> None:
+    """in_channels, num_features and the like."""
+
+    def shape(tensor: Tensor) -> tuple[int, ...]:
+        return tuple(len(kept(tensor).get(d, range(size))) for d, size in enumerate(tensor.shape))
+
+    weight = getattr(before, "weight", None)
     if isinstance(module, nn.RNNBase):
-        assert isinstance(before, nn.RNNBase)  # a copy has the class of what it was copied from
-        _fix_recurrent_(module, before)
-    elif isinstance(module, _NormBase) and module.running_mean is not None:
-        module.num_features = len(module.running_mean)
+        _fix_recurrent_(module, before, shape)
+    elif isinstance(module, _NormBase) and isinstance(before, _NormBase) and before.running_mean is not None:
+        module.num_features = shape(before.running_mean)[0]
     elif isinstance(weight, Tensor):
-        _fix_by_weight_(module, weight, before, kept)
+        _fix_by_weight_(module, shape(weight), before, kept(weight))
 
 
-def _fix_by_weight_(module: nn.Module, weight: Tensor, before: nn.Module, kept: dict[int, tuple[int, ...]]) -> None:
+def _fix_by_weight_(module: nn.Module, shape: tuple[int, ...], before: nn.Module, kept: dict[int, tuple[int, ...]]) -> None:
+    """shape: what the cut leaves of the weight."""
     match module:
         case _ConvTransposeNd():
             assert isinstance(before, _ConvTransposeNd)  # a copy has the class of what it was copied from
-            module.groups = _blocks(before.in_channels, before.groups, kept)
-            module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+            module.groups = groups = _blocks(before.in_channels, before.groups, kept)
+            module.in_channels, module.out_channels = shape[0], shape[1] * groups
         case _ConvNd():
-            assert isinstance(before, _ConvNd)  # a copy has the class of what it was copied from
-            module.groups = _blocks(before.out_channels, before.groups, kept)
-            module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+            assert isinstance(before, _ConvNd)  # as above
+            module.groups = groups = _blocks(before.out_channels, before.groups, kept)
+            module.out_channels, module.in_channels = shape[0], shape[1] * groups
         case nn.Linear():
-            module.out_features, module.in_features = weight.shape
+            module.out_features, module.in_features = shape
         case _NormBase():
-            module.num_features = len(weight)
+            module.num_features = shape[0]
         case nn.LayerNorm() | nn.RMSNorm():
-            module.normalized_shape = tuple(weight.shape)
+            module.normalized_shape = tuple(shape)
         case nn.GroupNorm():
             assert isinstance(before, nn.GroupNorm)  # as above
-            module.num_channels = len(weight)
+            module.num_channels = shape[0]
             module.num_groups = _blocks(before.num_channels, before.num_groups, kept)
         case nn.Embedding():
-            module.num_embeddings, module.embedding_dim = weight.shape
+            module.num_embeddings, module.embedding_dim = shape
         case nn.PReLU():
-            module.num_parameters = len(weight)
+            module.num_parameters = shape[0]
 
 
-def _fix_recurrent_(module: nn.RNNBase, before: nn.RNNBase) -> None:
+def _fix_recurrent_(module: nn.RNNBase, before: nn.Module, shape: Callable[[Tensor], tuple[int, ...]]) -> None:
     """weight_ih_l0 (gates * hidden, in), weight_hh_l0 (gates * hidden, hidden or projected)."""
+    assert isinstance(before, nn.RNNBase)  # a copy has the class of what it was copied from
     gates = len(before.get_parameter("weight_ih_l0")) // before.hidden_size
-    rows, module.input_size = module.get_parameter("weight_ih_l0").shape
+    rows, module.input_size = shape(before.get_parameter("weight_ih_l0"))
     module.hidden_size = rows // gates
-    module.proj_size = module.get_parameter("weight_hh_l0").shape[1] if before.proj_size else 0
+    module.proj_size = shape(before.get_parameter("weight_hh_l0"))[1] if before.proj_size else 0
 
 
 def _blocks(size: int, count: int, kept: dict[int, tuple[int, ...]]) -> int:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from paredown.core.errors import TraceError
+from paredown.graph.inline import inline_
 from paredown.task.batches import Inputs, evaluating, unfused
 
 Dynamic = dict[str, dict[int, str]]
@@ -29,7 +30,7 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> E
     try:
         with warnings.catch_warnings(), evaluating(model), unfused():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, inputs, dynamic))
+            return inline_(torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, inputs, dynamic)))
     except Exception as error:
         raise TraceError(
             "torch.export must be able to follow the model", got=f"{_line(error)}{_first_sentence(error)}",

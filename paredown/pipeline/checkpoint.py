@@ -159,7 +159,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _cuts(description: dict[str, Any]) -> dict[str, Any]:
     """The entries of manifest.json that are those of a Manifest."""
-    return {key: description[key] for key in ("kept", "scaled", "attributes") if key in description}
+    return {key: description[key] for key in ("kept", "scaled", "attributes", "dropped") if key in description}
 
 
 def _sparse(description: dict[str, Any], model: nn.Module) -> list[str]:

@@ -16,6 +16,7 @@ from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
 from paredown.measure.latency_table import LatencyTable
 from paredown.pruning.attention import channel_attention
+from paredown.pruning.depth import prune_depth, require_depth_goal
 from paredown.pruning.goals import Job, Latency, Part, choose
 from paredown.pruning.latency import measure_table
 from paredown.pruning.scores import scores
@@ -54,6 +55,8 @@ def prune_model(
     groups = _groups(model, task, config)
     progress("importance", 0.2)
     source, found = _importance(model, task, groups, config, seed, progress)
+    if config.scope == "depth":
+        return prune_depth(source, task, config, groups, found, part, seed)
     job = Job(source, task, config, groups, Units(groups, found), latency, table, part)
     pruned = _checked_cut(job, found, seed)
     progress("surgery", 1.0)
@@ -147,6 +150,8 @@ def _check_config(model: nn.Module, config: Prune, latency: Latency | None) -> N
         raise RecipeError(
             "protect must name modules of the model", got=unknown[0], remedy="see model.named_modules() for the names"
         )
+    if config.scope == "depth":
+        require_depth_goal(config)
     if config.latency is not None and latency is None:
         raise RecipeError(
             "a latency goal needs a way to measure a model",
@@ -158,10 +163,6 @@ def _check_config(model: nn.Module, config: Prune, latency: Latency | None) -> N
             "round_to=0 is measured in a target",
             got="no target",
             remedy="give a target, or write Widths(round_to=8)",
-        )
-    if config.scope == "depth":
-        raise RecipeError(
-            'scope="depth" is not available yet', got=config.scope, remedy='write scope="global", which thins every branch'
         )
 
 

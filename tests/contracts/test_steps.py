@@ -15,6 +15,7 @@ from paredown.core.steps import Step
 STEPS: list[Step] = [
     Prune(ratio=0.4),
     Prune(macs="0.6x", importance="magnitude", scope="uniform"),
+    Prune(ratio=0.4, scope="depth"),
     Distill(training=Training(effort=Effort(2, "steps"))),
     Quantize(samples=128),
 ]

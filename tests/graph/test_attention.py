@@ -176,6 +176,33 @@ def test_rotary_frequencies_of_the_width_leave_whole_heads() -> None:
     prune_and_check(model, x, groups, 0.5)
 
 
+def test_heads_that_all_layers_count_by_one_attribute_go_together() -> None:
+    class Shared(nn.Module):
+        """As many heads as a head is wide, so that sizes alone don't tell them apart."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.head_dim = 4, 4
+            self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(16, 16) for _ in "qkvo") for _ in range(2))
+            self.embed, self.head = nn.Linear(5, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            turn = torch.arange(self.head_dim).to(x).cos()
+            for layer in self.layers:
+                a, b, c, last = layer.children()
+                q, k, v = (m(x).view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2) for m in (a, b, c))
+                y = F.scaled_dot_product_attention(q * turn, k * turn, v)
+                x = x + last(y.transpose(1, 2).flatten(2))
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model = Shared().eval()
+    groups = dependency_groups(model, nets.TOKENS)
+    assert [{groups.groups[g].name for g in together} for together in groups.coupled] == [{"layers.0.0", "layers.1.0"}]
+    assert prune_and_check(model, nets.TOKENS, groups, 0.5).get_parameter("layers.1.0.weight").shape == (8, 8)
+
+
 def test_positions_that_this_input_does_not_reach_are_kept() -> None:
     class Positions(nn.Module):
         def __init__(self) -> None:

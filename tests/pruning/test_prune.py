@@ -208,7 +208,7 @@ def _all_barriers() -> tuple[nn.Module, dict[str, Any]]:
         (lambda: (make_small_resnet(), {}), Prune(threshold=1e-9), NothingToPruneError, "remove something.*ask for more"),
         (lambda: (make_small_resnet(), {}), Prune(ratio=0.5, protect=("nose",)), RecipeError, "nose.*named_modules"),
         (lambda: (make_small_resnet(), {}), Prune(ratio=0.5, widths=Widths(round_to=0)), RecipeError, "target.*round_to=8"),
-        (lambda: (make_small_resnet(), {}), Prune(ratio=0.5, scope="depth"), RecipeError, 'depth.*scope="global"'),
+        (lambda: (make_small_resnet(), {}), Prune(latency="0.5x", scope="depth"), RecipeError, 'depth.*write macs="0.5x"'),
         (lambda: (make_small_resnet(), {}), Prune(latency="0.5x"), RecipeError, 'measure.*macs="0.5x"'),
         (lambda: (make_small_resnet(), {}), Prune(macs="1x"), NothingToPruneError, "below what the model costs"),
         (lambda: (make_small_resnet(), {}), Prune(macs="9 G"), NothingToPruneError, "below what the model costs.*ratio"),

@@ -1,0 +1,111 @@
+"""What analysing a model costs: our dependency groups against Torch-Pruning's, in CPU seconds of one thread.
+
+    python -m benchmarks.analysis [NAME ...]      about 10 minutes on one core; names: of the models, else all of them
+
+Models of the zoo with random weights and the smallest input that they take (benchmarks/zoo/models.py). Per model, the least of
+RUNS runs each: ours without the seconds of torch.export, torch.export's, and both; Torch-Pruning's graph and the listing of its
+groups. Ours includes cutting the model and comparing it with the masked original, which Torch-Pruning doesn't do.
+"""
+
+import gc
+import importlib.metadata
+import sys
+import time
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from benchmarks.record import write
+from benchmarks.zoo.models import build
+from paredown.core.target import Target
+from paredown.graph.groups import dependency_groups
+from paredown.task.batches import Inputs
+
+RUNS = 1
+TORCHVISION = (
+    "resnet18", "resnet50", "vgg16_bn", "densenet121", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny",
+    "vit_b_16", "swin_t", "inception_v3", "shufflenet_v2_x1_0", "regnet_y_400mf",
+)  # fmt: skip
+TIMM = ("deit_tiny_patch16_224", "resnest14d", "mobilevit_xxs", "densenet121", "dla46_c", "edgenext_xx_small")
+_PACKAGES = ("torch", "torchvision", "timm", "torch-pruning")
+
+
+def main(names: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    models = [("torchvision", name) for name in TORCHVISION] + [("timm", name) for name in TIMM]
+    wanted = [(source, name) for source, name in models if not names or name in names]
+    _warm_up()
+    rows = []
+    for source, name in wanted:
+        rows.append({"source": source, "model": name} | measured(source, name))
+        print(rows[-1], flush=True)
+    if not names:
+        versions = "; ".join(f"{package}={importlib.metadata.version(package)}" for package in _PACKAGES)
+        write("analysis.csv", [{**row, "versions": versions} for row in rows], Target(threads=1))
+
+
+def measured(source: str, name: str) -> dict[str, Any]:
+    """The row of one model. Where a tool fails, the error stands in place of its seconds."""
+    model, inputs = build(source, name)
+    row: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters()), "runs": RUNS}
+    try:
+        runs = [_ours(model, inputs) for _ in range(RUNS)]
+        row |= {key: min(run[key] for run in runs) for key in runs[0]}
+    except Exception as error:
+        row["error"] = f"{type(error).__name__}: {error}"[:200]
+    try:
+        runs = [_peer(*build(source, name)) for _ in range(RUNS)]
+        row |= {key: min(run[key] for run in runs) for key in runs[0]}
+    except Exception as error:
+        row["tp_error"] = f"{type(error).__name__}: {error}"[:200]
+    if "analysis_seconds" in row and "tp_seconds" in row:
+        row["analysis_ratio"] = row["analysis_seconds"] / row["tp_seconds"]
+        row["total_ratio"] = row["total_seconds"] / row["tp_seconds"]
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _ours(model: nn.Module, inputs: Inputs) -> dict[str, float]:
+    """torch.export's seconds apart from our own, as in the zoo."""
+    gc.collect()
+    exporting, export = [0.0], torch.export.export
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.process_time()
+        try:
+            return export(*args, **kwargs)
+        finally:
+            exporting[0] += time.process_time() - start
+
+    start = time.process_time()
+    with mock.patch("torch.export.export", timed):
+        groups = dependency_groups(model, inputs)
+    total = time.process_time() - start
+    return {
+        "groups": len(groups.groups), "analysis_seconds": total - exporting[0], "export_seconds": exporting[0],
+        "total_seconds": total,
+    }  # fmt: skip
+
+
+def _peer(model: nn.Module, inputs: Inputs) -> dict[str, float]:
+    import torch_pruning as tp
+
+    gc.collect()
+    last = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
+    start = time.process_time()
+    graph = tp.DependencyGraph().build_dependency(model, example_inputs=inputs)
+    found = len(list(graph.get_all_groups(ignored_layers=last)))
+    return {"tp_groups": found, "tp_seconds": time.process_time() - start}
+
+
+def _warm_up() -> None:
+    """Both tools import much at their first call."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    inputs = torch.randn(3, 3, 8, 8)
+    _ours(model, inputs)
+    _peer(model, inputs)
+
+
+if __name__ == "__main__":
+    main(tuple(sys.argv[1:]))

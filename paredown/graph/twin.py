@@ -1,0 +1,259 @@
+"""Copies of a model with random weights, in which a cut is compared with the masked original.
+
+`random_twin` draws every weight. `light_twin` is for probing: its weights are views of a few pools of random numbers, one per
+scale, so that the twin of a large model costs about as much memory as its largest layers; and `on_demand` makes the weights of a
+cut or masked layer when the layer runs, so that none of the runs needs a second copy of the weights either.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from paredown.core.errors import SurgeryError
+from paredown.graph.manifest import Manifest
+from paredown.graph.surgery import Layout, copy_with, cut, fix_attributes_, kept_values, named_tensors, restore_attributes_
+from paredown.task.batches import Inputs, apply_tensors, batch_size, call, device_of, tensors, unfused
+
+SIDE = 32  # pixels of a small twin's images
+_BATCHES, _SAMPLES = 2, 2
+_SLACK = 8192  # how many places of a pool a tensor may begin at, so that no two of one size are equal
+_PERIOD = 262_139  # a prime
+_LARGE = 1 << 18  # elements of a weight that is made only when its layer runs
+_LAZY = frozenset((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+_REMEDY = "name its module in protect, and please report the model"
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A copy of a model with random weights.
+
+    weights: those, by name; the copy may hold others for a while. source: the model that it is a copy of.
+    lazy: whether large weights are made only while their layer runs, which fails where a class reads them without running it.
+    """
+
+    model: nn.Module
+    source: nn.Module
+    weights: dict[str, Tensor]
+    batches: tuple[Any, ...]
+    dtype: torch.dtype
+    lazy: bool = False
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the copy, by name, whatever values they hold."""
+        return named_tensors(self.model)
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Of the source."""
+        return Layout.of(self.source)
+
+    @functools.cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        return dict(self.model.named_modules())
+
+
+def random_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
+    """In float64 where the model runs in it, else in float32. Raises SurgeryError where its output is never finite."""
+    copy, inputs = cut(model, Manifest()), _few(inputs, _SAMPLES)
+    trained = {name: tensor.detach().clone() for name, tensor in named_tensors(copy).items()}
+    for gentle in (False, True):  # gentle: near the trained weights, where random ones overflow
+        generator = torch.Generator().manual_seed(seed)
+        _randomize_(copy, trained, generator, gentle=gentle)
+        dtype = _widest(copy, inputs)
+        batches = tuple(_random_inputs(inputs, generator, dtype) for _ in range(_BATCHES))
+        if _are_finite(copy, batches, dtype):
+            return Twin(copy, model, {name: t.detach() for name, t in named_tensors(copy).items()}, batches, dtype)
+    raise SurgeryError("a model's output must be finite to be compared", got="NaN or infinity", remedy=_REMEDY)
+
+
+def light_twin(model: nn.Module, inputs: Inputs, seed: int, dtype: torch.dtype, *, samples: int, side: int | None) -> Twin:
+    """One batch of a few samples, images (batch, channels, *) thinned out to about `side` pixels, and lazy then.
+
+    Whether the class runs on it, in this type, and its output is finite, is not tried: `runs`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights = _pooled(named_tensors(model), device_of(model), generator, dtype)
+    held = {
+        name: nn.Parameter(t, requires_grad=False) if _is_parameter(model, name) else t.detach() for name, t in weights.items()
+    }
+    batch = _random_inputs(_smaller(_few(inputs, samples), side), generator, dtype)
+    return Twin(copy_with(model, held).eval(), model, weights, (batch,), dtype, lazy=side is not None)
+
+
+def runs(twin: Twin) -> bool:
+    """Whether a twin's class takes its size, its number of samples and its type, stays in that, and stays finite."""
+    try:
+        found = [t for batch in twin.batches for t in outputs(twin.model, batch, twin.dtype) if t.is_floating_point()]
+    except Exception:  # whatever a class raises
+        return False
+    return all(t.dtype is twin.dtype and bool(torch.isfinite(t).all()) for t in found)
+
+
+def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
+    """Every tensor that a model returns; what its forward makes by torch.zeros and the like is of type `dtype`."""
+    with torch.no_grad(), unfused(), _default_dtype(dtype):
+        return tensors(call(model, apply_tensors(batch, torch.clone)))
+
+
+@contextmanager
+def on_demand(twin: Twin, values: dict[str, Callable[[], Tensor]], sizes: dict[str, list[int]] | None = None) -> Iterator[None]:
+    """While active, parameters and buffers of the twin's model hold `values`.
+
+    In a lazy twin a large layer holds its value while it runs, and else the whole; or, where `sizes` are given, zeros that take
+    no memory.
+    """
+    handles = list[RemovableHandle]()
+    for name, make in values.items():
+        tensor, whole, (path, *others) = twin.tensors[name], twin.weights[name], twin.layout.holders[name]
+        module = twin.modules[path]
+        if not twin.lazy or whole.numel() < _LARGE or others or type(module) not in _LAZY:
+            tensor.data = make()
+            continue
+        tensor.data = rest = whole if sizes is None else whole.new_zeros(()).expand(sizes[name])
+        handles.append(module.register_forward_pre_hook(lambda *_, t=tensor, m=make: setattr(t, "data", m())))
+        handles.append(module.register_forward_hook(lambda *_, t=tensor, r=rest: setattr(t, "data", r)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name in values:
+            twin.tensors[name].data = twin.weights[name]
+
+
+@contextmanager
+def recut(twin: Twin, manifest: Manifest) -> Iterator[None]:
+    """While active, the twin's model is cut by `manifest`. What a cut leaves whole is shared with the twin."""
+    makers: dict[str, Callable[[], Tensor]] = {}
+    sizes: dict[str, list[int]] = {}
+    for name in dict.fromkeys((*manifest.kept, *manifest.scaled)):
+        kept, whole = manifest.kept.get(name, {}), twin.weights[name]
+        sizes[name] = [len(kept[d]) if d in kept else length for d, length in enumerate(whole.shape)]
+        makers[name] = functools.partial(kept_values, name, whole, manifest)
+    fix_attributes_(twin.modules, twin.layout, manifest)
+    try:
+        with on_demand(twin, makers, sizes):
+            yield
+    finally:
+        restore_attributes_(twin.modules, twin.layout, manifest)
+
+
+def _is_parameter(model: nn.Module, name: str) -> bool:
+    path, _, attribute = name.rpartition(".")
+    return attribute in model.get_submodule(path)._parameters
+
+
+def _pooled(named: dict[str, Tensor], device: torch.device, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Random tensors of the same shapes. Matrices are scaled by their fan-in, to a power of two; what isn't floating stays."""
+    kinds = {name: _kind(tensor) for name, tensor in named.items() if tensor.is_floating_point()}
+    sizes: dict[Any, int] = {}
+    for name, kind in kinds.items():
+        sizes[kind] = max(sizes.get(kind, 0), named[name].numel())
+    pools = {kind: _pool(kind, size + _SLACK, generator, dtype).to(device) for kind, size in sizes.items()}
+    result = {}
+    for name, tensor in named.items():
+        result[name] = tensor.detach()
+        if name in kinds:
+            start = int(torch.randint(_SLACK, (), generator=generator))
+            result[name] = pools[kinds[name]][start : start + tensor.numel()].view(tensor.shape)
+    return result
+
+
+def _kind(tensor: Tensor) -> int | str:
+    """Which pool a tensor comes from: of a matrix the power of two nearest to 1 / sqrt(fan-in)."""
+    if not isinstance(tensor, nn.Parameter):
+        return "buffer"
+    fan_in = tensor.numel() // max(tensor.shape[0], 1) if tensor.dim() > 1 else 0
+    return -round(math.log2(fan_in) / 2) if fan_in else "vector"
+
+
+def _pool(kind: int | str, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Random numbers; a large pool repeats itself, after so many of them that no two rows of a matrix are equal."""
+    noise = torch.randn(min(size, _PERIOD), generator=generator, dtype=dtype)
+    noise = noise.mul_(2.0**kind) if isinstance(kind, int) else _random(noise, kind == "vector")
+    return noise if size <= _PERIOD else noise.repeat(-(-size // _PERIOD))[:size]
+
+
+def _widest(model: nn.Module, inputs: Inputs) -> torch.dtype:
+    """Casts the model to float64, where it runs in it and stays in it; else to float32."""
+    model.to(torch.float64).eval()
+    try:
+        found = outputs(model, _random_inputs(inputs, torch.Generator(), torch.float64), torch.float64)
+    except Exception:  # a type is written out in forward
+        found = []
+    if found and all(t.dtype is not torch.float32 for t in found):
+        return torch.float64
+    model.to(torch.float32)
+    return torch.float32
+
+
+def _are_finite(model: nn.Module, batches: tuple[Any, ...], dtype: torch.dtype) -> bool:
+    found = [t for batch in batches for t in outputs(model, batch, dtype) if t.is_floating_point()]
+    return all(bool(torch.isfinite(t).all()) for t in found)
+
+
+def _randomize_(model: nn.Module, trained: dict[str, Tensor], generator: torch.Generator, *, gentle: bool) -> None:
+    """Floating-point tensors only: an integer buffer is an index."""
+    parameters = {id(p) for p in model.parameters()}
+    for name, tensor in named_tensors(model).items():
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+            tensor.data = _near(trained[name], noise) if gentle else _random(noise, id(tensor) in parameters)
+
+
+def _near(tensor: Tensor, noise: Tensor) -> Tensor:
+    """Within some 10 % of what it is; where that is 0, a little above."""
+    return tensor * (1 + 0.1 * noise) + 0.01 * noise.abs()
+
+
+def _random(noise: Tensor, parameter: bool) -> Tensor:
+    """Matrices scaled by their fan-in; vectors around 1/2, of both signs; buffers positive, since a variance must be."""
+    if not parameter:
+        return torch.erf(noise).mul(0.5).add(1.0)
+    if noise.dim() > 1:
+        return noise * math.sqrt(noise.shape[0] / max(noise.numel(), 1))
+    return noise.mul(0.5).add(0.5)
+
+
+def _few(inputs: Inputs, count: int) -> Inputs:
+    """The first samples of a batch, enough to compare values."""
+    samples = batch_size(inputs)
+    few: Inputs = apply_tensors(inputs, lambda t: t[:count] if t.dim() and t.shape[0] == samples else t)
+    return few
+
+
+def _smaller(inputs: Inputs, side: int | None) -> Inputs:
+    """Images and volumes (batch, channels, *) thinned out to about `side` pixels, never fewer."""
+
+    def thin(t: Tensor) -> Tensor:
+        if side is None or t.dim() < 4 or not t.is_floating_point():
+            return t
+        return t[(slice(None), slice(None), *(slice(size // max(size // side, 1)) for size in t.shape[2:]))]
+
+    smaller: Inputs = apply_tensors(inputs, thin)
+    return smaller
+
+
+def _random_inputs(inputs: Inputs, generator: torch.Generator, dtype: torch.dtype) -> Any:
+    def draw(t: Tensor) -> Tensor:
+        return torch.randn(t.shape, generator=generator, dtype=dtype).to(t.device) if t.is_floating_point() else t
+
+    return apply_tensors(inputs, draw)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
