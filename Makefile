@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 .PHONY: help demo test test-all check zoo bench clean
 .DEFAULT_GOAL := help
@@ -14,17 +15,17 @@ demo: $(READY)  ## train a small convnet on digits, compress it, write runs/demo
 	$(BIN)/paredown demo --out runs/demo
 
 test: $(READY)  ## the tests that CI runs
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(READY) ## every test, the slow ones too
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 check: $(READY) ## format, lint, types, layers, and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/core tests/task tests/graph tests/measure tests/render
+	$(PYTEST) tests/core tests/task tests/graph tests/measure tests/render
 
 zoo: $(VENV)/.bench ## prune every model of the zoo, into benchmarks/results/zoo.csv (an hour; goes on where it stopped)
 	$(BIN)/python -m benchmarks.zoo
