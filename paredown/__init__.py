@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from paredown.core.budget import Budget
     from paredown.core.effort import Effort
     from paredown.core.errors import ParedownError
+    from paredown.core.knowledge import AttentionTransfer as AttentionTransfer
+    from paredown.core.knowledge import Hint as Hint
+    from paredown.core.knowledge import Relational as Relational
+    from paredown.core.knowledge import Similarity as Similarity
     from paredown.core.measurement import Measurement as Measurement
     from paredown.core.recipe import Recipe
     from paredown.core.report import Report as Report
@@ -39,6 +43,8 @@ _HOME = {
     "Distill": "core.steps", "Prune": "core.steps", "Quantize": "core.steps", "Sparsify": "core.steps",
     "Training": "core.steps", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
     "Widths": "core.steps", "Recipe": "core.recipe",
+    "Hint": "core.knowledge", "AttentionTransfer": "core.knowledge", "Similarity": "core.knowledge",
+    "Relational": "core.knowledge",
     "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",
     "top1": "task.metric", "Task": "task.task", "load": "deploy.session", "analyze": "pipeline.analyze",
     "apply": "pipeline.apply", "load_checkpoint": "pipeline.checkpoint", "save_checkpoint": "pipeline.checkpoint",

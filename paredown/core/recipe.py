@@ -150,7 +150,7 @@ def _plain(value: Any) -> Any:
         return _changed(value)
     if callable(value):
         return _name(value)
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _portability(step: Step) -> dict[str, Any]:

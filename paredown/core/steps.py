@@ -10,6 +10,7 @@ from paredown.core.budget import Limit, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
 from paredown.core.fields import choice, count, fraction, instance, names, number, positive, within
+from paredown.core.knowledge import AttentionTransfer, Feature, Hint, Relational, Similarity, Soft
 
 Criterion = Literal[
     "taylor",
@@ -269,13 +270,20 @@ class Sparsify:
 
 @dataclass(frozen=True)
 class Distill:
-    """Training against a teacher's soft labels; without further word the teacher is the task's own model.
+    """Training against a teacher, which without further word is the task's own model.
 
-    temperature: of both softmaxes; the soft loss is scaled by its square (Hinton 2015).
-    hard_weight: weight of the task's own loss, 0 (labels never read) to 1 (plain fine-tuning, no teacher).
+        loss = (1 - hard_weight) soft + hard_weight hard + sum of weight * feature loss
+
+    temperature: of "soft_labels", "standardized", "dkd", "multi_label"; their losses are scaled by its square (Hinton 2015).
+    hard_weight: weight of the task's own loss, 0 (labels never read) to 1 (no soft loss; without features no teacher is asked).
     reconstruct: before anything else each layer of a student that was cut from the teacher is solved for the teacher's output
     by least squares, in seconds and without labels (`distillation/reconstruct.py`). Worth most where there is no time to train;
     after an epoch of training it is no better than without. recalibrate: else, batch norms take new statistics.
+    soft: what is compared of the outputs, one file each in `distillation/losses/`; "dkd" reads the labels. None: nothing is.
+    features: what is compared of hidden layers. pairs: (the student's module, the teacher's) whose features are compared; without
+    any: stage ends, by lineage where the student descends from the teacher, else as `distillation/pairing.py` proposes.
+    balance: feature losses are scaled so that on the first batch each has the gradient norm of soft and hard loss together; their
+    weights, taken relative to their defaults, then say how much more or less.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -284,11 +292,44 @@ class Distill:
     training: Training = field(default_factory=Training)
     reconstruct: bool = False
     recalibrate: bool = True
+    soft: Soft | None = "soft_labels"
+    features: tuple[Feature, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
+    balance: bool = False
 
     def __post_init__(self) -> None:
         instance("training", self.training, Training)
         positive("temperature", self.temperature)
         within("hard_weight", self.hard_weight, 0, 1)
+        if self.soft is not None:
+            choice("soft", self.soft, Soft)
+        object.__setattr__(self, "features", _features(self.features))
+        object.__setattr__(self, "pairs", _pairs(self.pairs))
+        if not self.features and (self.pairs or self.balance):
+            raise RecipeError(
+                "pairs and balance concern feature losses", got="no features", remedy="write features=(AttentionTransfer(),)"
+            )
+        if not self.features and self.soft is None and self.hard_weight == 0:
+            raise RecipeError("Distill needs a loss", got="soft=None, hard_weight=0, no features", remedy="leave soft out")
+
+
+def _features(value: object) -> tuple[Feature, ...]:
+    kinds = (Hint, AttentionTransfer, Similarity, Relational)
+    if not isinstance(value, tuple | list) or not all(isinstance(each, kinds) for each in value):
+        known = ", ".join(kind.__name__ for kind in kinds)
+        raise RecipeError(f"features must be a tuple of {known}", got=repr(value), remedy="write features=(AttentionTransfer(),)")
+    if len({type(each) for each in value}) < len(value):
+        raise RecipeError("features must name each kind once", got=repr(value), remedy="give the one its weight")
+    return tuple(value)
+
+
+def _pairs(value: object) -> tuple[tuple[str, str], ...]:
+    rule, remedy = "pairs must be a tuple of (student module, teacher module)", 'write pairs=(("layer2", "layer2"),)'
+    if not isinstance(value, tuple | list) or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in value):
+        raise RecipeError(rule, got=repr(value), remedy=remedy)
+    if not all(isinstance(name, str) and name for pair in value for name in pair):
+        raise RecipeError(rule, got=repr(value), remedy=remedy)
+    return tuple((student, teacher) for student, teacher in value)
 
 
 @dataclass(frozen=True)

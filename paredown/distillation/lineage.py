@@ -46,10 +46,11 @@ def lineage(teacher: nn.Module, student: nn.Module) -> list[Pair]:
 
     teacher: the model that the student was cut from, or one that it was cut from in its turn. A student that was never cut
     and has the teacher's class and widths (quantized, sparse) pairs with all channels.
-    Raises TaskError where the student is no descendant of the teacher.
+    Raises TaskError where the student is no descendant of the teacher: other layers, or other widths than the manifest tells.
     """
     others = dict(teacher.named_modules())
     before, after = (manifest_of(model) or Manifest() for model in (teacher, student))
+    _check_layers(teacher, student, after)
     pairs: list[Pair] = []
     for name, module in student.named_modules():
         other, place = others.get(name), _channels(module)
@@ -64,6 +65,18 @@ def lineage(teacher: nn.Module, student: nn.Module) -> list[Pair]:
     if not pairs:
         raise _stranger("no layer in common")
     return pairs
+
+
+def _check_layers(teacher: nn.Module, student: nn.Module, manifest: Manifest) -> None:
+    """Both have the same layers but for norms (which are folded) and what was dropped: a ResNet-20 isn't part of a ResNet-56."""
+    gone = tuple(f"{part.module}." for part in manifest.dropped)
+    names = [
+        {n for n, m in model.named_modules() if _channels(m) and m.get_parameter("weight").dim() > 1}
+        for model in (teacher, student)
+    ]
+    odd = sorted(name for name in names[0] ^ names[1] if not f"{name}.".startswith(gone))
+    if odd and names[1]:
+        raise _stranger(f"{odd[0]}, which only one of them has")
 
 
 def _channels(module: nn.Module) -> tuple[int, int] | None:

@@ -5,17 +5,33 @@ never come twice: after a whole pass with next to no hit nothing is remembered a
 """
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from paredown.task.batches import Inputs, apply_tensors, batch_size, call, device_of, digests, tensors
+from paredown.distillation.features import with_features
+from paredown.task.batches import Inputs, apply_tensors, batch_size, call, device_of, digests, tensors, unfused
 
 _BYTES_AT_MOST = 256 << 20
 _BYTES_PER_SAMPLE = 300  # of a dictionary's entry, beside the outputs themselves
 _LEAST_HITS = 0.01  # share of a pass's samples
+
+
+class Asked(Protocol):
+    """Who is asked during a distillation: one teacher, several, or an average of the student."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Whose hidden layers are compared."""
+
+    def __call__(self, inputs: Inputs) -> list[Tensor]:
+        """The floating-point tensors of the outputs, in order."""
+
+    def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The same, and what the named modules of `model` give."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,7 @@ class Teacher:
     """
 
     def __init__(self, model: nn.Module, *, batches_per_pass: int | None = None, bytes_at_most: int = _BYTES_AT_MOST) -> None:
-        self._model = _frozen(model)
+        self.model = frozen(model)
         self._known: dict[bytes, _Known] = {}
         self._batches_per_pass, self._room = batches_per_pass, bytes_at_most
         self._calls = self._samples = self._hits = 0
@@ -58,13 +74,15 @@ class Teacher:
         rows = [fresh.get(key) or known[key] for key in keys]
         return [torch.stack([found.outputs[i][found.row] for found in rows]) for i in range(len(rows[0].outputs))]
 
+    def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The outputs, and the first tensor that each named module gives; computed at every call, features aren't remembered."""
+        self.computed += batch_size(inputs)
+        return ask(self.model, inputs, names)
+
     @torch.no_grad()
     def _compute(self, inputs: Inputs) -> list[Tensor]:
         self.computed += batch_size(inputs)
-        device = tensors(inputs)[0].device
-        if device_of(self._model) != device:
-            self._model.to(device)
-        return [tensor for tensor in tensors(call(self._model, inputs)) if tensor.is_floating_point()]
+        return floating(call(_placed(self.model, inputs), inputs))
 
     def _learn(self, keys: list[bytes], rows: Any, inputs: Inputs) -> tuple[list[Tensor], dict[bytes, _Known]]:
         """Computes `inputs`, the samples at `rows` of the batch, and remembers them while there is room."""
@@ -96,10 +114,28 @@ def _by_row(inputs: Inputs, samples: int) -> bool:
     return all(tensor.dim() > 0 and tensor.shape[0] == samples for tensor in tensors(inputs))
 
 
-def _frozen(model: nn.Module) -> nn.Module:
+@torch.no_grad()
+def ask(model: nn.Module, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The floating-point outputs of a frozen model, and what its named modules give."""
+    with unfused():
+        output, found = with_features(_placed(model, inputs), inputs, names)
+    return floating(output), found
+
+
+def floating(output: Any) -> list[Tensor]:
+    """The floating-point tensors in a nest, in order."""
+    return [tensor for tensor in tensors(output) if tensor.is_floating_point()]
+
+
+def frozen(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, without gradients, 4-dimensional weights channels last."""
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     for parameter in teacher.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return teacher
+
+
+def _placed(model: nn.Module, inputs: Inputs) -> nn.Module:
+    device = tensors(inputs)[0].device
+    return model if device_of(model) == device else model.to(device)

@@ -6,6 +6,8 @@ from torch import nn
 
 from paredown.core.artifact import Artifact
 from paredown.core.errors import OrderError, RecipeError
+from paredown.core.fields import choice
+from paredown.core.knowledge import Combine
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill, Prune, Quantize, Sparsify
 from paredown.core.target import Target
@@ -13,6 +15,7 @@ from paredown.deploy.capabilities import has_vnni
 from paredown.deploy.onnx import export_onnx
 from paredown.deploy.parity import check_parity
 from paredown.distillation.recover import distill_model
+from paredown.distillation.teachers import Given
 from paredown.pipeline.evaluate import precision_of
 from paredown.pipeline.schedule import prune_by_schedule
 from paredown.pruning.sparse import sparsify_model
@@ -44,13 +47,26 @@ def prune(
 
 
 def distill(
-    task: Task, config: Distill, *, model: nn.Module | None = None, seed: int = 0, progress: Progress = silent
+    task: Task,
+    config: Distill,
+    *,
+    model: nn.Module | None = None,
+    teacher: Given = None,
+    combine: Combine = "mean",
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> nn.Module:
-    """The model trained against the soft labels of `task.model`; first its layers are solved, or batch norms recalibrated.
+    """The model trained against a teacher; first its layers are solved, or batch norms recalibrated.
 
-    Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case).
+    teacher: None for `task.model`; a module of any class and widths that gives the same outputs; a sequence of some, whose
+    outputs are combined ("mean", or "confidence": the surer a teacher is of a sample, the more it counts there); or "ema",
+    the student's own moving average. Targets are never read where `config.hard_weight` is 0 (and `config.soft` isn't "dkd").
+    Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case); TaskError, RecipeError where
+    teacher and student don't fit each other.
     """
-    return distill_model(task.model if model is None else model, task, config, seed=seed, progress=progress)
+    choice("combine", combine, Combine)
+    source = task.model if model is None else model
+    return distill_model(source, task, config, teacher=teacher, combine=combine, seed=seed, progress=progress)
 
 
 def sparsify(task: Task, config: Sparsify, *, model: nn.Module | None = None, progress: Progress = silent) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import nn
 import paredown
 from paredown import Distill, Prune, Quantize, Recipe, Task, Training
 from paredown.core.effort import Effort
+from paredown.core.knowledge import AttentionTransfer, Hint
 from paredown.core.recipe import step_name
 from paredown.core.steps import Step
 
@@ -17,6 +18,7 @@ STEPS: list[Step] = [
     Prune(macs="0.6x", importance="magnitude", scope="uniform"),
     Prune(ratio=0.4, scope="depth"),
     Distill(training=Training(effort=Effort(2, "steps"))),
+    Distill(training=Training(effort=Effort(2, "steps")), features=(Hint(), AttentionTransfer()), balance=True),
     Quantize(samples=128),
 ]
 each_step = pytest.mark.parametrize("step", STEPS, ids=step_name)

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
+from paredown.core.knowledge import AttentionTransfer, Hint, Relational, Similarity
 from paredown.core.recipe import Recipe
 from paredown.core.steps import ChannelAttention, Distill, Prune, Quantize, Schedule, Slimming, Sparsify, Step, Training, Widths
 
@@ -50,8 +51,32 @@ sparsities = st.builds(
     st.sampled_from(["global", "uniform"]),
     st.integers(1, 10**6),
 )
+features = st.lists(
+    st.one_of(
+        st.builds(Hint, weight=amounts),
+        st.builds(AttentionTransfer, weight=amounts),
+        st.builds(Similarity, weight=amounts),
+        st.builds(Relational, weight=amounts, angle=fractions),
+    ),
+    min_size=1,
+    unique_by=type,
+).map(tuple)
+modules = st.text(min_size=1, max_size=12)
+comparisons = st.fixed_dictionaries(
+    {"features": features, "pairs": st.lists(st.tuples(modules, modules), max_size=3).map(tuple), "balance": st.booleans()}
+)
+softs = st.none() | st.sampled_from(["soft_labels", "logit_mse", "standardized", "dkd", "multi_label", "regression"])
 distills = st.builds(
-    Distill, temperature=amounts, hard_weight=fractions, training=trainings, reconstruct=st.booleans(), recalibrate=st.booleans()
+    lambda temperature, hard_weight, training, reconstruct, recalibrate, soft, compared: Distill(
+        temperature, hard_weight, training, reconstruct, recalibrate, soft, **compared
+    ),
+    amounts,
+    fractions,
+    trainings,
+    st.booleans(),
+    st.booleans(),
+    softs,
+    st.just({}) | comparisons,
 )
 quantizes = st.builds(
     Quantize,

@@ -1,11 +1,13 @@
 """A recipe is data: it says what is wanted, and comes back from text equal."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
 from paredown.core.errors import RecipeError
+from paredown.core.knowledge import AttentionTransfer, Hint
 from paredown.core.recipe import Recipe
 from paredown.core.steps import ChannelAttention, Distill, Prune, Quantize, Schedule, Slimming, Training
 from tests.core.strategies import recipes
@@ -97,3 +99,27 @@ def test_a_learned_importance_is_told_apart_by_its_kind() -> None:
 def test_a_cubic_schedule_takes_most_at_first() -> None:
     assert Schedule(steps=4).fractions() == (0.25, 0.5, 0.75, 1.0)
     assert Schedule(steps=2, curve="cubic").fractions() == (0.875, 1.0)
+
+
+def test_feature_losses_are_written_by_kind_and_weight() -> None:
+    step = Distill(features=(AttentionTransfer(weight=5.0), Hint()), pairs=(("a", "b.0"),), balance=True)
+    data = Recipe((step,)).to_dict()
+    assert data["steps"][0]["features"] == [{"kind": "attention_transfer", "weight": 5.0}, {"kind": "hint"}]
+    assert Recipe.from_dict(data) == Recipe((step,))
+
+
+@pytest.mark.parametrize(
+    ("fields", "remedy"),
+    [
+        ({"features": ("hint",)}, "AttentionTransfer"),
+        ({"features": (Hint(), Hint(2.0))}, "give the one its weight"),
+        ({"pairs": (("a", "b"),)}, "features="),
+        ({"balance": True}, "features="),
+        ({"features": (Hint(),), "pairs": ("ab",)}, "layer2"),
+        ({"soft": None, "hard_weight": 0}, "leave soft out"),
+        ({"soft": "hard"}, "soft_labels"),
+    ],
+)
+def test_losses_that_make_no_sense_are_refused_with_a_remedy(fields: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(RecipeError, match=remedy):
+        Distill(**fields)

@@ -1,0 +1,134 @@
+"""Hidden layers of student and teacher, pair by pair: which are compared, through which adapter, and the losses of them.
+
+Without pairs of the user's own: stage ends (see `pairing.py`), by lineage where the student descends from the teacher, where
+kept channels are known and hints need no adapter; else as proposed from a batch, where hints go through a learned 1x1 adapter.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paredown.core.errors import TaskError
+from paredown.core.knowledge import AttentionTransfer, Feature, Hint, Relational, Similarity
+from paredown.core.steps import Distill
+from paredown.distillation.features import with_features
+from paredown.distillation.lineage import Pair, lineage
+from paredown.distillation.losses.attention_transfer import attention_transfer_loss
+from paredown.distillation.losses.hint import adapter, hint_loss
+from paredown.distillation.losses.relational import angle_loss, distance_loss
+from paredown.distillation.losses.similarity import similarity_loss
+from paredown.distillation.pairing import lineage_ends, propose
+from paredown.distillation.teacher import Asked
+from paredown.task.batches import Inputs, evaluating, unfused
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """A pair, and the map of the student's channels to the teacher's where a hint needs one."""
+
+    pair: Pair
+    adapter: nn.Module | None = None
+
+
+def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs) -> list[Compared]:
+    """What the config's features compare; nothing where it names none. Neither model is touched.
+
+    inputs: a batch. Raises RecipeError for pairs that name no module, TaskError where nothing can be paired.
+    """
+    if not config.features:
+        return []
+    with unfused():
+        pairs = _named(config.pairs, teacher.model, student) or proposal(teacher.model, student, inputs)
+    with evaluating(student), torch.no_grad(), unfused():
+        _, ours = with_features(student, inputs, [pair.student for pair in pairs])
+    _, theirs = teacher.features(inputs, [pair.teacher for pair in pairs])
+    learns = any(isinstance(feature, Hint) for feature in config.features)
+    return [_compared(pair, ours[pair.student], theirs[pair.teacher], learns) for pair in pairs]
+
+
+def _compared(pair: Pair, student: Tensor, teacher: Tensor, learns: bool) -> Compared:
+    """learns: a hint is among the losses, so that channels that don't correspond need an adapter."""
+    if pair.exact:
+        return Compared(pair)
+    placed = Pair(pair.student, pair.teacher, None, _axis(student), exact=False)
+    return Compared(placed, adapter(student, teacher, axis=placed.axis) if learns else None)
+
+
+def proposal(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, count: int = 4) -> list[Pair]:
+    """At most `count` pairs of stage ends: by lineage, and where there is none as `pairing.py` proposes."""
+    try:
+        pairs = lineage_ends(teacher, student, inputs, count=count)
+    except TaskError:
+        pairs = []
+    return pairs or propose(teacher, student, inputs, count=count)
+
+
+@contextmanager
+def attached(student: nn.Module, compared: Sequence[Compared]) -> Iterator[None]:
+    """The adapters' weights stand among the student's parameters, so that they are trained with it; gone afterwards."""
+    weights = [p for each in compared if each.adapter is not None for p in each.adapter.parameters()]
+    names = [f"_paredown_adapter_{i}" for i in range(len(weights))]
+    for name, weight in zip(names, weights, strict=True):
+        student.register_parameter(name, weight)
+    try:
+        yield
+    finally:
+        for name in names:
+            del student._parameters[name]
+
+
+def feature_loss(
+    feature: Feature, compared: Sequence[Compared], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> Tensor:
+    """The mean over the pairs. ours, theirs: features by module name. Raises TaskError where they don't fit the loss."""
+    return torch.stack([_loss(feature, c, ours[c.pair.student], theirs[c.pair.teacher]) for c in compared]).mean()
+
+
+def _loss(feature: Feature, compared: Compared, student: Tensor, teacher: Tensor) -> Tensor:
+    axis = compared.pair.axis
+    match feature:
+        case Hint():
+            adapted = student if compared.adapter is None else compared.adapter(student)
+            return hint_loss(adapted, compared.pair.like(teacher), axis=axis)
+        case AttentionTransfer():
+            if min(student.dim(), teacher.dim()) < 3:
+                raise TaskError(
+                    "attention transfer needs features with positions, (batch, channels, *space)",
+                    got=f"{tuple(student.shape)} of {compared.pair.student}",
+                    remedy="name other modules in pairs=, or use Similarity or Relational",
+                )
+            return attention_transfer_loss(student.movedim(axis, 1), teacher.movedim(axis, 1))
+        case Similarity():
+            return similarity_loss(student, teacher)
+        case Relational():
+            s, t = (_pooled(x, axis) for x in (student, teacher))
+            distances = distance_loss(s, t)
+            return distances + feature.angle * angle_loss(s, t) if feature.angle > 0 else distances
+
+
+def _pooled(features: Tensor, axis: int) -> Tensor:
+    """(batch, channels): the mean over the positions."""
+    return features.movedim(axis, 1).flatten(2).mean(2) if features.dim() > 2 else features
+
+
+def _named(pairs: Sequence[tuple[str, str]], teacher: nn.Module, student: nn.Module) -> list[Pair]:
+    """The user's pairs, with kept channels where lineage knows them."""
+    if not pairs:
+        return []
+    try:
+        known = {pair.student: pair for pair in lineage(teacher, student)}
+    except TaskError:
+        known = {}
+    exact = [known.get(ours) for ours, _ in pairs]
+    return [
+        pair if pair is not None and pair.teacher == theirs else Pair(ours, theirs, None, 1, exact=False)
+        for pair, (ours, theirs) in zip(exact, pairs, strict=True)
+    ]
+
+
+def _axis(features: Tensor) -> int:
+    """Where the channels lie: on dimension 1, but on the last of three, (batch, sequence, channels)."""
+    return -1 if features.dim() == 3 else 1

@@ -1,0 +1,214 @@
+"""Every kind of knowledge through the step itself: losses of outputs and hidden layers, weights, pairs, adapters, teachers."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import paredown
+from paredown import Distill, Prune, Task, Training
+from paredown.core.effort import Effort
+from paredown.core.errors import RecipeError, TaskError
+from paredown.core.knowledge import AttentionTransfer, Feature, Hint, Relational, Similarity
+from paredown.core.steps import Soft
+from paredown.distillation.compared import attached, compare, feature_loss
+from paredown.distillation.features import with_features
+from paredown.distillation.objective import Objective, balanced, soft_loss
+from paredown.distillation.teacher import Teacher
+from paredown.train.batchnorm import recalibrate_
+from tests.conftest import SmallResNet, make_small_resnet
+
+X = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(32) % 10
+ALL: tuple[Feature, ...] = (Hint(), AttentionTransfer(), Similarity(), Relational())
+LONGER = Training(effort=Effort(25, "steps"), learning_rate=0.05)
+each_feature = pytest.mark.parametrize("feature", ALL, ids=lambda feature: feature.kind)
+
+
+class Plain(nn.Module):
+    """Another class than SmallResNet, of other widths, whose modules stand in one nn.Sequential."""
+
+    def __init__(self, width: int = 6) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU())
+        self.head = nn.Linear(2 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(x)).mean((2, 3)))
+
+
+def unlabelled(teacher: nn.Module) -> Task:
+    return Task(teacher, (X[:2],), [(x, None) for x in X.split(16)], [(X, Y)])
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def gap(feature: Feature, student: nn.Module, teacher: nn.Module, pairs: tuple[tuple[str, str], ...]) -> float:
+    """The feature loss without any adapter that was learned; hints start from the identity."""
+    asked = Teacher(teacher)
+    compared = compare(Distill(features=(feature,), pairs=pairs), asked, student, X)
+    with torch.no_grad():
+        _, ours = with_features(student.eval(), X, [each.pair.student for each in compared])
+        _, theirs = asked.features(X, [each.pair.teacher for each in compared])
+        return float(feature_loss(feature, compared, ours, theirs))
+
+
+@pytest.mark.parametrize("feature", ALL[1:], ids=lambda feature: feature.kind)
+def test_each_feature_loss_alone_brings_hidden_layers_nearer_without_labels(feature: Feature) -> None:
+    torch.manual_seed(0)
+    teacher, student = make_small_resnet(8), Plain().eval()
+    config = Distill(hard_weight=0, soft=None, features=(feature,), pairs=(("two", "block2"),), training=LONGER)
+    before = gap(feature, student, teacher, config.pairs)
+    found = paredown.distill(unlabelled(teacher), config, model=student)
+    after = gap(feature, found, teacher, config.pairs)
+    assert after < 0.9 * before
+
+
+def unexplained(student: nn.Module, teacher: nn.Module) -> float:
+    """What the best linear map of the student's channels leaves of the teacher's features, as a share of their size."""
+    with torch.no_grad():
+        features = [
+            with_features(model.eval(), X, ["two"])[1]["two"].movedim(1, -1).flatten(0, -2) for model in (student, teacher)
+        ]
+        s, t = (x - x.mean(0) for x in features)
+        return float((t - s @ torch.linalg.lstsq(s, t).solution).square().sum() / t.square().sum())
+
+
+def test_a_hint_through_an_adapter_makes_features_alike_up_to_a_linear_map() -> None:
+    torch.manual_seed(0)
+    teacher, student = Plain(4), Plain(6).eval()
+    recalibrate_(teacher, [(X, None)])
+    training = Training(effort=Effort(60, "steps"), learning_rate=0.1)
+    config = Distill(hard_weight=0, soft=None, features=(Hint(),), pairs=(("two", "two"),), training=training)
+    found = paredown.distill(unlabelled(teacher), config, model=student)
+    assert unexplained(found, teacher) < 0.6 * unexplained(student, teacher)
+
+
+@each_feature
+def test_a_cut_student_learns_from_its_original(feature: Feature, pattern_task: Task) -> None:
+    cut = paredown.prune(pattern_task, Prune(ratio=0.6, scope="uniform", widths=paredown.Widths(round_to=4)))
+    config = Distill(hard_weight=0, soft=None, features=(feature,), training=LONGER)
+    before, after = (gap(feature, m, pattern_task.model, ()) for m in (cut, paredown.distill(pattern_task, config, model=cut)))
+    assert after < 0.8 * before
+
+
+def test_a_cut_student_needs_no_adapter_and_an_independent_one_has_it_thrown_away() -> None:
+    torch.manual_seed(0)
+    teacher, student = make_small_resnet(8), Plain()
+    config = Distill(features=(Hint(),), training=Training(effort=Effort(2, "steps")))
+    assert all(each.adapter is None for each in compare(config, Teacher(teacher), copy.deepcopy(teacher), X))
+    compared = compare(config, Teacher(teacher), student, X)
+    assert all(each.adapter is not None for each in compared)
+    with attached(student, compared):
+        assert "_paredown_adapter_0" in dict(student.named_parameters())
+        assert student(X).shape == (32, 10)
+    names = list(student.state_dict())
+    found = paredown.distill(unlabelled(teacher), dataclasses.replace(config, hard_weight=0), model=student)
+    assert list(found.state_dict()) == names == list(student.state_dict())
+    assert hooks(found) == hooks(student) == hooks(teacher) == 0
+
+
+def test_the_adapter_is_trained_with_the_student() -> None:
+    torch.manual_seed(0)
+    teacher, student = make_small_resnet(8), Plain()
+    config = Distill(hard_weight=0, soft=None, features=(Hint(),), pairs=(("two", "block2"),))
+    compared = compare(config, Teacher(teacher), student, X)
+    objective = Objective(unlabelled(teacher), config, Teacher(teacher), compared)
+    objective(student, (X, None)).backward()
+    adapter = compared[0].adapter
+    assert adapter is not None and all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in adapter.parameters())
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
+    torch.manual_seed(0)
+    teacher, student = make_small_resnet(8), make_small_resnet(8, seed=1)
+    task = Task(teacher, (X[:2],), [(X, Y)], [(X, Y)])
+    asked, pairs = Teacher(teacher), (("block1", "block1"), ("block2", "block2"))
+    config = Distill(hard_weight=0.3, features=(AttentionTransfer(weight=7.0), Similarity(weight=11.0)), pairs=pairs)
+    compared = compare(config, asked, student, X)
+    _, ours = with_features(student, X, ["block1", "block2"])
+    _, theirs = asked.features(X, ["block1", "block2"])
+    expected = 0.7 * soft_loss("soft_labels", student(X), asked(X), None, 4.0) + 0.3 * F.cross_entropy(student(X), Y)
+    expected = expected + 7 * feature_loss(AttentionTransfer(), compared, ours, theirs)
+    expected = expected + 11 * feature_loss(Similarity(), compared, ours, theirs)
+    found = Objective(task, config, asked, compared)(student, (X, Y))
+    assert torch.allclose(found, expected, rtol=1e-5)
+
+
+def test_balance_makes_gradients_equally_long_times_relative_weights() -> None:
+    w = torch.tensor([3.0, 4.0], requires_grad=True)
+    base, steep, flat, still = (w * w).sum(), 100 * w.sum(), 0.01 * w[0], w.detach().sum()
+    scales = balanced(base, [steep, flat, still], [9.0, 9.0, 9.0], [1.0, 2.0, 1.0], [w])
+    assert scales[0] * 100 * 2**0.5 == pytest.approx(10) and scales[1] * 0.01 == pytest.approx(20)
+    assert scales[2] == 9.0
+    assert balanced(None, [steep, flat], [9.0, 9.0], [1.0, 1.0], [w]) == pytest.approx([1.0, 100 * 2**0.5 / 0.01])
+
+
+def test_balance_is_measured_once_on_the_first_batch() -> None:
+    torch.manual_seed(0)
+    teacher, student = make_small_resnet(8), make_small_resnet(8, seed=1)
+    config = Distill(hard_weight=0, features=(AttentionTransfer(), Similarity()), balance=True)
+    objective = Objective(unlabelled(teacher), config, Teacher(teacher), compare(config, Teacher(teacher), student, X))
+    objective(student, (X, None))
+    first = objective.scales
+    objective(student, (2 * X, None))
+    assert first is not None and objective.scales is first and all(scale > 0 for scale in first)
+
+
+@pytest.mark.parametrize("soft", ["soft_labels", "logit_mse", "standardized", "multi_label", "regression", "dkd"])
+def test_each_loss_of_outputs_brings_the_student_nearer(soft: Soft) -> None:
+    torch.manual_seed(0)
+    teacher, student = make_small_resnet(8), Plain().eval()
+    config = Distill(hard_weight=0, soft=soft, training=LONGER)
+    task = Task(teacher, (X[:2],), [(X, Y if soft == "dkd" else None)], [(X, Y)])
+    found = paredown.distill(task, config, model=student)
+    with torch.no_grad():
+        before, after = (float(soft_loss(soft, model(X), [teacher(X)], Y, 4.0)) for model in (student, found))
+    assert after < before
+
+
+def test_dkd_without_labels_is_an_error_with_its_remedy(small_resnet: SmallResNet) -> None:
+    with pytest.raises(TaskError, match='soft="soft_labels"'):
+        paredown.distill(unlabelled(small_resnet), Distill(hard_weight=0, soft="dkd"))
+
+
+def test_features_are_asked_of_the_teacher_also_where_its_outputs_are_not() -> None:
+    torch.manual_seed(0)
+    teacher, student = make_small_resnet(8), Plain()
+    task = Task(teacher, (X[:2],), [(X, Y)], [(X, Y)])
+    plain, with_attention = (
+        paredown.distill(task, Distill(hard_weight=1, features=f, training=LONGER), model=student)
+        for f in ((), (AttentionTransfer(),))
+    )
+    assert not torch.equal(plain(X), with_attention(X))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error", "match"),
+    [
+        ((("nowhere", "block1"),), RecipeError, "nowhere"),
+        ((("two", "nowhere"),), RecipeError, "nowhere"),
+        ((("head", "head"),), TaskError, "features with positions"),
+    ],
+)
+def test_pairs_that_cannot_be_compared_are_errors(pairs: Any, error: type[Exception], match: str) -> None:
+    teacher, student = make_small_resnet(8), Plain()
+    with pytest.raises(error, match=match):
+        paredown.distill(unlabelled(teacher), Distill(hard_weight=0, features=(AttentionTransfer(),), pairs=pairs), model=student)
+    assert hooks(teacher) == hooks(student) == 0
+    assert not any("adapter" in name for name, _ in student.named_parameters())
+
+
+def test_a_model_of_the_same_widths_but_other_depth_is_no_ancestor() -> None:
+    """Names and widths of a ResNet-20 all occur in a ResNet-56; its stages still end elsewhere."""
+    deep, shallow = (nn.Sequential(*(nn.Linear(4, 4) for _ in range(n))) for n in (6, 2))
+    compared = compare(Distill(features=(Similarity(),)), Teacher(deep), shallow, torch.randn(8, 4))
+    assert compared and not any(each.pair.exact for each in compared)
+    assert compared[-1].pair.teacher != "1"
