@@ -1,7 +1,8 @@
 """From a budget to recipes: the planner proposes one, is told what its file measured, and proposes the next.
 
 It never sees a model, only ratios to the baseline. The mildest means comes first: int8 alone, which needs no training.
-Where that misses the latency or the size, channels are pruned before it, as many as the measurements say.
+Where that misses the latency or the size, channels are pruned before it, as many as the measurements say. Where only the drop is
+too large, the same is tried with a short distillation after int8.
 
 Cost against the kept fraction k of the MACs is taken as a line through (1, int8 alone) and the last measured point; before
 there is one, size = k * size(1) and latency = (0.35 + 0.65 k) * latency(1), since a part of a latency isn't arithmetic.
@@ -41,22 +42,26 @@ class Planner:
 
     limits: dict[Axis, float]
     effort: Effort
-    rounds: int = 4
+    rounds: int = 5
     quantizes: bool = True
     told: list[tuple[float, Outcome]] = field(default_factory=list)  # (kept fraction asked, outcome)
     _asked: float = 1.0
+    _recovers: bool = False  # whether int8 is followed by a distillation
+    _failed: set[float] = field(default_factory=set)  # fractions whose drop was too large, recovered like that
 
     def ask(self) -> Recipe | None:
         """The next recipe, or None where the budget is met or nothing better is left to try."""
         if not self.told:
-            return self._propose(1.0, recover=False)
+            return self._propose(1.0)
         kept, last = self.told[-1]
         if self._met(last) or len(self.told) >= self.rounds:
             return None
-        if kept == 1.0 and not last.drop_met and self._costs_met(last):
-            return self._propose(1.0, recover=True)
+        if last.possible and last.complete and not last.drop_met and self.quantizes and not self._recovers:
+            self._recovers, self._failed = True, {k for k, o in self.told if not (o.possible and o.complete)}
+            if self._costs_met(last):
+                return self._propose(kept)
         following = self._next_kept()
-        return None if following is None else self._propose(following, recover=not self.told[0][1].drop_met)
+        return None if following is None else self._propose(following)
 
     def tell(self, outcome: Outcome) -> None:
         """What the last proposal came to. Of a part of one, the whole is taken to cost what int8 alone leaves of that part."""
@@ -64,19 +69,21 @@ class Planner:
             whole = self.told[0][1].ratios
             outcome = replace(outcome, ratios={axis: ratio * whole[axis] for axis, ratio in outcome.ratios.items()})
         self.told.append((self._asked, outcome))
+        if not outcome.possible or (not outcome.drop_met and self._asked < 1):
+            self._failed.add(self._asked)
 
     def tell_unquantizable(self) -> None:
         """The model has nothing that runs in int8: what is left is pruning."""
         self.quantizes = False
         self.tell(Outcome(dict.fromkeys(self.limits, 1.0), drop_met=True))
 
-    def _propose(self, kept: float, *, recover: bool) -> Recipe:
+    def _propose(self, kept: float) -> Recipe:
         self._asked = kept
-        return _recipe(kept, self.effort, quantize=self.quantizes, recover=recover)
+        return _recipe(kept, self.effort, quantize=self.quantizes, recover=self._recovers)
 
     def _next_kept(self) -> float | None:
         """The kept fraction to try: what the costs ask for, inside the bracket that the drops leave; None: it is empty."""
-        too_small = max((k for k, o in self.told if not o.possible or (not o.drop_met and k < 1)), default=_LEAST_KEPT)
+        too_small = max(self._failed, default=_LEAST_KEPT)
         too_large = min((k for k, o in self.told if o.possible and not self._costs_met(o)), default=1.0)
         wanted = min(self._kept_for(axis) for axis in self.limits)
         if wanted >= too_large:

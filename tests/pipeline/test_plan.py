@@ -53,9 +53,22 @@ def test_a_latency_that_pruning_can_reach_is_reached_in_four_rounds(whole: float
     assert outcome.ratios["latency"] <= limit
 
 
-def test_too_large_a_drop_makes_the_next_proposal_milder() -> None:
-    asked, _ = play({"size": 0.15}, lambda kept: (0.5, 0.2 * kept, kept > 0.73))
-    assert asked[2] > asked[1]
+def test_too_large_a_drop_is_recovered_after_int8_and_then_makes_the_next_proposal_milder() -> None:
+    asked, outcome = play({"size": 0.15}, lambda kept: (0.5, 0.2 * kept, kept > 0.73))
+    assert asked[2] == asked[1] < asked[3]
+    assert outcome.drop_met
+
+
+def test_drop_and_cost_both_missed_ask_for_a_deeper_cut_with_recovery_after_int8() -> None:
+    planner = Planner({"latency": 0.6}, EFFORT)
+    planner.ask()
+    planner.tell(Outcome({"latency": 0.687}, drop_met=True))
+    second = planner.ask()
+    planner.tell(Outcome({"latency": 0.62}, drop_met=False))
+    third = planner.ask()
+    assert second is not None and third is not None
+    assert kept_fraction(third) < kept_fraction(second)
+    assert [type(step) for step in third.steps] == [Prune, Distill, Quantize, Distill]
 
 
 def test_the_planner_never_asks_more_than_its_rounds() -> None:
