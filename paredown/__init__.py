@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from paredown.core.steps import Widths as Widths
     from paredown.core.target import Target
     from paredown.deploy.session import load
+    from paredown.distillation.compared import propose_pairs as propose_pairs
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
@@ -44,7 +45,7 @@ _HOME = {
     "Training": "core.steps", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
     "Widths": "core.steps", "Recipe": "core.recipe",
     "Hint": "core.knowledge", "AttentionTransfer": "core.knowledge", "Similarity": "core.knowledge",
-    "Relational": "core.knowledge",
+    "Relational": "core.knowledge", "propose_pairs": "distillation.compared",
     "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",
     "top1": "task.metric", "Task": "task.task", "load": "deploy.session", "analyze": "pipeline.analyze",
     "apply": "pipeline.apply", "load_checkpoint": "pipeline.checkpoint", "save_checkpoint": "pipeline.checkpoint",

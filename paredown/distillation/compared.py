@@ -41,7 +41,7 @@ def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs)
     if not config.features:
         return []
     with unfused():
-        pairs = _named(config.pairs, teacher.model, student) or proposal(teacher.model, student, inputs)
+        pairs = _named(config.pairs, teacher.model, student) or propose_pairs(teacher.model, student, inputs)
     with evaluating(student), torch.no_grad(), unfused():
         _, ours = with_features(student, inputs, [pair.student for pair in pairs])
     _, theirs = teacher.features(inputs, [pair.teacher for pair in pairs])
@@ -57,8 +57,12 @@ def _compared(pair: Pair, student: Tensor, teacher: Tensor, learns: bool) -> Com
     return Compared(placed, adapter(student, teacher, axis=placed.axis) if learns else None)
 
 
-def proposal(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, count: int = 4) -> list[Pair]:
-    """At most `count` pairs of stage ends: by lineage, and where there is none as `pairing.py` proposes."""
+def propose_pairs(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, count: int = 4) -> list[Pair]:
+    """At most `count` pairs of layers at stage ends: by lineage, and where there is none as `pairing.py` proposes.
+
+    inputs: a batch; for models of several inputs a tuple or a dict. Each pair has `student` and `teacher`, names of modules, as
+    `Distill(pairs=...)` takes them. Raises TaskError where nothing can be paired.
+    """
     try:
         pairs = lineage_ends(teacher, student, inputs, count=count)
     except TaskError:

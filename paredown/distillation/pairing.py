@@ -1,8 +1,9 @@
 """Pairs of layers for a student that was not cut from its teacher: proposed, to be looked at, and overridden where wrong.
 
-Both models run once on a batch. Layers to be matched are the student's stage ends: the last modules at each resolution, and
-evenly spaced ones where the resolution stays. Each gets a teacher's module of the same resolution where there is one; among
-those the order is kept, and the sum of
+Both models run once on a batch. Where both go through the same two or more resolutions, the largest module at each is matched
+with the largest of the other: `layer2` with `layer2`. Else the student's stage ends are matched, the last modules at each
+resolution and evenly spaced ones where the resolution stays. Each gets a teacher's module of the same resolution where there
+is one; among those the order is kept, and the sum of
 
     cka(student, teacher) - |depth of the student's module - depth of the teacher's|,   depths from 0 to 1
 
@@ -10,6 +11,8 @@ is the largest that there is.
 """
 
 import dataclasses
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +53,11 @@ def propose(
     and nothing else is proposed for the student's modules among them.
     Raises RecipeError where an override names no module, TaskError where nothing can be paired.
     """
-    ours, theirs = see(student, inputs), see(teacher, inputs)
     fixed = dict(overrides or {})
+    stages = same_resolutions(*(see(model, inputs, grams=False) for model in (student, teacher)))
+    if stages and not fixed:
+        return [Pair(s.name, t.name, None, s.axis, exact=False) for s, t in stages[-count:]]
+    ours, theirs = see(student, inputs), see(teacher, inputs)
     _check_overrides(fixed, ours, theirs)
     free = [seen for seen in stage_ends(ours, count) if seen.name not in fixed][: max(0, count - len(fixed))]
     chosen = [(seen, theirs[i]) for seen, i in zip(free, align(free, theirs), strict=True)]
@@ -70,12 +76,15 @@ def propose(
 def lineage_ends(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, count: int = 4) -> list[Pair]:
     """Of the pairs that `lineage` gives those at stage ends: as much as hidden losses need, at a fraction of the cost."""
     pairs = {pair.student: pair for pair in lineage(teacher, student)}
-    ends = stage_ends([seen for seen in see(student, inputs) if seen.name in pairs], count)
+    ends = stage_ends([seen for seen in see(student, inputs, grams=False) if seen.name in pairs], count)
     return [pairs[seen.name] for seen in ends]
 
 
-def see(model: nn.Module, inputs: Inputs) -> list[Seen]:
-    """Every module below the model, in the order in which they finish, that gives features (batch, ...)."""
+def see(model: nn.Module, inputs: Inputs, *, grams: bool = True) -> list[Seen]:
+    """Every module below the model, in the order in which they finish, that gives features (batch, ...).
+
+    grams: without them, which take the time, nothing can be aligned.
+    """
     samples = batch_size(inputs)
     found: dict[str, Seen] = {}
 
@@ -84,7 +93,7 @@ def see(model: nn.Module, inputs: Inputs) -> list[Seen]:
         if first is not None and first.is_floating_point() and first.dim() > 1 and first.shape[0] == samples:
             axis = 1 if first.dim() in (2, 4, 5) else -1
             space = tuple(first.shape[2:]) if axis == 1 else tuple(first.shape[1:-1])
-            found[name] = Seen(name, len(found), space, first.shape[axis], axis, centred_gram(first))
+            found[name] = Seen(name, len(found), space, first.shape[axis], axis, centred_gram(first if grams else first[:0]))
 
     names = [name for name, _ in model.named_modules() if name]
     with evaluating(model), torch.no_grad(), observed(model, names, add):
@@ -106,6 +115,30 @@ def stage_ends(seen: Sequence[Seen], count: int) -> list[Seen]:
         if len(ends) < wanted and i not in ends:
             ends.append(i)
     return [seen[i] for i in sorted(ends)]
+
+
+def same_resolutions(ours: Sequence[Seen], theirs: Sequence[Seen]) -> list[tuple[Seen, Seen]]:
+    """The largest modules of both at each resolution of more than one position; none where these differ or are fewer than two.
+
+    Of modules at one resolution the largest count: `layer2`, and not the first
+    convolution of `layer3`, which runs before the stride.
+    """
+    found = [_largest(seen) for seen in (ours, theirs)]
+    if len(found[0]) < 2 or list(found[0]) != list(found[1]):
+        return []
+    return [(found[0][space], found[1][space]) for space in found[0]]
+
+
+def _largest(seen: Sequence[Seen]) -> dict[tuple[int, ...], Seen]:
+    """By resolution, in the order in which these come, the module with the most modules inside; of equals the last."""
+    inside = Counter(name[:i] for name in (each.name for each in seen) for i, letter in enumerate(name) if letter == ".")
+    found: dict[tuple[int, ...], Seen] = {}
+    for each in seen:
+        if math.prod(each.space) > 1:
+            before = found.get(each.space)
+            if before is None or inside[each.name] >= inside[before.name]:
+                found[each.space] = each
+    return found
 
 
 def align(ours: Sequence[Seen], theirs: Sequence[Seen]) -> list[int]:

@@ -8,7 +8,7 @@ import paredown
 from paredown import Prune, Task
 from paredown.core.errors import RecipeError, TaskError
 from paredown.distillation.cka import alignment, centred_gram
-from paredown.distillation.pairing import Seen, align, lineage_ends, propose, see, stage_ends
+from paredown.distillation.pairing import Seen, align, lineage_ends, propose, same_resolutions, see, stage_ends
 from tests.conftest import SmallResNet, make_small_resnet
 
 X = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -44,6 +44,18 @@ def test_one_resolution_throughout_gives_evenly_spaced_modules() -> None:
     assert stage_ends([], 4) == []
 
 
+def test_largest_modules_of_the_same_resolutions_are_matched() -> None:
+    def named(*pairs: tuple[str, tuple[int, ...]]) -> list[Seen]:
+        return [Seen(name, 0.5, space, 1, 1, torch.eye(2)) for name, space in pairs]
+
+    ours = named(("stem", (8, 8)), ("a.0", (8, 8)), ("a", (8, 8)), ("b.0", (4, 4)), ("b", (4, 4)), ("pool", (1, 1)), ("head", ()))
+    theirs = named(("p.0", (8, 8)), ("p", (8, 8)), ("q.0.conv", (8, 8)), ("q.0.stride", (4, 4)), ("q", (4, 4)), ("head", ()))
+    found = same_resolutions(ours, theirs)
+    assert [(s.name, t.name) for s, t in found] == [("a", "p"), ("b", "q")]
+    assert same_resolutions(ours, named(("p", (8, 8)), ("q", (2, 2)))) == []
+    assert same_resolutions(named(("p", (7,))), named(("q", (7,)))) == []
+
+
 def test_the_order_is_kept_and_the_sum_is_the_largest() -> None:
     def one(name: str, kind: int, depth: float) -> Seen:
         gram = torch.zeros(3, 3, dtype=torch.float64)
@@ -62,7 +74,7 @@ def test_a_copy_with_other_widths_pairs_with_modules_of_its_own_resolution() -> 
     pairs = propose(teacher, student, (X,), count=3)
     shapes = {each.name: each.space for each in see(teacher, (X,))}
     ours = {each.name: each.space for each in see(student, (X,))}
-    assert len(pairs) == 3 and not any(pair.exact for pair in pairs)
+    assert [pair.student for pair in pairs] == ["block1", "block2"] and not any(pair.exact for pair in pairs)
     assert all(shapes[pair.teacher] == ours[pair.student] for pair in pairs)
 
 
