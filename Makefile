@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: help demo test test-all check zoo bench clean
 .DEFAULT_GOAL := help
@@ -25,7 +25,7 @@ check: $(READY) ## format, lint, types, layers, and the fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(PYTEST) tests/core tests/task tests/graph tests/measure tests/render
+	$(PYTEST) tests/core tests/task tests/graph tests/measure tests/render --ignore tests/graph/test_random_graphs.py
 
 zoo: $(VENV)/.bench ## prune every model of the zoo, into benchmarks/results/zoo.csv (an hour; goes on where it stopped)
 	$(BIN)/python -m benchmarks.zoo
