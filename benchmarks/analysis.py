@@ -12,15 +12,14 @@ import importlib.metadata
 import sys
 import time
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
 
 from benchmarks.record import write
+from benchmarks.zoo.child import analysed
 from benchmarks.zoo.models import build
 from paredown.core.target import Target
-from paredown.graph.groups import dependency_groups
 from paredown.task.batches import Inputs
 
 RUNS = 1
@@ -67,25 +66,9 @@ def measured(source: str, name: str) -> dict[str, Any]:
 
 
 def _ours(model: nn.Module, inputs: Inputs) -> dict[str, float]:
-    """torch.export's seconds apart from our own, as in the zoo."""
     gc.collect()
-    exporting, export = [0.0], torch.export.export
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        start = time.process_time()
-        try:
-            return export(*args, **kwargs)
-        finally:
-            exporting[0] += time.process_time() - start
-
-    start = time.process_time()
-    with mock.patch("torch.export.export", timed):
-        groups = dependency_groups(model, inputs)
-    total = time.process_time() - start
-    return {
-        "groups": len(groups.groups), "analysis_seconds": total - exporting[0], "export_seconds": exporting[0],
-        "total_seconds": total,
-    }  # fmt: skip
+    groups, own, traced = analysed(model, inputs)
+    return {"groups": len(groups.groups), "analysis_seconds": own, "export_seconds": traced, "total_seconds": own + traced}
 
 
 def _peer(model: nn.Module, inputs: Inputs) -> dict[str, float]:

@@ -6,13 +6,11 @@ The search reads the published table (../shared/data): its accuracies were measu
 are theirs. What is trained here, for a few steps only, is the winner's own network on CIFAR-10.
 """
 
-import importlib.util
-import pathlib
 import sys
-from types import ModuleType
 
 import numpy as np
 import torch
+from cifar10_resnet20 import data  # the example beside this one
 
 from paredown.core.effort import Effort
 from paredown.core.steps import Training
@@ -27,17 +25,7 @@ from paredown.nas.strategies.genetic import Genetic
 from paredown.nas.strategies.ppo import PPO
 from paredown.nas.strategies.strategy import StrategyFactory
 
-DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "load.py"
 STRATEGIES: dict[str, StrategyFactory] = {"PPO": PPO, "evolution (evaluate, cross over, mutate)": Genetic}
-
-
-def data() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shared_data", DATA)
-    if spec is None or spec.loader is None or not DATA.exists():
-        raise FileNotFoundError("this example reads NAS-Bench-201 and CIFAR-10 from ../shared/data")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def table() -> Table:

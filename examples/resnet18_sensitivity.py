@@ -58,24 +58,30 @@ class ResNet18(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def cifar(images: int) -> tuple[Batches, Batches]:
-    """Training and validation batches from the data beside the project."""
+def data(images: int, share: int = 10) -> tuple[Batches, Batches]:
+    """Training batches, and validation batches of a `share`-th as many images, at least 500."""
+    counts = (images, max(images // share, 500))
+    return cifar(counts) if DATA.exists() else patterns(counts)
+
+
+def cifar(counts: tuple[int, int]) -> tuple[Batches, Batches]:
+    """From the data beside the project."""
     spec = importlib.util.spec_from_file_location("shared_data", DATA)
     load = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(load)
     found = []
-    for split, count in (("train", images), ("validation", max(images // 10, 500))):
+    for split, count in zip(("train", "validation"), counts, strict=True):
         pixels, labels, _ = load.cifar10(split, count)
         found.append(list(zip(load.normalize(pixels).split(128), torch.as_tensor(labels).split(128), strict=True)))
     return found[0], found[1]
 
 
-def patterns(images: int) -> tuple[Batches, Batches]:
+def patterns(counts: tuple[int, int]) -> tuple[Batches, Batches]:
     """Ten fixed pictures in noise, where CIFAR-10 is absent."""
     draw = torch.Generator().manual_seed(0)
     pictures = F.interpolate(torch.randn(10, 3, 8, 8, generator=draw), 32)
     found = []
-    for count in (images, max(images // 10, 500)):
+    for count in counts:
         labels = torch.randint(0, 10, (count,), generator=draw)
         pixels = pictures[labels] + 2.5 * torch.randn(count, 3, 32, 32, generator=draw)
         found.append(list(zip(pixels.split(128), labels.split(128), strict=True)))
@@ -149,7 +155,7 @@ def full_resnet18() -> None:
 
 
 def main(images: int = IMAGES) -> None:
-    train, validation = cifar(images) if DATA.exists() else patterns(images)
+    train, validation = data(images)
     torch.manual_seed(0)
     untrained = paredown.Task(model=ResNet18(), example_inputs=(train[0][0][:2],), train=train, validation=validation)
     model = paredown.distill(untrained, training(TRAINING, 0.1))

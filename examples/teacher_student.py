@@ -8,20 +8,16 @@ reduced width, on CIFAR-10 from ../shared/data, or on generated patterns where t
 widths nor depth: which layers are compared is proposed from a batch, and printed.
 """
 
-import importlib.util
 import itertools
-import pathlib
 import sys
 
 import torch
 import torch.nn.functional as F
+from resnet18_sensitivity import Batches, accuracy, data  # the example beside this one
 from torch import Tensor, nn
 
 import paredown
 from paredown import AttentionTransfer, Distill, Training
-
-DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "load.py"
-Batches = list[tuple[Tensor, Tensor]]
 
 
 def convolution(before: int, after: int, size: int, stride: int = 1) -> nn.Sequential:
@@ -70,36 +66,6 @@ def resnet18(width: int = 8) -> ResNet:
     return ResNet((2, 2, 2, 2), width, bottleneck=False)
 
 
-def cifar(images: int) -> tuple[Batches, Batches]:
-    """Training and validation batches from the data beside the project."""
-    spec = importlib.util.spec_from_file_location("shared_data", DATA)
-    load = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(load)
-    found = []
-    for split, count in (("train", images), ("validation", max(images // 5, 500))):
-        pixels, labels, _ = load.cifar10(split, count)
-        found.append(list(zip(load.normalize(pixels).split(128), torch.as_tensor(labels).split(128), strict=True)))
-    return found[0], found[1]
-
-
-def patterns(images: int) -> tuple[Batches, Batches]:
-    """Ten fixed pictures in noise, where CIFAR-10 is absent."""
-    draw = torch.Generator().manual_seed(0)
-    pictures = F.interpolate(torch.randn(10, 3, 8, 8, generator=draw), 32)
-    found = []
-    for count in (images, max(images // 5, 500)):
-        labels = torch.randint(0, 10, (count,), generator=draw)
-        pixels = pictures[labels] + 2.5 * torch.randn(count, 3, 32, 32, generator=draw)
-        found.append(list(zip(pixels.split(128), labels.split(128), strict=True)))
-    return found[0], found[1]
-
-
-def accuracy(model: nn.Module, batches: Batches) -> float:
-    with torch.no_grad():
-        right = [model.eval()(x).argmax(1) == y for x, y in batches]
-    return 100 * float(torch.cat(right).float().mean())
-
-
 def schemes(effort: str) -> dict[str, Distill]:
     """The four ways to train one student. Attention transfer alone stands beside the labels: hard_weight=1, no soft loss."""
     training = Training(effort=paredown.Effort.parse(effort), learning_rate=0.1)
@@ -117,10 +83,10 @@ def task_of(model: nn.Module, train: Batches, validation: Batches) -> paredown.T
 
 
 def main(images: int = 4_000, effort: str = "2 epochs", seeds: int = 1) -> None:
-    train, validation = cifar(images) if DATA.exists() else patterns(images)
+    train, validation = data(images, share=5)
     torch.manual_seed(0)
     teacher = paredown.distill(task_of(resnet50(), train, validation), schemes(effort)["no teacher"])
-    print(f"teacher, {sum(p.numel() for p in teacher.parameters()):,} parameters: {accuracy(teacher, validation):.1f} %")
+    print(f"teacher, {sum(p.numel() for p in teacher.parameters()):,} parameters: {100 * accuracy(teacher, validation):.1f} %")
     for seed in range(seeds):
         torch.manual_seed(seed)
         student = resnet18()
@@ -129,9 +95,10 @@ def main(images: int = 4_000, effort: str = "2 epochs", seeds: int = 1) -> None:
             print(f"student, {sum(p.numel() for p in student.parameters()):,} parameters; pairs compared:")
             for pair in paredown.propose_pairs(teacher, student, train[0][0]):
                 print(f"  {pair}")
+        samples = sum(len(y) for _, y in validation)
         for name, config in schemes(effort).items():
             found = paredown.distill(task, config, teacher=teacher, seed=seed)
-            print(f"  seed {seed}, {name:20s} {accuracy(found, validation):5.1f} % of {sum(len(y) for _, y in validation):,}")
+            print(f"  seed {seed}, {name:20s} {100 * accuracy(found, validation):5.1f} % of {samples:,}")
 
 
 if __name__ == "__main__":

@@ -114,22 +114,28 @@ def peer(source: str, name: str, row: Row) -> None:
     row.add(stage="done")
 
 
-def _analyse(model: nn.Module, inputs: Inputs, row: Row) -> Groups:
-    """Groups, with the seconds of torch.export apart from those of our own analysis."""
-    traced = [0.0]
+def analysed(model: nn.Module, inputs: Inputs) -> tuple[Groups, float, float]:
+    """Groups, the seconds of our own analysis, and apart from them those of torch.export."""
+    traced = 0.0
     export = torch.export.export
 
     def timed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal traced
         start = time.process_time()
         try:
             return export(*args, **kwargs)
         finally:
-            traced[0] += time.process_time() - start
+            traced += time.process_time() - start
 
     start = time.process_time()
     with mock.patch("torch.export.export", timed):
         groups = dependency_groups(model, inputs)
-    row.add(analysis_seconds=time.process_time() - start - traced[0], export_seconds=traced[0])
+    return groups, time.process_time() - start - traced, traced
+
+
+def _analyse(model: nn.Module, inputs: Inputs, row: Row) -> Groups:
+    groups, own, traced = analysed(model, inputs)
+    row.add(analysis_seconds=own, export_seconds=traced)
     reasons = sorted({f"{b.operator}: {b.reason}" for b in groups.barriers if b.operator != "output"})
     row.add(groups=len(groups.groups), barriers=len(groups.barriers), barrier_reasons=" | ".join(reasons)[:_REASON])
     if not groups.groups:

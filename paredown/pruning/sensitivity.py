@@ -155,6 +155,7 @@ def _curves(
     first = _first(task, samples)
     small = dataclasses.replace(task, model=model, validation=first, test=None)
     loss = task_loss(task, "sensitivity")
+    higher, n = task.scorer.higher_is_better, sum(batch_size(inputs) for inputs, _ in first)
     base = _evaluate(model, small, loss)
     changes = _estimates(model, small, units, points, loss)
     result: list[SensitivityCurve] = []
@@ -163,9 +164,7 @@ def _curves(
         found = [base, *(_masked(model, small, loss, unit.masked(unit.order[:k])) for k in unit.counts(points))]
         estimate = (base[1], *(base[1] + c for c in change))
         metric, losses = tuple(m for m, _ in found), tuple(value for _, value in found)
-        size, ratios_ = len(unit.order), (0.0, *points)
-        higher, n = task.scorer.higher_is_better, sum(batch_size(inputs) for inputs, _ in first)
-        result.append(SensitivityCurve(unit.name, size, ratios_, metric, losses, estimate, higher, n))
+        result.append(SensitivityCurve(unit.name, len(unit.order), (0.0, *points), metric, losses, estimate, higher, n))
     progress("sensitivity", 1.0)
     return tuple(result)
 

@@ -38,8 +38,7 @@ def apply_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, dict):
         return {key: apply_tensors(item, function) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        items = [apply_tensors(item, function) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a NamedTuple takes them one by one
+        return _sequence(value, [apply_tensors(item, function) for item in value])
     return value
 
 
@@ -57,8 +56,7 @@ def arranged(inputs: Any, like: Any) -> Any:
             )
         return {key: arranged(inputs[key], like[key]) for key in like}
     if isinstance(inputs, tuple | list) and isinstance(like, tuple | list) and len(inputs) == len(like):
-        items = iter([arranged(a, b) for a, b in zip(inputs, like, strict=True)])
-        return type(inputs)(*items) if hasattr(inputs, "_fields") else type(inputs)(items)
+        return _sequence(inputs, [arranged(a, b) for a, b in zip(inputs, like, strict=True)])
     return inputs
 
 
@@ -171,6 +169,11 @@ def _pair(batch: Any, name: str, index: int) -> Batch:
         )
     check_finite(inputs, f"inputs of {name}, batch {index},")
     return inputs, target
+
+
+def _sequence(like: Any, items: list[Any]) -> Any:
+    """The items in a tuple or list of the same class; a NamedTuple takes them one by one."""
+    return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
 
 
 def _form(value: Any) -> str:

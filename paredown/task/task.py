@@ -93,7 +93,8 @@ def _check_model(task: Task) -> None:
             got=type(task.example_inputs).__name__,
             remedy="write example_inputs=(x,)",
         )
-    samples = min((len(t) if t.dim() else 0 for t in tensors(task.example_inputs)[:1]), default=0)
+    first = tensors(task.example_inputs)[0]
+    samples = len(first) if first.dim() else 0
     if samples < 2:
         raise TaskError(
             "example_inputs must hold at least 2 samples (one would fix the batch size)",

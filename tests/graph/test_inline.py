@@ -32,7 +32,9 @@ def test_regions_without_effect_leave_no_wrapper_and_the_same_outputs() -> None:
 
 
 def test_a_program_without_wrappers_still_decomposes() -> None:
-    trace(Wrapped().eval(), X).run_decompositions()
+    model = Wrapped().eval()
+    found = trace(model, X).run_decompositions().module()(X)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, model(X), strict=True))
 
 
 def test_channels_inside_such_a_region_can_be_removed() -> None:
