@@ -34,6 +34,7 @@ bench: $(VENV)/.bench ## the figures that the documents state, into benchmarks/r
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.resnet20
 	$(BIN)/python -m benchmarks.resnet56
+	$(BIN)/python -m benchmarks.reconstruction
 
 clean:          ## remove what the targets above made, except results
 	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
