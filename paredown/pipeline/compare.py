@@ -1,6 +1,7 @@
 """One file against another, without a task: paired latency, bytes, and how far their outputs are apart on random inputs."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ def compare_files(
         names = " and ".join(", ".join(session.input_names) for session in sessions)
         raise ArtifactError("the two files must take the same inputs", got=names, remedy="compare files made from one model")
     inputs = inputs_for(sessions[1], batch)
-    after, before = (functools.partial(session, **inputs) for session in sessions)
+    ours, theirs = (_leaves(session(**inputs)) for session in sessions)
+    after, before = (functools.partial(_opened, path, target, inputs) for path in (file, against))
     latency = paired_latency(before, after, pairs=pairs, device=str(target))
-    ours, theirs = _leaves(after()), _leaves(before())
     comparable = [one.shape for one in ours] == [other.shape for other in theirs]
     return Comparison(
         file=file.name,
@@ -46,6 +47,11 @@ def compare_files(
         difference=_difference(ours, theirs) if comparable else None,
         agreement=_agreement(ours[0], theirs[0]) if comparable else None,
     )
+
+
+def _opened(path: Path, target: Target, inputs: dict[str, Array]) -> Callable[[], object]:
+    """The file loaded afresh, as what is timed."""
+    return functools.partial(load(path, target), **inputs)
 
 
 def _leaves(outputs: Array | tuple[Array, ...]) -> tuple[Array, ...]:

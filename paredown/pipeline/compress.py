@@ -34,6 +34,7 @@ from paredown.pipeline.evaluate import candidate_of, compare_latency, export_che
 from paredown.pipeline.front import choose, pareto
 from paredown.pipeline.gate import Verdict, binding, judge, violations
 from paredown.pipeline.plan import Outcome, Planner
+from paredown.pipeline.screen import Screen
 from paredown.pipeline.store import Existing, Store, Stored, identity
 from paredown.pipeline.widths import widths
 from paredown.render.html import render_html
@@ -151,7 +152,8 @@ def _plan(run: _Run, effort: Effort) -> None:
     baseline = run.baseline
     absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
     limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
-    planner = Planner(limits, effort)
+    screen = Screen(run.task, baseline, run.target, run.store, run.seed, run.progress, times="latency" in limits)
+    planner = Planner(limits, effort, screen)
     while (proposal := planner.ask()) is not None:
         try:
             planner.tell(_outcome(run, proposal, _follow(run, proposal)))

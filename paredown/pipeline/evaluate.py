@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 import sys
 import tempfile
@@ -70,11 +71,16 @@ def runner(session: Session, task: Task, batch: int) -> Callable[[], object]:
     return lambda: session(*arrays)
 
 
+def _opened(path: Path, task: Task, target: Target) -> Callable[[], object]:
+    """The file loaded afresh, as what is timed."""
+    return runner(load(path, target), task, target.batch)
+
+
 def compare_latency(
     task: Task, baseline: Path, candidate: Path, target: Target, *, pairs: int = 60, confidence: float = 0.95
 ) -> PairedLatency:
-    """Paired latency of two files in one process: the ratio is candidate / baseline."""
-    before, after = (runner(load(path, target), task, target.batch) for path in (baseline, candidate))
+    """Paired latency of two files in one process, each loaded anew in every round: the ratio is candidate / baseline."""
+    before, after = (functools.partial(_opened, path, task, target) for path in (baseline, candidate))
     return paired_latency(before, after, pairs=pairs, confidence=confidence, device=str(target))
 
 

@@ -6,15 +6,19 @@ from paredown.measure.bootstrap import mean_bounds, median_interval, set_bounds
 
 def test_the_same_seed_gives_the_same_interval() -> None:
     values = np.random.default_rng(0).normal(size=80)
-    assert median_interval(values, 0.95, 3) == median_interval(values, 0.95, 3)
+    rounds = values.reshape(8, 10)
+    assert median_interval(rounds, 0.95, 3) == median_interval(rounds, 0.95, 3)
     assert mean_bounds(values, 0.95, 3) == mean_bounds(values, 0.95, 3)
     assert mean_bounds(values, 0.95, 3) != mean_bounds(values, 0.95, 4)
 
 
 def test_median_interval_covers_as_often_as_it_says() -> None:
-    draws = [np.random.default_rng(seed).lognormal(size=60) for seed in range(150)]
+    randoms = [np.random.default_rng(seed) for seed in range(150)]
+    draws = [np.exp(random.normal(size=(12, 1)) + 0.3 * random.normal(size=(12, 8))) for random in randoms]
     hits = sum(low <= 1.0 <= high for low, high in (median_interval(values, 0.9, 0) for values in draws))
+    alone = sum(low <= 1.0 <= high for low, high in (median_interval(values.reshape(1, -1), 0.9, 0) for values in draws))
     assert 0.82 <= hits / 150 <= 0.97  # 0.9 -/+ 3 standard errors
+    assert alone / 150 < 0.7  # were the pairs of a round independent findings
 
 
 def test_each_mean_bound_misses_as_rarely_as_it_says() -> None:
