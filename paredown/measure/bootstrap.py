@@ -1,4 +1,4 @@
-"""Intervals by resampling: the median of rounds (two-stage percentile bootstrap), a mean (BCa), any statistic of a whole set (normal).
+"""Intervals by resampling: a median over rounds (two-stage percentile bootstrap), a mean (BCa), a statistic of a set (normal).
 
 Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentiles in chapter 13, BCa in chapter 14 (eq. 14.9-14.15);
 a standard error needs some 200 resamples, a percentile 1,000 or more (section 6.4). The same seed gives the same interval.
@@ -29,8 +29,8 @@ def median_interval(values: Vector, confidence: float, seed: int) -> Interval:
     random = np.random.default_rng(seed)
     medians = np.empty(_RESAMPLES)
     for resample in range(_RESAMPLES):
-        drawn = random.integers(0, rounds, rounds)
-        medians[resample] = np.median(values[drawn[:, None], random.integers(0, n, (rounds, n))])
+        drawn = random.integers(0, rounds, (rounds, 1))
+        medians[resample] = np.median(values[drawn, random.integers(0, n, (rounds, n))])
     low, high = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -1,9 +1,9 @@
 """From a budget to recipes: the planner proposes one, is told what its file measured, and proposes the next.
 
 It never sees a model, only ratios to the baseline. The mildest means comes first: int8 alone, which needs no training.
-Where that misses the latency or the size, channels are pruned before it: the fewest that make the file small and fast enough, which
-`costs` tells of a cut that isn't trained yet. So only the drop has to be found out by training. Where it is too large, the same is
-tried with a short distillation after int8, then a cut as much milder as the file's measured margin allows.
+Where that misses the latency or the size, channels are pruned before it: the fewest that make the file small and fast enough,
+which `costs` tells of a cut that isn't trained yet. So only the drop has to be found out by training. Where it is too large, the
+same is tried with a short distillation after int8, then a cut as much milder as the file's measured margin allows.
 """
 
 from collections.abc import Callable
