@@ -18,6 +18,7 @@ STEPS: list[Step] = [
     Prune(ratio=0.4, scope="depth"),
     Distill(training=Training(effort=Effort(2, "steps"))),
     Quantize(samples=128),
+    Quantize(samples=128, observer="mse", refine=("equalization", "bias_correction")),
 ]
 each_step = pytest.mark.parametrize("step", STEPS, ids=step_name)
 
