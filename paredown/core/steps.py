@@ -34,7 +34,7 @@ Scope = Literal["global", "uniform", "depth"]
 Gate = Literal["static", "squeeze_excite"]
 SparseMethod = Literal["magnitude", "sensitivity", "wanda", "sparsegpt"]
 Pattern = Literal["2:4", "4:8"]
-QuantizeKind = Literal["static", "weight_only", "dynamic"]
+QuantizeKind = Literal["static", "weight_only"]
 Observer = Literal["minmax", "percentile", "moving_average", "mse", "kl"]
 Refinement = Literal["smooth", "equalization", "adaround", "bias_correction"]
 WeightMethod = Literal["nearest", "gptq", "awq", "hqq"]
@@ -296,13 +296,12 @@ class Distill:
 
 @dataclass(frozen=True)
 class Quantize:
-    """Integers after training; batch norms are folded first. Three kinds:
+    """Integers after training; batch norms are folded first. Two kinds:
 
     "static": int8 weights, symmetric per channel, and int8 activations, asymmetric per tensor, calibrated on training data.
     "weight_only": weights stored in `bits`, 8 or 4, packed, while the model computes in float; for models that are mostly
-    linear layers and embeddings. One scale for `group` numbers of a row: 32, 64 or 128 (0: the whole row).
+    linear layers and embeddings. One scale for `group` numbers of a row: 32, 64 or 128.
     embeddings: tables too. method: "nearest", "hqq" (neither reads data), "gptq", "awq" (both read `samples` training samples).
-    "dynamic": int8 weights of linear and recurrent layers, activations rounded by their own range as they come; no data is read.
 
     bits: 8, or 4 where weights alone are stored.
     observer, of static: "minmax"; "percentile", which clips what lies beyond `percentile` on either side; "moving_average", of
@@ -357,9 +356,7 @@ class Quantize:
                 f"bits of a {self.kind} step must be {' or '.join(map(str, allowed))}", got=self.bits, remedy=remedy
             )
         if isinstance(self.group, bool) or self.group not in _GROUPS:
-            raise RecipeError(
-                "group must be 0, 32, 64 or 128", got=self.group, remedy="32 is the most precise, 0 one scale a row"
-            )
+            raise RecipeError("group must be 32, 64 or 128", got=self.group, remedy="32 is the most precise")
 
     def _check_unused(self) -> None:
         """A field that this kind doesn't read must stay at its default."""
@@ -372,11 +369,10 @@ class Quantize:
                 )
 
 
-_GROUPS = (0, 32, 64, 128)
+_GROUPS = (32, 64, 128)
 _READ_BY = {
-    "observer": ("static",), "percentile": ("static",), "refine": ("static",),
-    "group": ("weight_only",), "method": ("weight_only",), "embeddings": ("weight_only", "dynamic"),
-    "weight_range": ("static", "dynamic"),
+    "observer": ("static",), "percentile": ("static",), "refine": ("static",), "weight_range": ("static",),
+    "group": ("weight_only",), "method": ("weight_only",), "embeddings": ("weight_only",),
 }  # fmt: skip
 
 

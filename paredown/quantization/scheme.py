@@ -79,8 +79,7 @@ def scheme_of(config: Quantize) -> Scheme:
     """The bits that a step asks for, the same for every layer."""
     if config.kind == "static":
         return Scheme()
-    group = config.group if config.kind == "weight_only" else 0
-    return Scheme(BitWidths(config.bits, FLOAT, group), embeddings=config.embeddings)
+    return Scheme(BitWidths(config.bits, FLOAT, config.group), embeddings=config.embeddings)
 
 
 def path_of(key: str) -> str:
