@@ -21,7 +21,7 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported file. precision: "fp32" or "int8". digest: SHA-256 of the file, in hex."""
+    """An exported file. precision: "fp32", "int8" or "int4". digest: SHA-256 of the file, in hex."""
 
     __pydantic_config__: ClassVar = pydantic.ConfigDict(extra="forbid")
     path: str

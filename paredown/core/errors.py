@@ -63,7 +63,7 @@ class NothingToPruneError(ParedownError):
 
 
 class NothingToQuantizeError(ParedownError):
-    """A quantization step would change nothing: no operator of the model can run in int8."""
+    """A quantization step would change nothing: no weight of the model can go on a grid."""
 
 
 class SurgeryError(ParedownError):

@@ -131,12 +131,12 @@ def _step(entry: Any) -> Step:
 
 
 def _changed(config: Any) -> dict[str, Any]:
-    """The fields of a config that differ from its defaults, as plain data; `kind`, which tells configs apart, in any case."""
+    """The fields of a config that differ from its defaults, as plain data; `kind`, where it tells configs apart, in any case."""
     result: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        if value != default or f.name == "kind":
+        if value != default or (f.name == "kind" and not isinstance(config, Quantize)):
             result[f.name] = _plain(value)
     return result
 

@@ -25,6 +25,7 @@ from paredown.graph.trace import Dynamic, trace
 from paredown.task.batches import Inputs, apply_tensors
 
 OPSET = 20  # ONNX Runtime 1.17 and OpenVINO 2024.0 onward take it
+_NARROW = 16  # numbers that 4 bits hold
 _ADAPTIVE_POOLS = (
     torch.ops.aten.adaptive_avg_pool1d.default,
     torch.ops.aten.adaptive_avg_pool2d.default,
@@ -37,7 +38,7 @@ class Built:
     """An ONNX model in memory (an onnx.ModelProto), and the graph that it was translated from.
 
     program: its nodes bear the names that the values of the model have, but for `renamed`, {name in the model: node}.
-    precision: "fp32" or "int8".
+    precision: "fp32", "int8" or "int4".
     """
 
     model: Any
@@ -80,10 +81,10 @@ def build(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> B
         ) from error
     assert program is not None and program.exported_program is not None  # export to memory returns it
     proto = program.model_proto
-    count = _passes_(proto, _dimension_names(program, dynamic))
+    _passes_(proto, _dimension_names(program, dynamic))
     results = [node.name for node in _results(program.exported_program.graph)]
     renamed = {out.name: name for out, name in zip(proto.graph.output, results, strict=False) if out.name != name}
-    return Built(proto, program.exported_program, renamed, "int8" if count else "fp32")
+    return Built(proto, program.exported_program, renamed, _precision(exported.graph))
 
 
 def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
@@ -94,19 +95,35 @@ def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
         exported,
         dynamo=True,
         verbose=False,
-        opset_version=OPSET,
+        opset_version=_opset(exported.graph),
         output_names=output_names,
         custom_translation_table={torch.ops.paredown.fake_quantize.default: qdq.translate()},
     )
 
 
-def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> int:
-    """Lowers, strips and checks the model; returns how many quantizers it has."""
+def _opset(graph: fx.Graph) -> int:
+    """OPSET, or the first one with 4-bit numbers and scales per group."""
+    from paredown.deploy import packed
+
+    grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
+    newer = any(any(block) or high - low < _NARROW for _, low, high, *block in grids)
+    return packed.OPSET if newer else OPSET
+
+
+def _precision(graph: fx.Graph) -> str:
+    """ "fp32", "int8", or "int4" where a weight takes 4 bits."""
+    grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
+    return "fp32" if not grids else "int4" if any(high - low < _NARROW for _, low, high, *_ in grids) else "int8"
+
+
+def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
+    """Lowers, strips and checks the model."""
     import onnx
 
-    from paredown.deploy import passes, qdq
+    from paredown.deploy import packed, passes, qdq
 
-    count = qdq.lower_(proto)
+    qdq.lower_(proto)
+    packed.gemms_as_matmuls_(proto)
     qdq.transpose_weights_(proto)
     qdq.quantize_biases_(proto)
     passes.drop_dead_(proto)
@@ -119,7 +136,6 @@ def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> int:
         raise ExportError(
             "the exported model must pass ONNX's checker", got=_first_line(error), remedy="report this with the model's code"
         ) from error
-    return count
 
 
 def _rename_inputs_(proto: Any) -> None:

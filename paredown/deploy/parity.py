@@ -1,6 +1,6 @@
 """A file against the torch model that it was made from, in the runtime where it will run.
 
-fp32: max |difference| / max |y| <= 1e-4. int8: ||difference|| / ||y|| <= 2 %, against the simulation in torch.
+fp32: max |difference| / max |y| <= 1e-4. int8, int4: ||difference|| / ||y|| <= 2 %, against the simulation in torch.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from paredown.deploy.session import Session, load
 from paredown.graph.trace import Dynamic
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, tensors
 
-TOLERANCES = {"fp32": ("max |difference| / max |y|", 1e-4), "int8": ("relative L2", 0.02)}
+TOLERANCES = {"fp32": ("max |difference| / max |y|", 1e-4), "int8": ("relative L2", 0.02), "int4": ("relative L2", 0.02)}
 
 
 def check_parity(
@@ -33,7 +33,7 @@ def check_parity(
 ) -> tuple[Parity, ...]:
     """One Parity (without a candidate's name) for the inputs' batch size and two others.
 
-    precision: "fp32" or "int8", as in the Artifact.
+    precision: "fp32", "int8" or "int4", as in the Artifact.
     Raises ParityError at the first batch size that fails, naming the first operator that diverges.
     """
     kind, tolerance = TOLERANCES[precision]

@@ -4,6 +4,7 @@ A constant (a weight) becomes an 8-bit initializer with a DequantizeLinear behin
 input and weight are dequantized a 32-bit one with scale s_x * s_w: what QLinearConv and QGemm expect.
 """
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnx.defs import OpSchema
 
 from paredown.core.errors import ExportError
+from paredown.deploy import packed
 from paredown.deploy.constants import Constants
 
 DOMAIN, PLACEHOLDER = "paredown", "FakeQuantize"
@@ -26,14 +28,14 @@ def translate() -> Any:
 
     operator = values.Op(values.Opset(DOMAIN, 1), PLACEHOLDER, _schema())
 
-    def fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int) -> Any:
-        return operator(x, scale, zero_point, axis=axis, low=low, high=high)
+    def fake_quantize(x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, block: int = 0) -> Any:
+        return operator(x, scale, zero_point, axis=axis, low=low, high=high, block=block)
 
     return fake_quantize
 
 
 def _schema() -> OpSchema:
-    """(x: float, scale: float, zero_point: int32; axis, low, high) -> y: float."""
+    """(x: float, scale: float, zero_point: int32; axis, low, high, block) -> y: float."""
     kinds = {"x": "tensor(float)", "scale": "tensor(float)", "zero_point": "tensor(int32)"}
     return OpSchema(
         PLACEHOLDER,
@@ -41,7 +43,7 @@ def _schema() -> OpSchema:
         1,
         inputs=[OpSchema.FormalParameter(name, kind) for name, kind in kinds.items()],
         outputs=[OpSchema.FormalParameter("y", "tensor(float)")],
-        attributes=[OpSchema.Attribute(name, OpSchema.AttrType.INT, "") for name in ("axis", "low", "high")],
+        attributes=[OpSchema.Attribute(name, OpSchema.AttrType.INT, "") for name in ("axis", "low", "high", "block")],
     )
 
 
@@ -53,9 +55,13 @@ def lower_(model: ModelProto) -> int:
     constants = Constants(model)
     nodes: list[NodeProto] = []
     count = 0
+    placeholders = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, PLACEHOLDER)]
+    stored = any(a.name == "block" and a.i for node in placeholders for a in node.attribute)  # scales per group
     for node in model.graph.node:
         if (node.domain, node.op_type) == (DOMAIN, PLACEHOLDER):
-            nodes += _lowered(node, constants)
+            nodes += (
+                _stored(node, constants) if stored and constants.get(node.input[0]) is not None else _lowered(node, constants)
+            )
             count += 1
         else:
             nodes.append(node)
@@ -94,6 +100,35 @@ def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
         _node("QuantizeLinear", [x, *names], quantized, node, along),
         _node("DequantizeLinear", [quantized, *names], output, node, along),
     ]
+
+
+def _stored(node: NodeProto, constants: Constants) -> list[NodeProto]:
+    """The nodes that give a weight from its packed form."""
+    settings = {a.name: a.i for a in node.attribute}
+    low, high, block = settings["low"], settings["high"], settings.get("block", 0)
+    scale, zero_point = _grid(node, constants, per_tensor=False)
+    value, kind = constants.get(node.input[0]), packed.stored_type(low, high)
+    assert value is not None  # that is why it is called
+    if kind is None:
+        raise ExportError(
+            "a stored weight must fit 8 bits", got=f"[{low}, {high}] at {node.name}", remedy="quantize to 4 or 8 bits"
+        )
+    s, z = (_per_number(t, value, block) for t in (scale, zero_point))
+    q = (np.round(value / s.astype(value.dtype)) + z).astype(np.float64).clip(low, high)
+    made = packed.stored_weight(
+        node.input[0], q, scale, zero_point, block=block, kind=kind, output=node.output[0], constants=constants
+    )
+    for entry in made:
+        entry.metadata_props.extend(node.metadata_props)
+    return made
+
+
+def _per_number(grid: npt.NDArray[Any], value: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:
+    """(rows,) or (rows, blocks) -> a shape that broadcasts with the weight's."""
+    if not block:
+        return grid.reshape(-1, *[1] * (value.ndim - 1))
+    whole: npt.NDArray[Any] = np.repeat(grid, block, 1)[:, : int(np.prod(value.shape[1:]))].reshape(value.shape)
+    return whole
 
 
 def _type(node: NodeProto, low: int, high: int) -> tuple[Any, int, int]:
@@ -148,20 +183,32 @@ def transpose_weights_(model: ModelProto) -> int:
     """
     constants = Constants(model)
     made = {node.output[0]: node for node in model.graph.node}
+    readers = Counter(name for node in model.graph.node for name in node.input)
     count = 0
     for node in model.graph.node:
         weight = made.get(node.input[0]) if node.op_type == "Transpose" else None
         value = constants.get(weight.input[0]) if weight is not None and weight.op_type == "DequantizeLinear" else None
-        if weight is None or value is None:
-            continue
+        if weight is None or value is None or (packed.is_stored(weight) and readers[weight.output[0]] > 1):
+            continue  # a table that is a head too is stored once
         order = list(attribute(node, "perm", list(range(value.ndim))[::-1]))
         name = constants.add(f"{weight.input[0]}_transposed", np.ascontiguousarray(value.transpose(order)))
         axis = attribute(weight, "axis", 1) % value.ndim
         per_channel = constants.rank(weight.input[1]) > 0
         along = {"axis": order.index(axis)} if per_channel else {}
-        node.CopyFrom(_node("DequantizeLinear", [name, *weight.input[1:]], node.output[0], node, along))
+        grids = list(weight.input[1:])
+        block = attribute(weight, "block_size", 0)
+        if block:
+            grids = [constants.add(f"{grid}_transposed", _transposed(constants, grid, order)) for grid in grids]
+            along["block_size"] = block
+        node.CopyFrom(_node("DequantizeLinear", [name, *grids], node.output[0], node, along))
         count += 1
     return count
+
+
+def _transposed(constants: Constants, name: str, order: list[int]) -> npt.NDArray[Any]:
+    value = constants.get(name)
+    assert value is not None  # the grids of a stored weight are initializers
+    return np.ascontiguousarray(value.transpose(order))
 
 
 def quantize_biases_(model: ModelProto) -> int:

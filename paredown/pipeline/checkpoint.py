@@ -31,6 +31,7 @@ from paredown.graph.manifest import Manifest, manifest_of
 from paredown.graph.surgery import cut
 from paredown.pipeline.evaluate import scratch_folder
 from paredown.quantization.model import QuantizedModel
+from paredown.quantization.scheme import Scheme
 from paredown.quantization.static import prepare
 from paredown.train.masks import mark_sparse_, sparse_names
 
@@ -114,7 +115,9 @@ def _quantized(model: QuantizedModel) -> dict[str, Any]:
     named = inputs.items() if isinstance(inputs, dict) else enumerate(inputs if isinstance(inputs, tuple) else (inputs,))
     form = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in named]
     dynamic = {name: {str(d): label for d, label in dims.items()} for name, dims in (model.dynamic or {}).items()}
-    return {"step": step, "reduced": model.reduced, "inputs": form, "dynamic": dynamic or None}
+    return {
+        "step": step, "reduced": model.reduced, "inputs": form, "dynamic": dynamic or None, "scheme": model.scheme.to_dict()
+    }  # fmt: skip
 
 
 def _prepared(model: nn.Module, quantized: dict[str, Any]) -> QuantizedModel:
@@ -126,7 +129,8 @@ def _prepared(model: nn.Module, quantized: dict[str, Any]) -> QuantizedModel:
     built = {name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, shape, dtype in quantized["inputs"]}
     inputs = built if all(isinstance(name, str) for name in built) else tuple(built.values())
     dynamic = {name: {int(d): label for d, label in dims.items()} for name, dims in (quantized["dynamic"] or {}).items()}
-    return prepare(model, inputs, config, reduced=quantized["reduced"], dynamic=dynamic or None)
+    scheme = Scheme.from_dict(quantized["scheme"]) if "scheme" in quantized else None  # absent in older checkpoints
+    return prepare(model, inputs, config, reduced=quantized["reduced"], dynamic=dynamic or None, scheme=scheme)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -36,8 +36,8 @@ Arrays = tuple[np.ndarray[Any, Any], ...]
 
 
 def precision_of(model: nn.Module) -> str:
-    """ "int8" for a quantized model, else "fp32"."""
-    return "int8" if isinstance(model, QuantizedModel) else "fp32"
+    """ "int8" or "int4" for a quantized model, else "fp32"."""
+    return f"int{model.config.bits}" if isinstance(model, QuantizedModel) else "fp32"
 
 
 def export_checked(model: nn.Module, task: Task, target: Target, path: Path) -> tuple[Artifact, tuple[Parity, ...]]:

@@ -21,6 +21,7 @@ from paredown.pipeline.schedule import prune_by_schedule
 from paredown.pruning.sparse import sparsify_model
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.static import quantize_model
+from paredown.quantization.weight_only import quantize_weights
 from paredown.task.task import Task
 
 
@@ -81,13 +82,15 @@ def sparsify(task: Task, config: Sparsify, *, model: nn.Module | None = None, pr
 
 
 def quantize(task: Task, config: Quantize, *, model: nn.Module | None = None, progress: Progress = silent) -> QuantizedModel:
-    """The model on int8 grids, calibrated on `task.train`: batch norms folded, fake-quantize operators in its graph.
+    """The model on integer grids, as `config.kind` says: batch norms folded, fake-quantize operators in its graph.
 
-    Raises NothingToQuantizeError where no operator can run in int8, OrderError where the model is quantized already.
+    Raises NothingToQuantizeError where no weight can go on a grid, OrderError where the model is quantized already.
     """
     source = task.model if model is None else model
     if isinstance(source, QuantizedModel):
         raise OrderError("a model is quantized once", got="a QuantizedModel", remedy="quantize the float model it was made from")
+    if config.kind == "weight_only":
+        return quantize_weights(source, task, config, progress=progress)
     reduced = config.weight_range == "reduced" or (config.weight_range == "auto" and not has_vnni())
     return quantize_model(source, task, config, reduced=reduced, progress=progress)
 

@@ -37,11 +37,11 @@ class Observer(Protocol):
 
 def observer_of(config: Quantize, grid: Grid = ACTIVATIONS) -> Observer:
     """An observer that has seen nothing, as the config names it. grid: what the tensor will be rounded to."""
-    name: str = config.observer
+    name = config.observer
     if name == "percentile":
         return Percentile(config.percentile / 100)
     others: dict[str, Observer] = {
-        "minmax": MinMax(), "moving_average": MovingAverage(), "mse": MeanSquare(grid), "entropy": Entropy(grid)
+        "minmax": MinMax(), "moving_average": MovingAverage(), "mse": MeanSquare(grid), "kl": Entropy(grid)
     }  # fmt: skip
     return others[name]
 

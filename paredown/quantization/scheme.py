@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from paredown.core.errors import RecipeError
+from paredown.core.steps import Quantize
 from paredown.quantization.grid import FEWEST_BITS, MOST_BITS, WEIGHTS, WEIGHTS_REDUCED, Grid, linear_grid
 
 FLOAT = 32
@@ -72,6 +73,13 @@ class Scheme:
             raise RecipeError(
                 "a scheme is a mapping of default, layers and embeddings", got=str(error), remedy="write what to_dict gave"
             ) from None
+
+
+def scheme_of(config: Quantize) -> Scheme:
+    """The bits that a step asks for, the same for every layer."""
+    if config.kind == "static":
+        return Scheme()
+    return Scheme(BitWidths(config.bits, FLOAT, config.group), embeddings=config.embeddings)
 
 
 def path_of(key: str) -> str:

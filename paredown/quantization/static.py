@@ -26,7 +26,8 @@ from paredown.quantization.model import ABOUT, FakeQuantizer, QuantizedModel
 from paredown.quantization.nodes import argument, constant, get
 from paredown.quantization.observers import MeanSquare, Observer, observer_of
 from paredown.quantization.placement import RULES, Placement, place
-from paredown.quantization.scheme import Scheme
+from paredown.quantization.refine import refine_
+from paredown.quantization.scheme import Scheme, scheme_of
 from paredown.quantization.weights import extreme_scales, fitted_scales
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, check_finite, device_of, each
 from paredown.task.task import Task
@@ -41,12 +42,13 @@ def quantize_model(
 
     scheme: the bits of each layer; None: 8 everywhere.
 
-    Reads whole batches of task.train until config.samples samples were seen. What task.protect names stays in float too.
+    Reads whole batches of task.train until config.samples samples were seen, and refines as config.refine says.
+    What task.protect names stays in float too.
     Raises NothingToQuantizeError, RecipeError (unknown module in config.protect), TraceError, BatchError, NotFiniteError.
     """
     config = dataclasses.replace(config, protect=tuple(dict.fromkeys((*config.protect, *task.protect))))
     quantized = prepare(model, task.inputs, config, reduced=reduced, dynamic=task.dynamic, scheme=scheme)
-    calibrate_(quantized, task, progress)
+    refine_(quantized, task, lambda: calibrate_(quantized, task, progress), progress)
     return quantized
 
 
@@ -61,9 +63,10 @@ def prepare(
 ) -> QuantizedModel:
     """The traced, folded model with its quantizers, not calibrated: their scales are NaN until a state_dict is loaded.
 
-    inputs: at least 2 samples. Raises what `quantize_model` raises, besides what comes from data.
+    scheme: None: what the config asks for. inputs: at least 2 samples.
+    Raises what `quantize_model` raises, besides what comes from data.
     """
-    scheme = scheme or Scheme()
+    scheme = scheme_of(config) if scheme is None else scheme
     _check(model, config, scheme)
     inputs = apply_tensors(inputs, lambda t: t.to(device_of(model)))
     owned = _owned(trace(model, inputs, dynamic).module(check_guards=False))
@@ -112,7 +115,7 @@ def _check(model: nn.Module, config: Quantize, scheme: Scheme) -> None:
 def _check_placement(placement: Placement, config: Quantize) -> None:
     if not placement.weights:
         remedy = "take names out of protect" if config.protect else "quantize a model with convolutions or linear layers"
-        raise NothingToQuantizeError("a model must have operators that run in int8", got="none", remedy=remedy)
+        raise NothingToQuantizeError("a model must have operators whose weights can go on a grid", got="none", remedy=remedy)
 
 
 def calibrate_(quantized: QuantizedModel, task: Task, progress: Progress = silent) -> None:

@@ -20,6 +20,8 @@ STEPS: list[Step] = [
     Distill(training=Training(effort=Effort(2, "steps"))),
     Distill(training=Training(effort=Effort(2, "steps")), features=(Hint(), AttentionTransfer()), balance=True),
     Quantize(samples=128),
+    Quantize(samples=128, observer="mse", refine=("equalization", "bias_correction")),
+    Quantize(kind="weight_only", bits=4),
 ]
 each_step = pytest.mark.parametrize("step", STEPS, ids=step_name)
 

@@ -78,14 +78,30 @@ distills = st.builds(
     softs,
     st.just({}) | comparisons,
 )
-quantizes = st.builds(
-    Quantize,
-    observer=st.sampled_from(["minmax", "percentile"]),
-    percentile=st.floats(51, 100),
-    samples=st.integers(0, 10**6),
-    weight_range=st.sampled_from(["auto", "full", "reduced"]),
-    target=st.none() | st.sampled_from(["onnxruntime", "openvino"]),
-    protect=names,
+common = {
+    "samples": st.integers(0, 10**6),
+    "target": st.none() | st.sampled_from(["onnxruntime", "openvino"]),
+    "protect": names,
+}
+weight_ranges = st.sampled_from(["auto", "full", "reduced"])
+quantizes: st.SearchStrategy[Quantize] = st.one_of(
+    st.builds(
+        Quantize,
+        observer=st.sampled_from(["minmax", "percentile", "moving_average", "mse", "kl"]),
+        percentile=st.floats(51, 100),
+        refine=st.lists(st.sampled_from(["smooth", "equalization", "adaround", "bias_correction"]), unique=True).map(tuple),
+        weight_range=weight_ranges,
+        **common,
+    ),
+    st.builds(
+        Quantize,
+        kind=st.just("weight_only"),
+        bits=st.sampled_from([4, 8]),
+        group=st.sampled_from([32, 64, 128]),
+        method=st.sampled_from(["nearest", "gptq", "awq", "hqq"]),
+        embeddings=st.booleans(),
+        **common,
+    ),
 )
 before_quantize: st.SearchStrategy[list[Step]] = st.lists(st.one_of(prunes, sparsities, distills), max_size=4)
 after_quantize: st.SearchStrategy[list[Step]] = st.lists(distills, max_size=2)

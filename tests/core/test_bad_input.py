@@ -53,7 +53,7 @@ RECIPES: dict[str, Case] = {
     "temperature of 0": (lambda: Distill(temperature=0), RecipeError, "got 0", "leave it out"),
     "hard weight of 2": (lambda: Distill(hard_weight=2), RecipeError, "got 2", "leave it out"),
     "infinite learning rate": (lambda: Training(learning_rate=float("inf")), RecipeError, "got inf", "leave it out"),
-    "4 bits": (lambda: Quantize(bits=4), RecipeError, "got 4", "not supported yet"),
+    "4 bits": (lambda: Quantize(bits=4), RecipeError, "got 4", 'kind="weight_only"'),
     "percentile as a fraction": (lambda: Quantize(percentile=0.999), RecipeError, "got 0.999", "99.99"),
     "negative samples": (lambda: Quantize(samples=-1), RecipeError, "got -1", "samples=0"),
     "prune after quantize": (lambda: Recipe((Quantize(), Prune(ratio=0.5))), RecipeError, "quantize > prune", "before quantize"),
