@@ -32,6 +32,7 @@ Criterion = Literal[
     "random",
 ]
 Scope = Literal["global", "uniform", "depth"]
+Precision = Literal["fp32", "int8"]
 Gate = Literal["static", "squeeze_excite"]
 SparseMethod = Literal["magnitude", "sensitivity", "wanda", "sparsegpt"]
 Pattern = Literal["2:4", "4:8"]
@@ -178,7 +179,8 @@ class Prune:
 
     Exactly one of the first four says how much:
     ratio: fraction of the MACs to remove, in (0, 1). macs: what may remain, "0.5x" or "20 M".
-    latency: what may remain, measured in the target's runtime, "0.6x" or "3 ms". threshold: remove what is less important; 1 is
+    latency: what may remain, measured in the target's runtime, "0.6x" or "3 ms", of files of the `precision` that the model will
+    have in the end: "int8" where it is quantized afterwards. threshold: remove what is less important; 1 is
     the mean score of a channel, which most channels of a trained model lie below.
     importance: a criterion by name (one file each in `pruning/importance/`), a learned one, or a callable of your own:
     `(model, task, groups) -> one array (size,) per group`.
@@ -190,6 +192,7 @@ class Prune:
     ratio: float | None = None
     macs: str | None = None
     latency: str | None = None
+    precision: Precision = "fp32"
     threshold: float | None = None
     importance: Criterion | ChannelAttention | Slimming | Callable[..., Any] = "taylor"
     scope: Scope = "global"
@@ -213,6 +216,13 @@ class Prune:
             parse_limit("macs", self.macs)
         if self.latency is not None:
             parse_limit("latency", self.latency)
+        choice("precision", self.precision, Precision)
+        if self.precision != "fp32" and self.latency is None:
+            raise RecipeError(
+                "precision says which files a latency is measured on",
+                got=f"{self.precision}, and no latency",
+                remedy="leave precision out",
+            )
         if not callable(self.importance) and not isinstance(self.importance, ChannelAttention | Slimming):
             choice("importance", self.importance, Criterion)
         choice("scope", self.scope, Scope)

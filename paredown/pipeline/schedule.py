@@ -9,8 +9,7 @@ from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill, Prune, Training
 from paredown.core.target import Target
 from paredown.distillation.recover import distill_model
-from paredown.pipeline.evaluate import latency_of
-from paredown.pipeline.timings import group_latencies, preferred_width
+from paredown.pipeline.timings import group_latencies, latency_at, preferred_width
 from paredown.pruning.prune import Part, prune_model
 from paredown.task.task import Task
 
@@ -31,7 +30,7 @@ def prune_by_schedule(
         )
     if where is not None and config.widths.round_to == 0:
         config = dataclasses.replace(config, widths=dataclasses.replace(config.widths, round_to=preferred_width(where)))
-    latency = latency_of(task, where) if where is not None and config.latency is not None else None
+    latency = latency_at(config.precision, task, where) if where is not None and config.latency is not None else None
     table = None if latency is None or where is None else group_latencies(task, model, config, where, latency, progress)
     between = Distill(training=Training(effort=config.schedule.between))
     result = model

@@ -16,7 +16,7 @@ from torch import nn
 
 from paredown.core.errors import MeasurementError
 from paredown.core.progress import Progress, silent
-from paredown.core.steps import Prune, Quantize
+from paredown.core.steps import Precision, Prune, Quantize
 from paredown.core.target import Target
 from paredown.deploy.capabilities import environment, has_vnni
 from paredown.measure.latency_table import LatencyTable
@@ -42,10 +42,19 @@ def group_latencies(
     """The latency of `model` with each dependency group alone at a few widths; what is remembered of it isn't measured again."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     inputs = [tuple(tensor.shape[1:]) for tensor in tensors(task.inputs)]
-    file = _file(target, "groups", type(model).__qualname__, shapes, inputs, task.protect, config.protect)
+    file = _file(target, "groups", config.precision, type(model).__qualname__, shapes, inputs, task.protect, config.protect)
     table = latency_table(model, task, config, latency, known=_read_table(file), progress=progress)
     _write(file, table.to_json())
     return table
+
+
+def latency_at(precision: Precision, task: Task, target: Target) -> Callable[[nn.Module], float]:
+    """ms of a float model's file of that precision. Calibrated on one batch: the values of scales take no time."""
+    measure = latency_of(task, target)
+    if precision == "fp32":
+        return measure
+    config = Quantize(target=target.runtime, samples=1)
+    return lambda model: measure(quantize_model(model, task, config, reduced=not has_vnni()))
 
 
 def preferred_width(target: Target) -> int:
@@ -70,9 +79,7 @@ def _layer_latency(width: int, target: Target, quantized: bool) -> float:
         x = torch.randn(2, width, _SIDE, _SIDE)
     batches = [(x, torch.zeros(2, dtype=torch.long))]
     task = Task(nn.Sequential(*layers, nn.Flatten()).eval(), (x,), batches, batches)
-    config = Quantize(target=target.runtime, samples=2)
-    model = quantize_model(task.model, task, config, reduced=not has_vnni()) if quantized else task.model
-    return latency_of(task, target)(model)
+    return latency_at("int8" if quantized else "fp32", task, target)(task.model)
 
 
 def _file(target: Target, *what: object) -> Path:

@@ -15,35 +15,38 @@ from paredown.pipeline.plan import Costs, Outcome, Planner, Ratios
 EFFORT = Effort(3, "epochs")
 
 
-World = Callable[[float], tuple[float, float, bool]]  # kept fraction -> (latency, size, drop met)
+World = Callable[[float], tuple[float, float, bool]]  # kept fraction of the MACs -> (latency, size, drop met)
 
 
-def kept_fraction(recipe: Recipe) -> float:
+def kept_fraction(recipe: Recipe, world: World) -> float:
+    """Of the MACs; for a cut to a latency the one that has it."""
     first = recipe.steps[0]
-    return 1 - first.ratio if isinstance(first, Prune) and first.ratio is not None else 1.0
+    if not isinstance(first, Prune):
+        return 1.0
+    if first.ratio is not None:
+        return 1 - first.ratio
+    limit = first.limit()
+    assert limit is not None and limit.relative and first.precision == "int8"
+    goal = limit.absolute(world(1.0)[0])
+    return next((kept for kept in (1 - i / 1000 for i in range(1000)) if world(kept)[0] <= goal), 0.001)
 
 
-def costs_in(world: World, *, blocks: int = 1, least: float = 0.0) -> Costs:
-    """What files of such a world cost. blocks: widths that are no multiple of it are as slow as the next one of 8 up.
-    least: a kept fraction below it can't be had with multiples of more than 8.
-    """
+def costs_in(world: World) -> Costs:
+    """What files of such a world cost."""
 
     def costs(recipe: Recipe) -> Ratios | None:
-        kept, step = kept_fraction(recipe), recipe.steps[0]
-        assert isinstance(step, Prune) and not any(isinstance(step, Distill) for step in recipe.steps)
-        if step.widths.round_to > 8 and kept < least:
-            return None
-        latency, size, _ = world(kept)
-        return {"latency": latency * (1 if step.widths.round_to % blocks == 0 else 1.2), "size": size}
+        assert not any(isinstance(step, Distill) for step in recipe.steps)
+        latency, size, _ = world(kept_fraction(recipe, world))
+        return {"latency": latency, "size": size}
 
     return costs
 
 
 def play(limits: dict[Axis, float], world: World, rounds: int = 4) -> tuple[list[float], Outcome]:
-    """Runs a planner in a world. -> what it asked, and the last outcome."""
+    """Runs a planner in a world. -> kept fractions of the MACs that it asked for, and the last outcome."""
     planner, asked, outcome = Planner(limits, EFFORT, costs_in(world), rounds), [], Outcome({}, False)
     while (recipe := planner.ask()) is not None:
-        kept = kept_fraction(recipe)
+        kept = kept_fraction(recipe, world)
         latency, size, met = world(kept)
         outcome = Outcome({"latency": latency, "size": size}, met)
         asked.append(kept)
@@ -85,31 +88,37 @@ def test_drop_and_cost_both_missed_ask_for_a_deeper_cut_with_recovery_after_int8
     planner.tell(Outcome({"latency": 0.62}, drop_met=False))  # slower than it was before it was trained
     third = planner.ask()
     assert second is not None and third is not None
-    assert kept_fraction(third) < kept_fraction(second)
+    assert _latency(third) < _latency(second) < 0.6 / 0.687
     assert [type(step) for step in third.steps] == [Prune, Distill, Quantize, Distill]
 
 
-def test_widths_are_the_multiple_that_makes_the_file_faster() -> None:
-    world: World = lambda kept: (0.68 * kept, 0.3, True)  # noqa: E731 (a line of a table)
-    for blocks, expected in ((1, 8), (16, 16)):
-        planner = Planner({"latency": 0.4}, EFFORT, costs_in(world, blocks=blocks))
+def test_a_cut_for_latency_asks_for_what_the_int8_file_is_over() -> None:
+    """No cut for the size is needed, or the one that is stays too slow: the goal is a latency, of files in int8."""
+    for size in (0.3, 0.5):
+        planner = Planner({"latency": 0.6, "size": 0.4}, EFFORT, costs_in(lambda kept, size=size: (0.8, size * kept, True)))
         planner.ask()
-        planner.tell(Outcome({"latency": 0.68}, drop_met=True))
-        assert _multiple(planner.ask()) == expected
+        planner.tell(Outcome({"latency": 0.8, "size": size}, drop_met=True))
+        assert _latency(planner.ask()) == pytest.approx(0.96 * 0.6 / 0.8, abs=1e-3)
 
 
-def test_a_cut_too_deep_for_the_faster_multiple_takes_the_finer_one() -> None:
-    planner = Planner({"latency": 0.2}, EFFORT, costs_in(lambda kept: (0.68 * kept, 0.3, True), blocks=16, least=0.4))
+def test_a_file_that_is_fast_enough_but_too_large_is_followed_by_a_cut_of_macs_that_is_both() -> None:
+    world: World = lambda kept: (0.7 * kept, 0.6 * kept**2, True)  # noqa: E731 (a line of a table)
+    planner = Planner({"latency": 0.6, "size": 0.4}, EFFORT, costs_in(world))
     planner.ask()
-    planner.tell(Outcome({"latency": 0.68}, drop_met=True))
-    second = planner.ask()
-    assert second is not None and _multiple(second) == 8
-    assert kept_fraction(second) * 0.68 * 1.2 <= 0.2
+    planner.tell(Outcome({"latency": 0.8, "size": 0.6}, drop_met=True))
+    planner.ask()
+    planner._goal = "latency"
+    planner.tell(Outcome({"latency": 0.58, "size": 0.45}, drop_met=True))
+    third = planner.ask()
+    assert third is not None
+    assert isinstance(third.steps[0], Prune) and third.steps[0].ratio is not None
+    latency, size, _ = world(kept_fraction(third, world))
+    assert latency <= 0.6 and size <= 0.4
 
 
-def _multiple(recipe: Recipe | None) -> int:
-    assert recipe is not None and isinstance(recipe.steps[0], Prune)
-    return recipe.steps[0].widths.round_to
+def _latency(recipe: Recipe | None) -> float:
+    assert recipe is not None and isinstance(recipe.steps[0], Prune) and recipe.steps[0].latency is not None
+    return float(recipe.steps[0].latency.removesuffix("x"))
 
 
 def test_the_planner_never_asks_more_than_its_rounds() -> None:
@@ -127,25 +136,27 @@ def test_int8_that_costs_too_much_accuracy_is_followed_by_distillation() -> None
 
 
 def test_a_proposal_that_can_not_be_carried_out_is_followed_by_a_milder_one() -> None:
-    planner = Planner({"size": 0.05}, EFFORT, costs_in(lambda kept: (0.5, 0.3 * kept, True)))
+    world: World = lambda kept: (0.5, 0.3 * kept, True)  # noqa: E731 (a line of a table)
+    planner = Planner({"size": 0.05}, EFFORT, costs_in(world))
     planner.ask()
     planner.tell(Outcome({"size": 0.3}, drop_met=True))
     second = planner.ask()
     assert second is not None
     planner.tell(Outcome({"size": 1.0}, drop_met=False, possible=False))
     third = planner.ask()
-    assert third is not None and kept_fraction(third) > kept_fraction(second)
+    assert third is not None and kept_fraction(third, world) > kept_fraction(second, world)
 
 
 def test_pruning_that_was_rolled_back_is_followed_by_the_milder_cut_that_comes_nearer() -> None:
-    planner = Planner({"size": 0.18}, EFFORT, costs_in(lambda kept: (0.5, 0.28 * kept, True)))
+    world: World = lambda kept: (0.5, 0.28 * kept, True)  # noqa: E731 (a line of a table)
+    planner = Planner({"size": 0.18}, EFFORT, costs_in(world))
     planner.ask()
     planner.tell(Outcome({"size": 0.28}, drop_met=True))
     second = planner.ask()
     assert second is not None
     planner.tell(Outcome({"size": 0.5}, drop_met=False, complete=False))
     third = planner.ask()
-    assert third is not None and kept_fraction(second) < kept_fraction(third) < 1
+    assert third is not None and kept_fraction(second, world) < kept_fraction(third, world) < 1
 
 
 @pytest.mark.parametrize("limits", [{"latency": 0.3}, {"size": 0.1}, {"latency": 0.4, "size": 0.2}])
