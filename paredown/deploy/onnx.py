@@ -17,7 +17,8 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-import paredown.graph.fake_quantize  # noqa: F401 (registers the operator)
+import paredown.graph.dynamic_quantize
+import paredown.graph.fake_quantize  # noqa: F401 (both register an operator)
 from paredown.core.artifact import Artifact
 from paredown.core.errors import ExportError, OutputError
 from paredown.core.target import Target
@@ -89,7 +90,7 @@ def build(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> B
 
 def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
     """torch's own exporter, with our operator in its table."""
-    from paredown.deploy import qdq
+    from paredown.deploy import dynamic, qdq
 
     return torch.onnx.export(
         exported,
@@ -97,7 +98,10 @@ def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
         verbose=False,
         opset_version=_opset(exported.graph),
         output_names=output_names,
-        custom_translation_table={torch.ops.paredown.fake_quantize.default: qdq.translate()},
+        custom_translation_table={
+            torch.ops.paredown.fake_quantize.default: qdq.translate(),
+            torch.ops.paredown.dynamic_quantize.default: dynamic.translate(),
+        },
     )
 
 
@@ -120,11 +124,14 @@ def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
     """Lowers, strips and checks the model."""
     import onnx
 
-    from paredown.deploy import packed, passes, qdq
+    from paredown.deploy import dynamic, packed, passes, qdq
 
+    dynamic.lower_(proto)
     qdq.lower_(proto)
     packed.gemms_as_matmuls_(proto)
+    packed.fold_at_load_(proto)
     qdq.transpose_weights_(proto)
+    dynamic.integer_products_(proto)
     qdq.quantize_biases_(proto)
     passes.drop_dead_(proto)
     passes.strip_(proto)

@@ -15,6 +15,7 @@ from onnx.defs import OpSchema
 from paredown.core.errors import ExportError
 from paredown.deploy import packed
 from paredown.deploy.constants import Constants
+from paredown.deploy.nodes import attribute, replace_nodes_
 
 DOMAIN, PLACEHOLDER = "paredown", "FakeQuantize"
 _TYPES: tuple[Any, ...] = (np.uint8, np.int8, np.int32)
@@ -65,8 +66,7 @@ def lower_(model: ModelProto) -> int:
             count += 1
         else:
             nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes_(model, nodes)
     kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(kept)
@@ -227,9 +227,7 @@ def quantize_biases_(model: ModelProto) -> int:
             nodes.append(added)
             count += 1
         nodes.append(node)
-    ordered = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(ordered)
+    replace_nodes_(model, nodes)
     return count
 
 
@@ -259,11 +257,3 @@ def _bias(node: NodeProto, made: dict[str, NodeProto], constants: Constants) -> 
     name, output = node.input[2], f"{node.output[0]}_bias"
     inputs = [constants.add(f"{output}_quantized", q.astype(np.int32)), constants.add(f"{output}_scale", scale.copy())]
     return _node("DequantizeLinear", inputs, f"{name}_{output}", node, {"axis": 0})
-
-
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """The value of an attribute, or `default` where the node doesn't set it."""
-    for entry in node.attribute:
-        if entry.name == name:
-            return helper.get_attribute_value(entry)
-    return default

@@ -16,9 +16,9 @@ from paredown.deploy.onnx import export_onnx
 from paredown.deploy.parity import check_parity
 from paredown.distillation.recover import distill_model
 from paredown.distillation.teachers import Given
-from paredown.pipeline.evaluate import precision_of
 from paredown.pipeline.schedule import prune_by_schedule
 from paredown.pruning.sparse import sparsify_model
+from paredown.quantization.dynamic import quantize_dynamic
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.static import quantize_model
 from paredown.quantization.weight_only import quantize_weights
@@ -92,6 +92,8 @@ def quantize(task: Task, config: Quantize, *, model: nn.Module | None = None, pr
     if config.kind == "weight_only":
         return quantize_weights(source, task, config, progress=progress)
     reduced = config.weight_range == "reduced" or (config.weight_range == "auto" and not has_vnni())
+    if config.kind == "dynamic":
+        return quantize_dynamic(source, task, config, reduced=reduced)
     return quantize_model(source, task, config, reduced=reduced, progress=progress)
 
 
@@ -106,7 +108,7 @@ def export(model: nn.Module, task: Task, *, target: Target | str = "onnxruntime"
     unchecked = file.with_name(f".{file.name}.unchecked")
     try:
         artifact = export_onnx(model, task.inputs, unchecked, target=chosen, dynamic=task.dynamic)
-        check_parity(model, task.inputs, unchecked, chosen, dynamic=task.dynamic, precision=precision_of(model))
+        check_parity(model, task.inputs, unchecked, chosen, dynamic=task.dynamic, precision=artifact.precision)
         unchecked.replace(file)
     finally:
         unchecked.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ STEPS: list[Step] = [
     Quantize(samples=128),
     Quantize(samples=128, observer="mse", refine=("equalization", "bias_correction")),
     Quantize(kind="weight_only", bits=4),
+    Quantize(kind="dynamic"),
 ]
 each_step = pytest.mark.parametrize("step", STEPS, ids=step_name)
 
