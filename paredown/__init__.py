@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paredown.core.report import Report as Report
     from paredown.core.steps import ChannelAttention as ChannelAttention
     from paredown.core.steps import Distill, Prune, Quantize, Sparsify, Training
+    from paredown.core.steps import MixedBits as MixedBits
     from paredown.core.steps import Schedule as Schedule
     from paredown.core.steps import Slimming as Slimming
     from paredown.core.steps import Widths as Widths
@@ -43,7 +44,7 @@ _HOME = {
     "ParedownError": "core.errors", "Measurement": "core.measurement", "Report": "core.report", "Target": "core.target",
     "Distill": "core.steps", "Prune": "core.steps", "Quantize": "core.steps", "Sparsify": "core.steps",
     "Training": "core.steps", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
-    "Widths": "core.steps", "Recipe": "core.recipe",
+    "Widths": "core.steps", "MixedBits": "core.steps", "Recipe": "core.recipe",
     "Hint": "core.knowledge", "AttentionTransfer": "core.knowledge", "Similarity": "core.knowledge",
     "Relational": "core.knowledge", "propose_pairs": "distillation.compared",
     "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",

@@ -26,7 +26,7 @@ from paredown.graph.trace import Dynamic, trace
 from paredown.task.batches import Inputs, apply_tensors
 
 OPSET = 20  # ONNX Runtime 1.17 and OpenVINO 2024.0 onward take it
-_NARROW = 16  # numbers that 4 bits hold
+_NARROW, _MOST = 16, 256  # numbers that 4 and 8 bits hold
 _ADAPTIVE_POOLS = (
     torch.ops.aten.adaptive_avg_pool1d.default,
     torch.ops.aten.adaptive_avg_pool2d.default,
@@ -39,7 +39,7 @@ class Built:
     """An ONNX model in memory (an onnx.ModelProto), and the graph that it was translated from.
 
     program: its nodes bear the names that the values of the model have, but for `renamed`, {name in the model: node}.
-    precision: "fp32", "int8" or "int4".
+    precision: as the Artifact says it.
     """
 
     model: Any
@@ -110,21 +110,23 @@ def _opset(graph: fx.Graph) -> int:
     from paredown.deploy import packed
 
     grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
-    newer = any(any(block) or high - low < _NARROW for _, low, high, *block in grids)
+    newer = any(any(block) or (axis >= 0 and high - low < _NARROW) for axis, low, high, *block in grids)
     return packed.OPSET if newer else OPSET
 
 
 def _precision(graph: fx.Graph) -> str:
-    """ "fp32", "int8", or "int4" where a weight takes 4 bits."""
+    """ "fp32", or what weights are stored in: "int8", "int4", "int2/int4/int8" where layers differ."""
     grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
-    return "fp32" if not grids else "int4" if any(high - low < _NARROW for _, low, high, *_ in grids) else "int8"
+    levels = [high - low + 1 for axis, low, high, *_ in grids if axis >= 0]  # the others are activations
+    bits = {next(b for b in (2, 3, 4, 8) if n <= 2**b) for n in levels if n <= _MOST}  # the others are biases
+    return "/".join(f"int{b}" for b in sorted(bits)) or ("int8" if grids else "fp32")
 
 
 def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
     """Lowers, strips and checks the model."""
     import onnx
 
-    from paredown.deploy import dynamic, packed, passes, qdq
+    from paredown.deploy import dynamic, narrow, packed, passes, qdq
 
     dynamic.lower_(proto)
     qdq.lower_(proto)
@@ -133,6 +135,8 @@ def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
     qdq.transpose_weights_(proto)
     dynamic.integer_products_(proto)
     qdq.quantize_biases_(proto)
+    if any(entry.domain == "" and entry.version >= packed.OPSET for entry in proto.opset_import):
+        narrow.narrow_weights_(proto)
     passes.drop_dead_(proto)
     passes.strip_(proto)
     passes.name_dimensions_(proto, dimensions)

@@ -51,7 +51,7 @@ def _schema() -> OpSchema:
 def lower_(model: ModelProto) -> int:
     """Replaces every placeholder; returns how many there were.
 
-    Raises ExportError where a scale isn't constant, or where an activation's grid is not a full 8-bit type.
+    Raises ExportError where a scale isn't constant, or where an activation's grid is wider than 8 bits.
     """
     constants = Constants(model)
     nodes: list[NodeProto] = []
@@ -90,16 +90,16 @@ def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
     if value is not None:
         q = _quantized(value, scale, zero_point, axis).astype(np.float64).clip(low, high).astype(kind)
         return [_node("DequantizeLinear", [constants.add(f"{x}_quantized", q), *names], output, node, along)]
-    if (low, high) != (first, last) or kind is np.int32:
+    if kind is np.int32:
         raise ExportError(
-            "an activation's grid must span a full 8-bit type, 0..255 or -128..127", got=f"[{low}, {high}] at {node.name}",
-            remedy="give the activation quantizer the full range; only weights may have a reduced one",
-        )  # fmt: skip
-    quantized = f"{output}_quantized"
-    return [
-        _node("QuantizeLinear", [x, *names], quantized, node, along),
-        _node("DequantizeLinear", [quantized, *names], output, node, along),
-    ]
+            "an activation's grid must fit 8 bits", got=f"[{low}, {high}] at {node.name}", remedy="write activation_bits=8"
+        )
+    quantized, clipped = f"{output}_quantized", f"{output}_clipped"
+    nodes = [_node("QuantizeLinear", [x, *names], quantized, node, along)]
+    if (low, high) != (first, last):  # fewer bits: between Q and DQ, so that operators still fuse with either
+        ends = [constants.add(f"{np.dtype(kind).name}_{end}", np.array(end, kind)) for end in (low, high)]
+        nodes.append(_node("Clip", [quantized, *ends], clipped, node, {}))
+    return [*nodes, _node("DequantizeLinear", [nodes[-1].output[0], *names], output, node, along)]
 
 
 def _stored(node: NodeProto, constants: Constants) -> list[NodeProto]:
