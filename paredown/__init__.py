@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
     from paredown.pipeline.steps import distill, export, prune, quantize, sparsify
+    from paredown.quantization.bits import layer_bits as layer_bits
     from paredown.task.metric import CORPUS, PER_SAMPLE, Metric, top1
     from paredown.task.task import Task
 
@@ -51,7 +52,7 @@ _HOME = {
     "top1": "task.metric", "Task": "task.task", "load": "deploy.session", "analyze": "pipeline.analyze",
     "apply": "pipeline.apply", "load_checkpoint": "pipeline.checkpoint", "save_checkpoint": "pipeline.checkpoint",
     "compress": "pipeline.compress", "distill": "pipeline.steps", "export": "pipeline.steps", "prune": "pipeline.steps",
-    "quantize": "pipeline.steps", "sparsify": "pipeline.steps",
+    "quantize": "pipeline.steps", "layer_bits": "quantization.bits", "sparsify": "pipeline.steps",
 }  # fmt: skip
 
 __all__ = [
