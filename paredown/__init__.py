@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from paredown.core.report import Report as Report
     from paredown.core.steps import ChannelAttention as ChannelAttention
     from paredown.core.steps import Distill, Prune, Quantize, Sparsify, Training
+    from paredown.core.steps import MixedBits as MixedBits
     from paredown.core.steps import Schedule as Schedule
     from paredown.core.steps import Slimming as Slimming
     from paredown.core.steps import Widths as Widths
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
     from paredown.pipeline.steps import distill, export, prune, quantize, sparsify
+    from paredown.quantization.bits import layer_bits as layer_bits
     from paredown.task.metric import CORPUS, PER_SAMPLE, Metric, top1
     from paredown.task.task import Task
 
@@ -43,14 +45,14 @@ _HOME = {
     "ParedownError": "core.errors", "Measurement": "core.measurement", "Report": "core.report", "Target": "core.target",
     "Distill": "core.steps", "Prune": "core.steps", "Quantize": "core.steps", "Sparsify": "core.steps",
     "Training": "core.steps", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
-    "Widths": "core.steps", "Recipe": "core.recipe",
+    "Widths": "core.steps", "MixedBits": "core.steps", "Recipe": "core.recipe",
     "Hint": "core.knowledge", "AttentionTransfer": "core.knowledge", "Similarity": "core.knowledge",
     "Relational": "core.knowledge", "propose_pairs": "distillation.compared",
     "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",
     "top1": "task.metric", "Task": "task.task", "load": "deploy.session", "analyze": "pipeline.analyze",
     "apply": "pipeline.apply", "load_checkpoint": "pipeline.checkpoint", "save_checkpoint": "pipeline.checkpoint",
     "compress": "pipeline.compress", "distill": "pipeline.steps", "export": "pipeline.steps", "prune": "pipeline.steps",
-    "quantize": "pipeline.steps", "sparsify": "pipeline.steps",
+    "quantize": "pipeline.steps", "layer_bits": "quantization.bits", "sparsify": "pipeline.steps",
 }  # fmt: skip
 
 __all__ = [

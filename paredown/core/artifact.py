@@ -21,7 +21,8 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported file. precision: "fp32", "int8" or "int4". digest: SHA-256 of the file, in hex."""
+    """An exported file. precision: "fp32", or what the weights are stored in: "int8", "int4",
+    "int4/int8" where layers differ. digest: SHA-256 of the file, in hex."""
 
     __pydantic_config__: ClassVar = pydantic.ConfigDict(extra="forbid")
     path: str

@@ -31,6 +31,23 @@ class Width:
 
 
 @dataclass(frozen=True)
+class LayerBits:
+    """What a layer's weights are stored in, and what it computes in, in a quantized model. 32 bits are float.
+
+    operator: "conv2d". parameters: numbers in its weights. activation_bits: of what it reads. note: why it doesn't compute in
+    integers; empty where it does.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    module: str
+    operator: str
+    parameters: int
+    weight_bits: int
+    activation_bits: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Parity:
     """A file against its torch model at one batch size. kind: "max |difference| / max |y|" or "relative L2"."""
 
@@ -172,6 +189,7 @@ class Report:
 
     front: the Pareto-optimal candidates in drop, latency and size, the baseline among them. environment: machine, versions.
     sensitivity: of the unchanged model, one curve per dependency group, where it was asked for.
+    bits: of the result, layer by layer, where it is quantized.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -192,6 +210,7 @@ class Report:
     seed: int
     seconds: float
     sensitivity: tuple[SensitivityCurve, ...] = ()
+    bits: tuple[LayerBits, ...] = ()
     render: Callable[["Report"], str] | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:

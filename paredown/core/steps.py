@@ -9,8 +9,10 @@ import pydantic
 from paredown.core.budget import Limit, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
-from paredown.core.fields import choice, count, fraction, instance, names, number, positive, within
+from paredown.core.fields import choice, count, fraction, instance, names, positive, within
 from paredown.core.knowledge import AttentionTransfer, Feature, Hint, Relational, Similarity, Soft
+from paredown.core.precision import MixedBits as MixedBits  # noqa: PLC0414 (every step is imported from here)
+from paredown.core.precision import Quantize as Quantize  # noqa: PLC0414 (likewise)
 
 Criterion = Literal[
     "taylor",
@@ -36,11 +38,6 @@ Precision = Literal["fp32", "int8"]
 Gate = Literal["static", "squeeze_excite"]
 SparseMethod = Literal["magnitude", "sensitivity", "wanda", "sparsegpt"]
 Pattern = Literal["2:4", "4:8"]
-QuantizeKind = Literal["static", "weight_only"]
-Observer = Literal["minmax", "percentile", "moving_average", "mse", "kl"]
-Refinement = Literal["smooth", "equalization", "adaround", "bias_correction"]
-WeightMethod = Literal["nearest", "gptq", "awq", "hqq"]
-WeightRange = Literal["auto", "full", "reduced"]
 Optimizer = Literal["sgd", "adamw"]
 
 _FORBID = pydantic.ConfigDict(extra="forbid")
@@ -343,88 +340,6 @@ def _pairs(value: object) -> tuple[tuple[str, str], ...]:
     if not all(isinstance(name, str) and name for pair in value for name in pair):
         raise RecipeError(rule, got=repr(value), remedy=remedy)
     return tuple((student, teacher) for student, teacher in value)
-
-
-@dataclass(frozen=True)
-class Quantize:
-    """Integers after training; batch norms are folded first. Two kinds:
-
-    "static": int8 weights, symmetric per channel, and int8 activations, asymmetric per tensor, calibrated on training data.
-    "weight_only": weights stored in `bits`, 8 or 4, packed, while the model computes in float; for models that are mostly
-    linear layers and embeddings. One scale for `group` numbers of a row: 32, 64 or 128.
-    embeddings: tables too. method: "nearest", "hqq" (neither reads data), "gptq", "awq" (both read `samples` training samples).
-
-    bits: 8, or 4 where weights alone are stored.
-    observer, of static: "minmax"; "percentile", which clips what lies beyond `percentile` on either side; "moving_average", of
-    the extremes of batches; "mse", the range with the smallest squared error; "kl", the one with the nearest distribution.
-    refine, of static: what lowers the error further, done in this order whatever the order given: "smooth" (outliers of a
-    transformer's activations move into its weights), "equalization" (of the ranges of neighbouring layers), "adaround" (learns
-    which weights to round up; minutes), "bias_correction".
-    samples: how many training samples calibrate (0: all of them); memory does not depend on it. Refinements hold some of them.
-    weight_range: "full" is [-127, 127]; "reduced" is [-63, 63], which can't saturate 16-bit sums on machines without
-    VNNI; "auto" asks the machine. target: the runtime whose rules place the quantizers; None: the run's own,
-    or, outside a run, a placement for both.
-    protect: modules that stay in float.
-    """
-
-    __pydantic_config__: ClassVar = _FORBID
-    kind: QuantizeKind = "static"
-    bits: int = 8
-    observer: Observer = "percentile"
-    percentile: float = 99.99
-    refine: tuple[Refinement, ...] = ()
-    group: int = 32
-    method: WeightMethod = "nearest"
-    embeddings: bool = False
-    samples: int = 1024
-    weight_range: WeightRange = "auto"
-    target: str | None = None
-    protect: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        choice("kind", self.kind, QuantizeKind)
-        choice("observer", self.observer, Observer)
-        choice("method", self.method, WeightMethod)
-        choice("weight_range", self.weight_range, WeightRange)
-        names("refine", self.refine)
-        for name in self.refine:
-            choice("refine", name, Refinement)
-        number("percentile", self.percentile)
-        number("samples", self.samples)
-        names("protect", self.protect)
-        if not 50 < self.percentile <= 100:
-            raise RecipeError("percentile must be in (50, 100]", got=self.percentile, remedy="99.99 is the usual choice")
-        if self.samples < 0:
-            raise RecipeError("samples must be at least 0", got=self.samples, remedy="write samples=0 to use them all")
-        self._check_widths()
-        self._check_unused()
-
-    def _check_widths(self) -> None:
-        allowed = (8, 4) if self.kind == "weight_only" else (8,)
-        if isinstance(self.bits, bool) or self.bits not in allowed:
-            remedy = "write bits=4 or bits=8" if len(allowed) > 1 else 'for 4 bits write kind="weight_only"'
-            raise RecipeError(
-                f"bits of a {self.kind} step must be {' or '.join(map(str, allowed))}", got=self.bits, remedy=remedy
-            )
-        if isinstance(self.group, bool) or self.group not in _GROUPS:
-            raise RecipeError("group must be 32, 64 or 128", got=self.group, remedy="32 is the most precise")
-
-    def _check_unused(self) -> None:
-        """A field that this kind doesn't read must stay at its default."""
-        for name, kinds in _READ_BY.items():
-            if self.kind not in kinds and getattr(self, name) != getattr(type(self), name):
-                raise RecipeError(
-                    f"{name} belongs to kind {' or '.join(kinds)}",
-                    got=f"{name}={getattr(self, name)!r} with kind={self.kind!r}",
-                    remedy=f'leave {name} out, or write kind="{kinds[0]}"',
-                )
-
-
-_GROUPS = (32, 64, 128)
-_READ_BY = {
-    "observer": ("static",), "percentile": ("static",), "refine": ("static",), "weight_range": ("static",),
-    "group": ("weight_only",), "method": ("weight_only",), "embeddings": ("weight_only",),
-}  # fmt: skip
 
 
 Step = Prune | Sparsify | Distill | Quantize

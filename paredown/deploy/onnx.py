@@ -17,7 +17,8 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-import paredown.graph.fake_quantize  # noqa: F401 (registers the operator)
+import paredown.graph.dynamic_quantize
+import paredown.graph.fake_quantize  # noqa: F401 (both register an operator)
 from paredown.core.artifact import Artifact
 from paredown.core.errors import ExportError, OutputError
 from paredown.core.target import Target
@@ -25,7 +26,7 @@ from paredown.graph.trace import Dynamic, trace
 from paredown.task.batches import Inputs, apply_tensors
 
 OPSET = 20  # ONNX Runtime 1.17 and OpenVINO 2024.0 onward take it
-_NARROW = 16  # numbers that 4 bits hold
+_NARROW, _MOST = 16, 256  # numbers that 4 and 8 bits hold
 _ADAPTIVE_POOLS = (
     torch.ops.aten.adaptive_avg_pool1d.default,
     torch.ops.aten.adaptive_avg_pool2d.default,
@@ -38,7 +39,7 @@ class Built:
     """An ONNX model in memory (an onnx.ModelProto), and the graph that it was translated from.
 
     program: its nodes bear the names that the values of the model have, but for `renamed`, {name in the model: node}.
-    precision: "fp32", "int8" or "int4".
+    precision: as the Artifact says it.
     """
 
     model: Any
@@ -89,7 +90,7 @@ def build(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> B
 
 def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
     """torch's own exporter, with our operator in its table."""
-    from paredown.deploy import qdq
+    from paredown.deploy import dynamic, qdq
 
     return torch.onnx.export(
         exported,
@@ -97,7 +98,10 @@ def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
         verbose=False,
         opset_version=_opset(exported.graph),
         output_names=output_names,
-        custom_translation_table={torch.ops.paredown.fake_quantize.default: qdq.translate()},
+        custom_translation_table={
+            torch.ops.paredown.fake_quantize.default: qdq.translate(),
+            torch.ops.paredown.dynamic_quantize.default: dynamic.translate(),
+        },
     )
 
 
@@ -106,26 +110,33 @@ def _opset(graph: fx.Graph) -> int:
     from paredown.deploy import packed
 
     grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
-    newer = any(any(block) or high - low < _NARROW for _, low, high, *block in grids)
+    newer = any(any(block) or (axis >= 0 and high - low < _NARROW) for axis, low, high, *block in grids)
     return packed.OPSET if newer else OPSET
 
 
 def _precision(graph: fx.Graph) -> str:
-    """ "fp32", "int8", or "int4" where a weight takes 4 bits."""
+    """ "fp32", or what weights are stored in: "int8", "int4", "int2/int4/int8" where layers differ."""
     grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
-    return "fp32" if not grids else "int4" if any(high - low < _NARROW for _, low, high, *_ in grids) else "int8"
+    levels = [high - low + 1 for axis, low, high, *_ in grids if axis >= 0]  # the others are activations
+    bits = {next(b for b in (2, 3, 4, 8) if n <= 2**b) for n in levels if n <= _MOST}  # the others are biases
+    return "/".join(f"int{b}" for b in sorted(bits)) or ("int8" if grids else "fp32")
 
 
 def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
     """Lowers, strips and checks the model."""
     import onnx
 
-    from paredown.deploy import packed, passes, qdq
+    from paredown.deploy import dynamic, narrow, packed, passes, qdq
 
+    dynamic.lower_(proto)
     qdq.lower_(proto)
     packed.gemms_as_matmuls_(proto)
+    packed.fold_at_load_(proto)
     qdq.transpose_weights_(proto)
+    dynamic.integer_products_(proto)
     qdq.quantize_biases_(proto)
+    if any(entry.domain == "" and entry.version >= packed.OPSET for entry in proto.opset_import):
+        narrow.narrow_weights_(proto)
     passes.drop_dead_(proto)
     passes.strip_(proto)
     passes.name_dimensions_(proto, dimensions)

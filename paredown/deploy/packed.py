@@ -13,8 +13,11 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper
 
 from paredown.deploy.constants import Constants
+from paredown.deploy.nodes import attribute, replace_nodes_
 
 OPSET = 21
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_MOVES = ("Slice", "Concat", "Unsqueeze", "Squeeze", "Split", "Transpose", "Reshape", "Identity")
 _TYPES: tuple[tuple[Any, int, int], ...] = (
     (ml_dtypes.int4, -8, 7), (ml_dtypes.uint4, 0, 15), (np.int8, -128, 127), (np.uint8, 0, 255),
 )  # fmt: skip
@@ -77,10 +80,60 @@ def gemms_as_matmuls_(model: ModelProto) -> int:
             count += 1
         else:
             nodes.append(node)
-    ordered = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(ordered)
+    replace_nodes_(model, nodes)
     return count
+
+
+def fold_at_load_(model: ModelProto) -> int:
+    """DequantizeLinear of a constant that only lookups or recurrent layers read -> Cast and Mul; how many.
+
+    They compute in float. A runtime folds plain arithmetic of constants when it loads a file, and keeps a DequantizeLinear, which
+    would then run in every call.
+    """
+    constants = Constants(model)
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    nodes: list[NodeProto] = []
+    count = 0
+    for node in model.graph.node:
+        added = _unfolded(node, constants) if node.op_type == "DequantizeLinear" and _in_float(node.output[0], readers) else []
+        nodes += added or [node]
+        count += bool(added)
+    replace_nodes_(model, nodes)
+    return count
+
+
+def _in_float(name: str, readers: dict[str, list[NodeProto]]) -> bool:
+    """Whether a constant goes to nothing but lookups and recurrent layers, directly or through operators that move it."""
+    return name in readers and all(
+        node.op_type in _RECURRENT
+        or (node.op_type == "Gather" and node.input[0] == name and attribute(node, "axis", 0) == 0)
+        or (node.op_type in _MOVES and _in_float(node.output[0], readers))
+        for node in readers[name]
+    )
+
+
+def _unfolded(node: NodeProto, constants: Constants) -> list[NodeProto]:
+    """Cast and Mul, [] where the value isn't an 8-bit constant with one scale per channel and zero points of 0."""
+    value, scale = constants.get(node.input[0]), constants.get(node.input[1])
+    zero_point = constants.get(node.input[2]) if len(node.input) > 2 else None
+    if value is None or scale is None or value.dtype != np.int8 or attribute(node, "block_size", 0):
+        return []
+    if zero_point is not None and zero_point.any():
+        return []
+    output, axis = node.output[0], attribute(node, "axis", 1)
+    shape = [-1 if d == axis else 1 for d in range(value.ndim)] if scale.ndim else []
+    factor = constants.add(f"{output}_factor", scale.reshape(shape))
+    floats = f"{output}_floats"
+    made = [
+        helper.make_node("Cast", [node.input[0]], [floats], name=floats, to=1),
+        helper.make_node("Mul", [floats, factor], [output], name=output),
+    ]
+    for entry in made:
+        entry.metadata_props.extend(node.metadata_props)
+    return made
 
 
 def is_stored(node: NodeProto) -> bool:

@@ -1,6 +1,6 @@
 """A file against the torch model that it was made from, in the runtime where it will run.
 
-fp32: max |difference| / max |y| <= 1e-4. int8, int4: ||difference|| / ||y|| <= 2 %, against the simulation in torch.
+fp32: max |difference| / max |y| <= 1e-4. Integers: ||difference|| / ||y|| <= 2 %, against the simulation in torch.
 """
 
 import pathlib
@@ -19,7 +19,12 @@ from paredown.deploy.session import Session, load
 from paredown.graph.trace import Dynamic
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, tensors
 
-TOLERANCES = {"fp32": ("max |difference| / max |y|", 1e-4), "int8": ("relative L2", 0.02), "int4": ("relative L2", 0.02)}
+_FLOAT, _INTEGER = ("max |difference| / max |y|", 1e-4), ("relative L2", 0.02)
+
+
+def tolerance_of(precision: str) -> tuple[str, float]:
+    """What is compared, and how much it may be, by an artifact's precision."""
+    return _FLOAT if precision == "fp32" else _INTEGER
 
 
 def check_parity(
@@ -33,10 +38,10 @@ def check_parity(
 ) -> tuple[Parity, ...]:
     """One Parity (without a candidate's name) for the inputs' batch size and two others.
 
-    precision: "fp32", "int8" or "int4", as in the Artifact.
+    precision: that of the Artifact.
     Raises ParityError at the first batch size that fails, naming the first operator that diverges.
     """
-    kind, tolerance = TOLERANCES[precision]
+    kind, tolerance = tolerance_of(precision)
     session = load(path, target)
     found = []
     for size in batch_sizes(batch_size(inputs)):
@@ -130,5 +135,5 @@ def _located(
 
 def _measure(precision: str) -> Any:
     """(difference of two arrays, tolerance) for single operators."""
-    tolerance = TOLERANCES[precision][1]
+    tolerance = tolerance_of(precision)[1]
     return (lambda got, want: difference((got,), (want,), precision)), tolerance

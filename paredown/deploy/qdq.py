@@ -15,6 +15,7 @@ from onnx.defs import OpSchema
 from paredown.core.errors import ExportError
 from paredown.deploy import packed
 from paredown.deploy.constants import Constants
+from paredown.deploy.nodes import attribute, replace_nodes_
 
 DOMAIN, PLACEHOLDER = "paredown", "FakeQuantize"
 _TYPES: tuple[Any, ...] = (np.uint8, np.int8, np.int32)
@@ -50,7 +51,7 @@ def _schema() -> OpSchema:
 def lower_(model: ModelProto) -> int:
     """Replaces every placeholder; returns how many there were.
 
-    Raises ExportError where a scale isn't constant, or where an activation's grid is not a full 8-bit type.
+    Raises ExportError where a scale isn't constant, or where an activation's grid is wider than 8 bits.
     """
     constants = Constants(model)
     nodes: list[NodeProto] = []
@@ -65,8 +66,7 @@ def lower_(model: ModelProto) -> int:
             count += 1
         else:
             nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    replace_nodes_(model, nodes)
     kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(kept)
@@ -90,16 +90,16 @@ def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
     if value is not None:
         q = _quantized(value, scale, zero_point, axis).astype(np.float64).clip(low, high).astype(kind)
         return [_node("DequantizeLinear", [constants.add(f"{x}_quantized", q), *names], output, node, along)]
-    if (low, high) != (first, last) or kind is np.int32:
+    if kind is np.int32:
         raise ExportError(
-            "an activation's grid must span a full 8-bit type, 0..255 or -128..127", got=f"[{low}, {high}] at {node.name}",
-            remedy="give the activation quantizer the full range; only weights may have a reduced one",
-        )  # fmt: skip
-    quantized = f"{output}_quantized"
-    return [
-        _node("QuantizeLinear", [x, *names], quantized, node, along),
-        _node("DequantizeLinear", [quantized, *names], output, node, along),
-    ]
+            "an activation's grid must fit 8 bits", got=f"[{low}, {high}] at {node.name}", remedy="write activation_bits=8"
+        )
+    quantized, clipped = f"{output}_quantized", f"{output}_clipped"
+    nodes = [_node("QuantizeLinear", [x, *names], quantized, node, along)]
+    if (low, high) != (first, last):  # fewer bits: between Q and DQ, so that operators still fuse with either
+        ends = [constants.add(f"{np.dtype(kind).name}_{end}", np.array(end, kind)) for end in (low, high)]
+        nodes.append(_node("Clip", [quantized, *ends], clipped, node, {}))
+    return [*nodes, _node("DequantizeLinear", [nodes[-1].output[0], *names], output, node, along)]
 
 
 def _stored(node: NodeProto, constants: Constants) -> list[NodeProto]:
@@ -227,9 +227,7 @@ def quantize_biases_(model: ModelProto) -> int:
             nodes.append(added)
             count += 1
         nodes.append(node)
-    ordered = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(ordered)
+    replace_nodes_(model, nodes)
     return count
 
 
@@ -259,11 +257,3 @@ def _bias(node: NodeProto, made: dict[str, NodeProto], constants: Constants) -> 
     name, output = node.input[2], f"{node.output[0]}_bias"
     inputs = [constants.add(f"{output}_quantized", q.astype(np.int32)), constants.add(f"{output}_scale", scale.copy())]
     return _node("DequantizeLinear", inputs, f"{name}_{output}", node, {"axis": 0})
-
-
-def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """The value of an attribute, or `default` where the node doesn't set it."""
-    for entry in node.attribute:
-        if entry.name == name:
-            return helper.get_attribute_value(entry)
-    return default

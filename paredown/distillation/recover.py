@@ -6,6 +6,8 @@ feature losses: no teacher is asked, a plain fine-tuning; with a `train_step` th
 """
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
@@ -21,9 +23,11 @@ from paredown.distillation.teachers import Given, models_of, teacher_of
 from paredown.task.batches import device_of, each
 from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_
-from paredown.train.loop import fit_
+from paredown.train.loop import Loss, fit_
 from paredown.train.schedule import length
 from paredown.train.seeds import seeded
+
+Learning = Callable[[nn.Module], AbstractContextManager[Callable[[Loss], Loss]]]
 
 
 def distill_model(
@@ -35,12 +39,15 @@ def distill_model(
     combine: Combine = "mean",
     seed: int = 0,
     progress: Progress = silent,
+    learning: Learning | None = None,
 ) -> nn.Module:
     """A trained copy of the model, in evaluation mode. Neither the model nor a teacher is touched.
 
     teacher: None: the task's own model; several: their outputs are combined as `combine` says, hidden layers are the first
     one's; "ema": the moving average of the student itself. Where the task has a `recover`, that is called on the copy and
     nothing else is done but what `config.reconstruct` and `config.recalibrate` say.
+    learning: a context around the training of the copy, which gives what has to be done to the loss: quantization learns
+    its scales so.
     Raises NotTrainableError; TaskError where the outputs of teacher and student differ in shape, hidden layers can't be
     compared, or a target is missing that a loss needs; RecipeError for a teacher that is none; TrainingDivergedError.
     """
@@ -52,16 +59,21 @@ def distill_model(
     if task.recover is not None:
         return _recovered(task.recover(student))
     loss = _objective(task, config, student, teacher, combine, seed)
-    with attached(student, loss.compared):
+    with attached(student, loss.compared), (learning or _unchanged)(student) as changed:
         return fit_(
             student,
             task.train,
-            loss,
+            changed(loss),
             config.training,
             frozen=task.protect,
             seed=seed,
             progress=lambda _, fraction: progress("distill", fraction),
         )
+
+
+@contextmanager
+def _unchanged(_student: nn.Module) -> Iterator[Callable[[Loss], Loss]]:
+    yield lambda loss: loss
 
 
 def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, combine: Combine, seed: int) -> Objective:

@@ -20,7 +20,7 @@ from paredown.core.effort import Effort
 from paredown.core.errors import CertificationError, NothingToPruneError, NothingToQuantizeError
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
-from paredown.core.report import Barrier, Parity, Report, SensitivityCurve, Stage
+from paredown.core.report import Barrier, LayerBits, Parity, Report, SensitivityCurve, Stage
 from paredown.core.steps import Sparsify
 from paredown.core.target import Target
 from paredown.deploy.capabilities import environment
@@ -37,6 +37,8 @@ from paredown.pipeline.plan import Outcome, Planner
 from paredown.pipeline.screen import Screen
 from paredown.pipeline.store import Existing, Store, Stored, identity
 from paredown.pipeline.widths import widths
+from paredown.quantization.bits import layer_bits
+from paredown.quantization.model import QuantizedModel
 from paredown.render.html import render_html
 from paredown.task.task import Task
 
@@ -266,10 +268,16 @@ def _finish(
         seed=run.seed,
         seconds=time.monotonic() - started,
         sensitivity=curves,
+        bits=_bits(run, chosen),
     )
     published = run.store.publish(report, render_html)
     run.progress("report", 1.0)
     return _with_modules(published, run.task.model).with_renderer(render_html)
+
+
+def _bits(run: _Run, chosen: Candidate) -> tuple[LayerBits, ...]:
+    model = run.model_of(chosen)
+    return layer_bits(model) if isinstance(model, QuantizedModel) else ()
 
 
 def _parity_rows(run: _Run) -> tuple[Parity, ...]:

@@ -28,22 +28,16 @@ from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.latency import PairedLatency, paired_latency
 from paredown.measure.memory import peak_memory
 from paredown.measure.quality import Scores, drop, quality, score
-from paredown.quantization.model import QuantizedModel
 from paredown.task.batches import Inputs, apply_tensors, arranged, call, evaluating, tensors
 from paredown.task.task import Task
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
 
 
-def precision_of(model: nn.Module) -> str:
-    """ "int8" or "int4" for a quantized model, else "fp32"."""
-    return f"int{model.config.bits}" if isinstance(model, QuantizedModel) else "fp32"
-
-
 def export_checked(model: nn.Module, task: Task, target: Target, path: Path) -> tuple[Artifact, tuple[Parity, ...]]:
     """The exported file and its parity rows. Raises ExportError or ParityError."""
     artifact = export_onnx(model, task.inputs, path, target=target, dynamic=task.dynamic)
-    rows = check_parity(model, task.inputs, path, target, dynamic=task.dynamic, precision=precision_of(model))
+    rows = check_parity(model, task.inputs, path, target, dynamic=task.dynamic, precision=artifact.precision)
     return artifact, rows
 
 

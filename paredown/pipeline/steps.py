@@ -1,5 +1,8 @@
 """The steps as public functions: step(task, config, *, model=None) -> nn.Module. The input model is never touched."""
 
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torch import nn
@@ -9,20 +12,23 @@ from paredown.core.errors import OrderError, RecipeError
 from paredown.core.fields import choice
 from paredown.core.knowledge import Combine
 from paredown.core.progress import Progress, silent
-from paredown.core.steps import Distill, Prune, Quantize, Sparsify
+from paredown.core.steps import Distill, MixedBits, Prune, Quantize, Sparsify
 from paredown.core.target import Target
 from paredown.deploy.capabilities import has_vnni
 from paredown.deploy.onnx import export_onnx
 from paredown.deploy.parity import check_parity
 from paredown.distillation.recover import distill_model
 from paredown.distillation.teachers import Given
-from paredown.pipeline.evaluate import precision_of
 from paredown.pipeline.schedule import prune_by_schedule
 from paredown.pruning.sparse import sparsify_model
+from paredown.quantization.assign import quantize_mixed
+from paredown.quantization.dynamic import quantize_dynamic
 from paredown.quantization.model import QuantizedModel
+from paredown.quantization.qat import Learning, learned_scales
 from paredown.quantization.static import quantize_model
 from paredown.quantization.weight_only import quantize_weights
 from paredown.task.task import Task
+from paredown.train.loop import Loss
 
 
 def prune(
@@ -61,13 +67,23 @@ def distill(
 
     teacher: None for `task.model`; a module of any class and widths that gives the same outputs; a sequence of some, whose
     outputs are combined ("mean", or "confidence": the surer a teacher is of a sample, the more it counts there); or "ema",
-    the student's own moving average. Targets are never read where `config.hard_weight` is 0 (and `config.soft` isn't "dkd").
+    the student's own moving average. Of a model quantized with `scales` "lsq" or "pact" those are trained too.
+    Targets are never read where `config.hard_weight` is 0 (and `config.soft` isn't "dkd").
     Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case); TaskError, RecipeError where
     teacher and student don't fit each other.
     """
     choice("combine", combine, Combine)
     source = task.model if model is None else model
-    return distill_model(source, task, config, teacher=teacher, combine=combine, seed=seed, progress=progress)
+    return distill_model(
+        source, task, config, teacher=teacher, combine=combine, seed=seed, progress=progress, learning=_learning(source)
+    )
+
+
+def _learning(model: nn.Module) -> Callable[[nn.Module], AbstractContextManager[Callable[[Loss], Loss]]] | None:
+    """What a quantized model learns besides its weights, as its config says."""
+    if not isinstance(model, QuantizedModel) or model.config.scales == "fixed":
+        return None
+    return functools.partial(learned_scales, learning=Learning(model.config.scales))
 
 
 def sparsify(task: Task, config: Sparsify, *, model: nn.Module | None = None, progress: Progress = silent) -> nn.Module:
@@ -92,6 +108,10 @@ def quantize(task: Task, config: Quantize, *, model: nn.Module | None = None, pr
     if config.kind == "weight_only":
         return quantize_weights(source, task, config, progress=progress)
     reduced = config.weight_range == "reduced" or (config.weight_range == "auto" and not has_vnni())
+    if config.kind == "dynamic":
+        return quantize_dynamic(source, task, config, reduced=reduced)
+    if isinstance(config.bits, MixedBits):
+        return quantize_mixed(source, task, config, reduced=reduced, progress=progress)
     return quantize_model(source, task, config, reduced=reduced, progress=progress)
 
 
@@ -106,7 +126,7 @@ def export(model: nn.Module, task: Task, *, target: Target | str = "onnxruntime"
     unchecked = file.with_name(f".{file.name}.unchecked")
     try:
         artifact = export_onnx(model, task.inputs, unchecked, target=chosen, dynamic=task.dynamic)
-        check_parity(model, task.inputs, unchecked, chosen, dynamic=task.dynamic, precision=precision_of(model))
+        check_parity(model, task.inputs, unchecked, chosen, dynamic=task.dynamic, precision=artifact.precision)
         unchecked.replace(file)
     finally:
         unchecked.unlink(missing_ok=True)

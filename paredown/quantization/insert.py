@@ -2,9 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from paredown.graph import dynamic_quantize as _operator  # noqa: F401 (importing it registers the operator)
 from paredown.graph.trace import module_path
 from paredown.quantization.grid import BIASES
 from paredown.quantization.model import FakeQuantizer
@@ -41,6 +44,21 @@ def _of_weight(weight: Tensor, widths: BitWidths, *, reduced: bool) -> FakeQuant
     return FakeQuantizer(grid, (rows, blocks), axis=1, block=widths.group).to(weight.device)
 
 
+def insert_dynamic_(module: fx.GraphModule) -> None:
+    """What a linear layer with a quantized weight reads is rounded by its own range; once where several read it."""
+    rounded: dict[fx.Node, fx.Node] = {}
+    for node in list(module.graph.nodes):
+        weight = argument(node, 1) if name_of(node) == "linear" else None
+        if not isinstance(weight, fx.Node) or weight.op != "call_module" or not str(weight.target).endswith(":weight"):
+            continue
+        x = node.args[0]
+        if x not in rounded:
+            with module.graph.inserting_after(_last_input(module.graph) if x.op == "placeholder" else x):
+                rounded[x] = module.graph.call_function(torch.ops.paredown.dynamic_quantize.default, (x,))
+            rounded[x].meta = _origin(x)
+        node.replace_input_with(x, rounded[x])
+
+
 def insert_dropouts_(module: fx.GraphModule) -> None:
     """Adds `module.dropouts`: dropout operators, traced in evaluation mode, become modules that follow the model's mode."""
     dropouts, seen = nn.ModuleDict(), Counter[str]()
@@ -63,12 +81,21 @@ def insert_dropouts_(module: fx.GraphModule) -> None:
 
 def _call_(graph: fx.Graph, target: str, site: Site) -> None:
     """One call behind the site's node (behind all inputs, where that is an input), read by the site's readers."""
-    inputs = graph.find_nodes(op="placeholder")
-    with graph.inserting_after(inputs[-1] if site.node.op == "placeholder" else site.node):
+    with graph.inserting_after(_last_input(graph) if site.node.op == "placeholder" else site.node):
         made = graph.call_module(target, (site.node,))
-    made.meta = {key: site.node.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in site.node.meta}
+    made.meta = _origin(site.node)
     for reader in site.readers:
         reader.replace_input_with(site.node, made)
+
+
+def _last_input(graph: fx.Graph) -> fx.Node:
+    last: fx.Node = graph.find_nodes(op="placeholder")[-1]
+    return last
+
+
+def _origin(node: fx.Node) -> dict[str, Any]:
+    """What is known of a node's value and of where it comes from."""
+    return {key: node.meta[key] for key in ("val", "nn_module_stack", "stack_trace") if key in node.meta}
 
 
 def _dropout(name: str, dimensions: int) -> Callable[[float], nn.Module]:

@@ -26,7 +26,7 @@ from paredown.task.batches import Inputs, batch_size
 Table = npt.NDArray[np.float64]
 Assignment = tuple[int, ...]  # for each layer the index of its choice
 
-_STORAGE = {2: 2, 3: 4, 4: 4}  # bits that one weight takes in a file; 3 live in 4
+STORAGE = {2: 2.0, 3: 3.2, 4: 4.0}  # bits that one weight takes in a file (ten of 3 bits in an int32)
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _neighbours(
 def _bytes(f: Facts, c: BitWidths) -> float:
     if c.weight_bits == FLOAT:
         return 4.0 * f.parameters
-    bits = _STORAGE.get(c.weight_bits, 8 if c.weight_bits <= 8 else 16)
+    bits = STORAGE.get(c.weight_bits, 8 if c.weight_bits <= 8 else 16)
     scales = f.rows if not c.group else f.rows * -(-f.parameters // f.rows // c.group)
     return f.parameters * bits / 8 + 4.0 * scales
 

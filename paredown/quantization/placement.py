@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
+from paredown.core.errors import RecipeError
+from paredown.core.steps import Quantize
 from paredown.graph.trace import module_path
 from paredown.quantization.functional import is_inplace
 from paredown.quantization.nodes import argument, constant, is_float, name_of, value_of
@@ -60,6 +62,23 @@ RULES: dict[str | None, Rules] = {
     "onnxruntime": PORTABLE,
     "openvino": replace(PORTABLE, sums=True),
 }
+# Linear layers, on what the runtime rounds as it comes; no tensor between two operators stays in integers.
+DYNAMIC = Rules(
+    weighted=frozenset(["linear"]),
+    stored=frozenset(),
+    joins=frozenset(),
+    fused=frozenset(),
+    moves=frozenset(),
+    restated=frozenset(),
+)
+
+
+def rules_of(config: Quantize) -> Rules:
+    """Raises RecipeError where the step names a runtime that isn't one."""
+    if config.target not in RULES:
+        known = ", ".join(name for name in RULES if name)
+        raise RecipeError(f"target must be one of {known}", got=config.target, remedy="leave it out for a portable file")
+    return DYNAMIC if config.kind == "dynamic" else RULES[config.target]
 
 
 @dataclass(frozen=True)
@@ -273,6 +292,14 @@ def _call_names(graph: fx.Graph, rules: Rules) -> dict[fx.Node, str]:
         names[node] = f"{path}@{seen[path, kind]}"
         seen[path, kind] += 1
     return names
+
+
+def edges(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The paths of the first and the last layer with a weight; () where that would be all of them."""
+    state = _State(module, rules, Scheme(), {})
+    weighted = [module_path(n) for n in module.graph.nodes if _has_weight(state, n)]
+    paths = list(dict.fromkeys(p for p in weighted if p and not any(_inside(p, name) for name in protect)))
+    return (paths[0], paths[-1]) if len(paths) > 2 else ()
 
 
 def _inside(path: str, name: str) -> bool:

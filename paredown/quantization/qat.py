@@ -12,6 +12,8 @@ steps of s_x * s_w, at the end. Batch norms are folded, or frozen (`model.py`). 
 
 import copy
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,17 +103,28 @@ def train_quantized(
     loss: (model, (inputs, target)) -> scalar tensor, as `train.fit_` takes it.
     Raises OrderError where the model is not calibrated, and what `fit_` raises.
     """
-    learning = learning or Learning()
     student = copy.deepcopy(model)
-    _check_calibrated(student)
-    replaced = _learn_(student, learning.method)
-    try:
-        fit_(student, batches, _with_penalty(loss, replaced, learning), training, seed=seed, progress=progress)
-    finally:
-        _restore_(student, replaced)
-    with torch.no_grad():
-        set_bias_scales_(student)
+    with learned_scales(student, learning or Learning()) as changed:
+        fit_(student, batches, changed(loss), training, seed=seed, progress=progress)
     return student.eval()
+
+
+@contextmanager
+def learned_scales(model: nn.Module, learning: Learning) -> Iterator[Callable[[Loss], Loss]]:
+    """Within it the quantizers of the model (a QuantizedModel) learn; gives what has to be done to the loss.
+
+    Afterwards they are those that were there, with the scales that were learned. Raises OrderError where the model is not
+    calibrated.
+    """
+    assert isinstance(model, QuantizedModel)  # no other model has quantizers
+    _check_calibrated(model)
+    replaced = _learn_(model, learning.method)
+    try:
+        yield lambda loss: _with_penalty(loss, replaced, learning)
+    finally:
+        _restore_(model, replaced)
+        with torch.no_grad():
+            set_bias_scales_(model)
 
 
 def spread(value: Tensor, x: Tensor, q: FakeQuantizer) -> Tensor:

@@ -3,12 +3,12 @@
 A layer is named by its module path; what holds for a module holds for all inside it that aren't named themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from paredown.core.errors import RecipeError
-from paredown.core.steps import Quantize
+from paredown.core.steps import MixedBits, Quantize
 from paredown.quantization.grid import FEWEST_BITS, MOST_BITS, WEIGHTS, WEIGHTS_REDUCED, Grid, linear_grid
 
 FLOAT = 32
@@ -75,11 +75,15 @@ class Scheme:
             ) from None
 
 
-def scheme_of(config: Quantize) -> Scheme:
-    """The bits that a step asks for, the same for every layer."""
-    if config.kind == "static":
-        return Scheme()
-    return Scheme(BitWidths(config.bits, FLOAT, config.group), embeddings=config.embeddings)
+def scheme_of(config: Quantize, edges: Collection[str] = ()) -> Scheme:
+    """The bits that a step asks for; those that are chosen by layer begin at 8. edges: layers that keep 8 whatever it asks."""
+    bits = 8 if isinstance(config.bits, MixedBits) else config.bits
+    if config.kind == "weight_only":
+        return Scheme(BitWidths(bits, FLOAT, config.group), embeddings=config.embeddings)
+    if config.kind == "dynamic":
+        return Scheme(BitWidths(bits, FLOAT), embeddings=config.embeddings)
+    widths = BitWidths(bits, config.activation_bits)
+    return Scheme(widths, {path: BitWidths() for path in edges} if widths != BitWidths() else {})
 
 
 def path_of(key: str) -> str:

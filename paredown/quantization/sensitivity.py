@@ -14,14 +14,14 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from paredown.measure.quality import score
 from paredown.quantization.layers import Layer, layers_of, unquantized
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.nodes import argument
 from paredown.quantization.weights import rounded
-from paredown.task.batches import Batch, Inputs, call, tensors
+from paredown.task.batches import Batch, Inputs, batch_size, call, tensors
 from paredown.task.task import Task
 from paredown.train.loop import Loss
 
@@ -97,6 +97,12 @@ def hessian_traces(model: QuantizedModel, loss: Loss, batches: Sequence[Batch], 
     return [float(total) / (draws * len(batches)) for total in sums]
 
 
+def own_distance(model: nn.Module, batch: Batch) -> Tensor:
+    """Half the squared distance of the output from itself, a sample: 0, with the Hessian J^T J; needs no target."""
+    output = _output(model, batch[0])
+    return (output - output.detach()).square().sum() / (2 * batch_size(batch[0]))
+
+
 def _table(models: Sequence[QuantizedModel], value: object) -> Table:
     """(layers, choices); value: (model, layer) -> float."""
     assert callable(value)  # one of the functions above
@@ -104,7 +110,7 @@ def _table(models: Sequence[QuantizedModel], value: object) -> Table:
     return np.array(columns, dtype=np.float64).T
 
 
-def _output(model: QuantizedModel, inputs: Inputs) -> Tensor:
+def _output(model: nn.Module, inputs: Inputs) -> Tensor:
     """All floating-point outputs as one vector."""
     return torch.cat([t.double().flatten() for t in tensors(call(model, inputs)) if t.is_floating_point()])
 

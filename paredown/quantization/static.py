@@ -21,11 +21,11 @@ from paredown.graph.trace import Dynamic, trace
 from paredown.quantization.fold import fold_batch_norms_
 from paredown.quantization.functional import functionalize_
 from paredown.quantization.grid import scale_and_zero_point
-from paredown.quantization.insert import insert_dropouts_, insert_quantizers_
+from paredown.quantization.insert import insert_dropouts_, insert_dynamic_, insert_quantizers_
 from paredown.quantization.model import ABOUT, FakeQuantizer, QuantizedModel
 from paredown.quantization.nodes import argument, constant, get
 from paredown.quantization.observers import MeanSquare, Observer, observer_of
-from paredown.quantization.placement import RULES, Placement, place
+from paredown.quantization.placement import Placement, edges, place, rules_of
 from paredown.quantization.refine import refine_
 from paredown.quantization.scheme import Scheme, scheme_of
 from paredown.quantization.weights import extreme_scales, fitted_scales
@@ -66,15 +66,18 @@ def prepare(
     scheme: None: what the config asks for. inputs: at least 2 samples.
     Raises what `quantize_model` raises, besides what comes from data.
     """
-    scheme = scheme_of(config) if scheme is None else scheme
-    _check(model, config, scheme)
+    rules = rules_of(config)
+    _check(model, config, Scheme() if scheme is None else scheme)
     inputs = apply_tensors(inputs, lambda t: t.to(device_of(model)))
     owned = _owned(trace(model, inputs, dynamic).module(check_guards=False))
     functionalize_(owned.graph)
     fold_batch_norms_(owned)
-    placement = place(owned, RULES[config.target], config.protect, scheme)
+    scheme = scheme_of(config, edges(owned, rules, config.protect)) if scheme is None else scheme
+    placement = place(owned, rules, config.protect, scheme)
     _check_placement(placement, config)
     insert_quantizers_(owned, placement, scheme, reduced=reduced)
+    if config.kind == "dynamic":
+        insert_dynamic_(owned)
     insert_dropouts_(owned)
     owned.graph.eliminate_dead_code()
     owned.graph.lint()
@@ -101,9 +104,6 @@ def _check(model: nn.Module, config: Quantize, scheme: Scheme) -> None:
         raise RecipeError(
             "protect must name modules of the model", got=unknown[0], remedy="see model.named_modules() for the names"
         )
-    if config.target not in RULES:
-        names = ", ".join(name for name in RULES if name)
-        raise RecipeError(f"target must be one of {names}", got=config.target, remedy="leave it out for a portable file")
     own = {*(n for n, _ in model.named_children()), *model._parameters, *model._buffers}
     taken = own & {*dir(QuantizedModel), *ABOUT, "quantizers", "dropouts", "meta", "shape_env"} - set(dir(nn.Module))
     if taken:
@@ -114,7 +114,8 @@ def _check(model: nn.Module, config: Quantize, scheme: Scheme) -> None:
 
 def _check_placement(placement: Placement, config: Quantize) -> None:
     if not placement.weights:
-        remedy = "take names out of protect" if config.protect else "quantize a model with convolutions or linear layers"
+        kinds = "linear or recurrent layers" if config.kind == "dynamic" else "convolutions or linear layers"
+        remedy = "take names out of protect" if config.protect else f"quantize a model with {kinds}"
         raise NothingToQuantizeError("a model must have operators whose weights can go on a grid", got="none", remedy=remedy)
 
 

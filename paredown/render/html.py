@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from paredown.core.artifact import Candidate
-from paredown.core.report import Report, Stage
+from paredown.core.report import LayerBits, Report, Stage
 from paredown.render import findings, numbers, plots, sensitivity
+
+_FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def render_html(report: Report) -> str:
         unchanged_widths=not any(width.before != width.after for width in report.widths),
         off_chart=plots.off_chart(report),
         sensitivity=_sensitivity(report),
+        bits=tuple(_bits_row(row) for row in report.bits),
         environment=environment_rows(report),
         snippet=load_snippet(report),
         figures=_embedded(_figures(report)),
@@ -132,6 +135,12 @@ def _rows(report: Report) -> Iterator[Row]:
         texts = f"{numbers.significant(before)} MB", f"{numbers.significant(after)} MB"
         yield Row("peak memory of inference", *texts, numbers.ratio(after / before) if before else "", "whole process")
     yield Row("precision", base.artifact.precision, best.artifact.precision)
+
+
+def _bits_row(row: LayerBits) -> tuple[str, str, str, str, str, str]:
+    """Layer, operator, how many weights, what they are stored in, what is read, and why it isn't integers."""
+    words = [f"{bits} bits" if bits < _FLOAT_BITS else "float" for bits in (row.weight_bits, row.activation_bits)]
+    return row.module, row.operator, numbers.count(row.parameters), words[0], words[1], row.note
 
 
 def _counted(label: str, before: int, after: int) -> Row:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import paredown
-from paredown import Distill, Prune, Quantize, Recipe, Task, Training
+from paredown import Distill, MixedBits, Prune, Quantize, Recipe, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.knowledge import AttentionTransfer, Hint
 from paredown.core.recipe import step_name
@@ -22,6 +22,9 @@ STEPS: list[Step] = [
     Quantize(samples=128),
     Quantize(samples=128, observer="mse", refine=("equalization", "bias_correction")),
     Quantize(kind="weight_only", bits=4),
+    Quantize(kind="dynamic"),
+    Quantize(samples=128, bits=4, activation_bits=4, scales="lsq"),
+    Quantize(samples=128, bits=MixedBits(4, evaluations=2)),
 ]
 each_step = pytest.mark.parametrize("step", STEPS, ids=step_name)
 

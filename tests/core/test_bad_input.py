@@ -8,7 +8,7 @@ from paredown.core.budget import Budget, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import BudgetError, ParedownError, RecipeError, TargetError
 from paredown.core.recipe import Recipe
-from paredown.core.steps import Distill, Prune, Quantize, Schedule, Sparsify, Training, Widths
+from paredown.core.steps import Distill, MixedBits, Prune, Quantize, Schedule, Sparsify, Training, Widths
 from paredown.core.target import Target
 
 Case = tuple[Callable[[], object], type[ParedownError], str, str]  # call, error, value shown, remedy
@@ -53,7 +53,20 @@ RECIPES: dict[str, Case] = {
     "temperature of 0": (lambda: Distill(temperature=0), RecipeError, "got 0", "leave it out"),
     "hard weight of 2": (lambda: Distill(hard_weight=2), RecipeError, "got 2", "leave it out"),
     "infinite learning rate": (lambda: Training(learning_rate=float("inf")), RecipeError, "got inf", "leave it out"),
-    "4 bits": (lambda: Quantize(bits=4), RecipeError, "got 4", 'kind="weight_only"'),
+    "5 bits": (lambda: Quantize(bits=5), RecipeError, "got 5", "write bits=4"),
+    "3 bits of weights alone": (lambda: Quantize(kind="weight_only", bits=3), RecipeError, "got 3", "write bits=4"),
+    "dynamic in 4 bits": (lambda: Quantize(kind="dynamic", bits=4), RecipeError, "got 4", "leave bits out"),
+    "dynamic with an observer": (
+        lambda: Quantize(kind="dynamic", observer="mse"),
+        RecipeError,
+        "observer='mse'",
+        'kind="static"',
+    ),
+    "activations of 6 bits": (lambda: Quantize(activation_bits=6), RecipeError, "got 6", "8 loses the least"),
+    "unknown scales": (lambda: Quantize(scales="learned"), RecipeError, "'learned'", 'scales="fixed"'),
+    "one choice of bits": (lambda: MixedBits(4, choices=(4,)), RecipeError, "(4,)", "choices=(2, 4, 8)"),
+    "average beyond the choices": (lambda: MixedBits(9), RecipeError, "got 9", "leave it out"),
+    "mixed bits of weights alone": (lambda: Quantize(kind="weight_only", bits=MixedBits(4)), RecipeError, "MixedBits", "bits=4"),
     "percentile as a fraction": (lambda: Quantize(percentile=0.999), RecipeError, "got 0.999", "99.99"),
     "negative samples": (lambda: Quantize(samples=-1), RecipeError, "got -1", "samples=0"),
     "prune after quantize": (lambda: Recipe((Quantize(), Prune(ratio=0.5))), RecipeError, "quantize > prune", "before quantize"),

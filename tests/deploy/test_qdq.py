@@ -95,10 +95,11 @@ def test_bias_scale_is_found_behind_a_max_pool(tmp_path) -> None:
     assert sum(value.dtype == np.int32 for value in initializers(artifact.path).values()) == 2
 
 
-def test_narrow_range_of_an_activation_is_refused() -> None:
+def test_activations_of_fewer_bits_are_clipped_between_q_and_dq(tmp_path) -> None:
     x = torch.randn(2, 3, 12, 12)
-    with pytest.raises(ExportError, match="full range"):
-        build(calibrated(QuantizedNet(0, 127), x), (x,))
+    artifact = export_onnx(calibrated(QuantizedNet(0, 15), x), (x,), tmp_path / "m.onnx", target="onnxruntime")
+    found = int8_operators(artifact.path)
+    assert found.int8["QLinearConv"] == 2 and found.floating["Clip"] == 5
 
 
 def test_signed_activations_are_exported_as_int8() -> None:

@@ -79,7 +79,7 @@ def test_limits_out_of_reach_are_refused() -> None:
 
 def test_costs_count_what_files_store() -> None:
     facts = [Facts("a", 1000, 10, 50_000)]
-    assert size_table(facts, [*CHOICES, BitWidths(32), BitWidths(4, 8, 32)]).tolist() == [[290, 540, 540, 1040, 4000, 660]]
+    assert size_table(facts, [*CHOICES, BitWidths(32), BitWidths(4, 8, 32)]).tolist() == [[290, 440, 540, 1040, 4000, 660]]
     assert bops_table(facts, [BitWidths(4, 8)]).tolist() == [[50_000 * 32]]
     assert average_bits([*facts, Facts("b", 3000, 10, 1)], CHOICES, (0, 3)) == 6.5
 

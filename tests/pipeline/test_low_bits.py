@@ -1,0 +1,93 @@
+"""Weights of 4, 3 and 2 bits: packed in a file that runs in int8, trained with their scales by distillation, also when pruned."""
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import paredown
+from paredown import Distill, Prune, Quantize, Recipe, Task, Training
+from paredown.core.effort import Effort
+from paredown.deploy.capabilities import int8_operators
+from paredown.deploy.constants import Constants
+from paredown.quantization.model import QuantizedModel
+from tests.conftest import SmallResNet
+
+TRAINING = Training(effort=Effort(40, "steps"), learning_rate=0.05)
+
+
+def right(model: nn.Module, task: Task) -> float:
+    with torch.no_grad():
+        return sum(float((model(x).argmax(1) == y).sum()) for x, y in task.validation) / 640
+
+
+def quantized(task: Task, config: Quantize, *more: object) -> QuantizedModel:
+    result = paredown.apply(task, Recipe((config, *more)))  # type: ignore[arg-type]  # steps
+    assert isinstance(result, QuantizedModel)
+    return result
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("bits, activation_bits", [(4, 8), (3, 8), (2, 4)])
+def test_the_file_agrees_and_runs_in_int8(
+    pattern_task: Task, bits: int, activation_bits: int, runtime: str, tmp_path: object
+) -> None:
+    model = quantized(pattern_task, Quantize(bits=bits, activation_bits=activation_bits, target=runtime))
+    artifact = paredown.export(model, pattern_task, target=runtime, path=f"{tmp_path}/m.onnx")
+    assert artifact.precision == f"int{bits}/int8"
+    found = int8_operators(artifact.path)
+    if runtime == "onnxruntime":
+        assert found.int8["QLinearConv"] == 6 and "Conv" not in found.floating
+
+
+def test_the_first_and_the_last_layer_keep_8_bits(pattern_task: Task) -> None:
+    model = quantized(pattern_task, Quantize(bits=2))
+    bits = {key: model.quantizer(key).grid.bits for key in model.quantizers if key.endswith(":weight")}
+    assert {key: b for key, b in bits.items() if b > 2}.keys() == {"stem/0@0:weight", "head@0:weight"}
+
+
+def test_weights_take_the_bytes_of_their_bits(pattern_task: Task, tmp_path: object) -> None:
+    sizes = {}
+    for bits in (8, 4, 2):
+        path = f"{tmp_path}/{bits}.onnx"
+        paredown.export(quantized(pattern_task, Quantize(bits=bits)), pattern_task, path=path)
+        constants = Constants(onnx.load(path))
+        stored = [
+            t for t in onnx.load(path).graph.initializer if "block2.conv2.weight_quantized" in t.name and "shape" not in t.name
+        ]
+        value = constants.get(stored[0].name)
+        assert value is not None
+        sizes[bits] = len(stored[0].raw_data)
+    count = 32 * 32 * 9
+    assert sizes == {8: count, 4: count // 2, 2: count // 4}
+
+
+@pytest.mark.parametrize("scales", ["lsq", "pact"])
+def test_distillation_trains_the_scales_and_brings_back_most(pattern_task: Task, scales: str) -> None:
+    config = Quantize(bits=2, activation_bits=4, scales=scales)  # type: ignore[arg-type]  # one of them
+    before, after = quantized(pattern_task, config), quantized(pattern_task, config, Distill(training=TRAINING))
+    lost = right(pattern_task.model, pattern_task) - right(before, pattern_task)
+    assert right(pattern_task.model, pattern_task) - right(after, pattern_task) < 0.5 * lost
+    moved = {key for key in after.quantizers if not torch.equal(after.quantizer(key).scale, before.quantizer(key).scale)}
+    assert any(key.endswith(":output") for key in moved)
+    assert any(key.endswith(":weight") for key in moved) is (scales == "lsq")
+
+
+def test_fixed_scales_stay(pattern_task: Task) -> None:
+    config = Quantize(bits=4)
+    before, after = quantized(pattern_task, config), quantized(pattern_task, config, Distill(training=TRAINING))
+    assert all(torch.equal(after.quantizer(key).scale, before.quantizer(key).scale) for key in after.quantizers)
+
+
+def test_a_pruned_model_is_trained_exported_and_loaded(pattern_task: Task, tmp_path: object) -> None:
+    short = Distill(training=Training(effort=Effort(5, "steps")))
+    recipe = Recipe((Prune(ratio=0.3), Quantize(bits=4, scales="lsq"), short))
+    assert Recipe.parse(recipe.to_yaml()) == recipe == Recipe.parse(recipe.to_json())
+    model = paredown.apply(pattern_task, recipe)
+    paredown.export(model, pattern_task, path=f"{tmp_path}/m.onnx")
+    loaded = paredown.load_checkpoint(paredown.save_checkpoint(model, f"{tmp_path}/c"), SmallResNet(16))
+    with torch.no_grad():
+        assert torch.equal(loaded(*pattern_task.inputs), model(*pattern_task.inputs))
+    assert isinstance(loaded, QuantizedModel) and loaded.config.scales == "lsq"
+    again = paredown.distill(pattern_task, short, model=loaded)
+    assert any(not torch.equal(a, b) for a, b in zip(again.buffers(), loaded.buffers(), strict=True))

@@ -1,0 +1,48 @@
+"""What each layer ended with, row by row, with the reason where it isn't integers."""
+
+import torch
+from torch import nn
+
+import paredown
+from paredown import MixedBits, Quantize, Task
+from paredown.core.report import LayerBits
+from paredown.quantization.bits import layer_bits
+from paredown.quantization.model import QuantizedModel
+from tests.quantization.models import Recurrent
+
+
+def rows_of(task: Task, config: Quantize) -> dict[str, LayerBits]:
+    model = paredown.quantize(task, config)
+    assert isinstance(model, QuantizedModel)
+    return {row.module: row for row in layer_bits(model)}
+
+
+def test_static_layers_have_their_bits_and_no_note(pattern_task: Task) -> None:
+    rows = rows_of(pattern_task, Quantize(bits=3, activation_bits=4))
+    assert rows["block2.conv2"] == LayerBits("block2.conv2", "conv2d", 32 * 32 * 9, 3, 4)
+    assert rows["stem.0"].weight_bits == rows["stem.0"].activation_bits == 8
+    assert not any(row.note for row in rows.values())
+
+
+def test_mixed_bits_are_told_layer_by_layer(pattern_task: Task) -> None:
+    rows = rows_of(pattern_task, Quantize(bits=MixedBits(3, evaluations=1)))
+    assert len({row.weight_bits for row in rows.values()}) > 1
+
+
+def test_protected_layers_and_dynamic_convolutions_are_float_with_a_reason(pattern_task: Task) -> None:
+    head = rows_of(pattern_task, Quantize(protect=("head",)))["head"]
+    assert head.weight_bits == 32 and "protected" in head.note
+    stem = rows_of(pattern_task, Quantize(kind="dynamic"))["stem.0"]
+    assert stem.weight_bits == 32 and "static" in stem.note
+
+
+def test_recurrent_layers_say_why_they_compute_in_float() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 20, (8, 7))
+    batches = [(tokens, torch.zeros(8, dtype=torch.int64))]
+    task = Task(Recurrent().eval(), (tokens,), batches, batches)
+    rows = rows_of(task, Quantize(kind="dynamic"))
+    assert (rows["lstm"].weight_bits, rows["lstm"].activation_bits) == (8, 32)
+    assert "recurrent operators take floats only" in rows["lstm"].note
+    assert rows["lstm"].parameters == sum(p.numel() for p in nn.LSTM(8, 12, 2, bidirectional=True).parameters() if p.dim() == 2)
+    assert (rows["head"].weight_bits, rows["head"].activation_bits, rows["head"].note) == (8, 8, "")
