@@ -13,20 +13,24 @@ if TYPE_CHECKING:
     from paredown.core.budget import Budget
     from paredown.core.effort import Effort
     from paredown.core.errors import ParedownError
+    from paredown.core.knowledge import AttentionMaps as AttentionMaps
     from paredown.core.knowledge import AttentionTransfer as AttentionTransfer
+    from paredown.core.knowledge import Blocks as Blocks
     from paredown.core.knowledge import Hint as Hint
     from paredown.core.knowledge import Relational as Relational
     from paredown.core.knowledge import Similarity as Similarity
+    from paredown.core.knowledge import ValueRelations as ValueRelations
     from paredown.core.measurement import Measurement as Measurement
     from paredown.core.recipe import Recipe
     from paredown.core.report import Report as Report
     from paredown.core.steps import ChannelAttention as ChannelAttention
-    from paredown.core.steps import Distill, Prune, Quantize, Sparsify, Training
+    from paredown.core.steps import Distill, Prune, Quantize, Sparsify
     from paredown.core.steps import MixedBits as MixedBits
     from paredown.core.steps import Schedule as Schedule
     from paredown.core.steps import Slimming as Slimming
     from paredown.core.steps import Widths as Widths
     from paredown.core.target import Target
+    from paredown.core.training import Training
     from paredown.deploy.session import load
     from paredown.distillation.compared import propose_pairs as propose_pairs
     from paredown.pipeline.analyze import analyze
@@ -44,8 +48,9 @@ _HOME = {
     "Artifact": "core.artifact", "Candidate": "core.artifact", "Budget": "core.budget", "Effort": "core.effort",
     "ParedownError": "core.errors", "Measurement": "core.measurement", "Report": "core.report", "Target": "core.target",
     "Distill": "core.steps", "Prune": "core.steps", "Quantize": "core.steps", "Sparsify": "core.steps",
-    "Training": "core.steps", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
+    "Training": "core.training", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
     "Widths": "core.steps", "MixedBits": "core.steps", "Recipe": "core.recipe",
+    "AttentionMaps": "core.knowledge", "ValueRelations": "core.knowledge", "Blocks": "core.knowledge",
     "Hint": "core.knowledge", "AttentionTransfer": "core.knowledge", "Similarity": "core.knowledge",
     "Relational": "core.knowledge", "propose_pairs": "distillation.compared",
     "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",

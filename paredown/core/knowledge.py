@@ -3,15 +3,20 @@
 Each loss is the mean over the pairs of layers that it compares, so that a weight means the same for any number of pairs.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
 
 import pydantic
 
-from paredown.core.fields import positive, within
+from paredown.core.effort import Effort
+from paredown.core.errors import RecipeError
+from paredown.core.fields import choice, count, instance, names, positive, within
+from paredown.core.training import Training
 
 Soft = Literal["soft_labels", "logit_mse", "standardized", "dkd", "multi_label", "regression"]
 Combine = Literal["mean", "confidence"]
+Layers = Literal["all", "last"]
+Relation = Literal["values", "queries", "keys"]
 
 _FORBID = pydantic.ConfigDict(extra="forbid")
 
@@ -71,4 +76,87 @@ class Relational:
         within("angle", self.angle, 0, 1e3)
 
 
-Feature = Hint | AttentionTransfer | Similarity | Relational
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Which tokens a transformer's attention heads look at, head by head (`losses/attention_maps.py`); as many heads in both.
+
+    of: "scores", before the softmax (TinyBERT), or "distributions", after it (MiniLM). layers: "all" pairs, or the "last" one.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    weight: float = 1.0
+    of: Literal["scores", "distributions"] = "scores"
+    layers: Layers = "all"
+    kind: Literal["attention_maps"] = "attention_maps"
+
+    def __post_init__(self) -> None:
+        positive("weight", self.weight)
+        choice("of", self.of, Literal["scores", "distributions"])
+        choice("layers", self.layers, Layers)
+
+
+@dataclass(frozen=True)
+class ValueRelations:
+    """How alike an attention's values (queries, keys) are from token to token (`losses/value_relations.py`). Widths and numbers
+    of heads may differ.
+
+    of: any of "values" (MiniLM), "queries" and "keys" (MiniLMv2: all three). heads: into how many the width of each model is cut
+    for it; None: its own heads, or, where the models have different numbers, the largest number not above both that divides both
+    widths. layers: the "last" pair, or "all".
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    weight: float = 1.0
+    of: tuple[Relation, ...] = ("values",)
+    heads: int | None = None
+    layers: Layers = "last"
+    kind: Literal["value_relations"] = "value_relations"
+
+    def __post_init__(self) -> None:
+        positive("weight", self.weight)
+        names("of", self.of)
+        for each in self.of:
+            choice("of", each, Relation)
+        if not self.of:
+            raise RecipeError("of must name something", got="()", remedy='write of=("values",)')
+        object.__setattr__(self, "of", tuple(self.of))
+        choice("layers", self.layers, Layers)
+        if self.heads is not None:
+            count("heads", self.heads)
+
+
+OfLayer = Hint | AttentionTransfer | Similarity | Relational
+OfAttention = AttentionMaps | ValueRelations
+Feature = OfLayer | OfAttention
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Before the pass from end to end each block of a student learns the output of the same block of the teacher, all blocks in
+    one pass, without labels (`distillation/blockwise.py`). Blocks come from the teacher's graph.
+
+    training: of that pass. inputs: what a block gets meanwhile: what the "student" hands it, whose error it can then make up
+    for, or what the "teacher" hands its own. solve: layers are solved by least squares before.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    training: Training = field(default_factory=lambda: Training(effort=Effort(1, "epochs")))
+    inputs: Literal["student", "teacher"] = "student"
+    solve: bool = True
+    kind: Literal["blocks"] = "blocks"
+
+    def __post_init__(self) -> None:
+        instance("training", self.training, Training)
+        choice("inputs", self.inputs, Literal["student", "teacher"])
+        instance("solve", self.solve, bool)
+
+
+def checked_features(value: object) -> tuple[Feature, ...]:
+    """The features of a config. Raises RecipeError where it is no tuple of them, or names a kind twice."""
+    kinds = get_args(Feature)
+    if not isinstance(value, tuple | list) or not all(isinstance(each, kinds) for each in value):
+        known = ", ".join(kind.__name__ for kind in kinds)
+        raise RecipeError(f"features must be a tuple of {known}", got=repr(value), remedy="write features=(AttentionTransfer(),)")
+    if len({type(each) for each in value}) < len(value):
+        raise RecipeError("features must name each kind once", got=repr(value), remedy="give the one its weight")
+    return tuple(value)

@@ -10,9 +10,10 @@ from paredown.core.budget import Limit, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
 from paredown.core.fields import choice, count, fraction, instance, names, positive, within
-from paredown.core.knowledge import AttentionTransfer, Feature, Hint, Relational, Similarity, Soft
+from paredown.core.knowledge import Blocks, Feature, Soft, checked_features
 from paredown.core.precision import MixedBits as MixedBits  # noqa: PLC0414 (every step is imported from here)
 from paredown.core.precision import Quantize as Quantize  # noqa: PLC0414 (likewise)
+from paredown.core.training import Training as Training  # noqa: PLC0414 (likewise)
 
 Criterion = Literal[
     "taylor",
@@ -38,41 +39,8 @@ Precision = Literal["fp32", "int8"]
 Gate = Literal["static", "squeeze_excite"]
 SparseMethod = Literal["magnitude", "sensitivity", "wanda", "sparsegpt"]
 Pattern = Literal["2:4", "4:8"]
-Optimizer = Literal["sgd", "adamw"]
 
 _FORBID = pydantic.ConfigDict(extra="forbid")
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a step trains: linear warm-up, then a cosine to zero, over exactly the effort.
-
-    effort: an Effort, or as text, "3 epochs". learning_rate: at its peak. warmup: fraction of the effort.
-    clip: largest gradient norm (None: no clipping).
-    ema: decay of the averaged weights that are returned (None: the last weights).
-    channels_last: memory format of 4-dimensional inputs and weights; faster for convolutions on CPUs.
-    """
-
-    __pydantic_config__: ClassVar = _FORBID
-    effort: Effort = field(default_factory=lambda: Effort(3, "epochs"))
-    optimizer: Optimizer = "sgd"
-    learning_rate: float = 0.02
-    weight_decay: float = 5e-4
-    warmup: float = 0.1
-    clip: float | None = 5.0
-    ema: float | None = None
-    channels_last: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "effort", Effort.parse(self.effort))
-        choice("optimizer", self.optimizer, Optimizer)
-        positive("learning_rate", self.learning_rate)
-        within("warmup", self.warmup, 0, 1)
-        within("weight_decay", self.weight_decay, 0, 1)
-        if self.ema is not None:
-            within("ema", self.ema, 0, 1)
-        if self.clip is not None:
-            positive("clip", self.clip)
 
 
 @dataclass(frozen=True)
@@ -286,9 +254,10 @@ class Distill:
 
     temperature: of "soft_labels", "standardized", "dkd", "multi_label"; their losses are scaled by its square (Hinton 2015).
     hard_weight: weight of the task's own loss, 0 (labels never read) to 1 (no soft loss; without features no teacher is asked).
-    reconstruct: before anything else each layer of a student that was cut from the teacher is solved for the teacher's output
-    by least squares, in seconds and without labels (`distillation/reconstruct.py`). Worth most where there is no time to train;
-    after an epoch of training it is no better than without. recalibrate: else, batch norms take new statistics.
+    reconstruct: before anything else, and without labels, the parts of a student learn what the same parts of the teacher give.
+    True: each layer of a student that was cut from the teacher is solved by least squares, in seconds; worth most where there
+    is no time to train (`distillation/reconstruct.py`). Blocks(): then each block is trained, all in one pass
+    (`distillation/blockwise.py`). recalibrate: where no layer was solved, batch norms take new statistics.
     soft: what is compared of the outputs, one file each in `distillation/losses/`; "dkd" reads the labels. None: nothing is.
     features: what is compared of hidden layers. pairs: (the student's module, the teacher's) whose features are compared; without
     any: stage ends, by lineage where the student descends from the teacher, else as `distillation/pairing.py` proposes.
@@ -300,7 +269,7 @@ class Distill:
     temperature: float = 4.0
     hard_weight: float = 0.1
     training: Training = field(default_factory=Training)
-    reconstruct: bool = False
+    reconstruct: bool | Blocks = False
     recalibrate: bool = True
     soft: Soft | None = "soft_labels"
     features: tuple[Feature, ...] = ()
@@ -311,9 +280,10 @@ class Distill:
         instance("training", self.training, Training)
         positive("temperature", self.temperature)
         within("hard_weight", self.hard_weight, 0, 1)
+        instance("reconstruct", self.reconstruct, bool, Blocks)
         if self.soft is not None:
             choice("soft", self.soft, Soft)
-        object.__setattr__(self, "features", _features(self.features))
+        object.__setattr__(self, "features", checked_features(self.features))
         object.__setattr__(self, "pairs", _pairs(self.pairs))
         if not self.features and (self.pairs or self.balance):
             raise RecipeError(
@@ -321,16 +291,6 @@ class Distill:
             )
         if not self.features and self.soft is None and self.hard_weight == 0:
             raise RecipeError("Distill needs a loss", got="soft=None, hard_weight=0, no features", remedy="leave soft out")
-
-
-def _features(value: object) -> tuple[Feature, ...]:
-    kinds = (Hint, AttentionTransfer, Similarity, Relational)
-    if not isinstance(value, tuple | list) or not all(isinstance(each, kinds) for each in value):
-        known = ", ".join(kind.__name__ for kind in kinds)
-        raise RecipeError(f"features must be a tuple of {known}", got=repr(value), remedy="write features=(AttentionTransfer(),)")
-    if len({type(each) for each in value}) < len(value):
-        raise RecipeError("features must name each kind once", got=repr(value), remedy="give the one its weight")
-    return tuple(value)
 
 
 def _pairs(value: object) -> tuple[tuple[str, str], ...]:

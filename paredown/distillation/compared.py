@@ -6,14 +6,15 @@ kept channels are known and hints need no adapter; else as proposed from a batch
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import TaskError
-from paredown.core.knowledge import AttentionTransfer, Feature, Hint, Relational, Similarity
+from paredown.core.knowledge import AttentionTransfer, Hint, OfAttention, OfLayer, Relational, Similarity
 from paredown.core.steps import Distill
+from paredown.distillation.axes import channel_axes
 from paredown.distillation.features import with_features
 from paredown.distillation.lineage import Pair, lineage
 from paredown.distillation.losses.attention_transfer import attention_transfer_loss
@@ -27,10 +28,18 @@ from paredown.task.batches import Inputs, evaluating, unfused
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """A pair, and the map of the student's channels to the teacher's where a hint needs one."""
+    """A pair, and the map of the student's channels to the teacher's where a hint needs one.
+
+    teacher_axis: where the teacher's channels lie; None: where the student's do.
+    """
 
     pair: Pair
     adapter: nn.Module | None = None
+    teacher_axis: int | None = None
+
+    def laid_out(self, teacher: Tensor) -> Tensor:
+        """The teacher's features with their channels where the student has its own."""
+        return teacher if self.teacher_axis is None else teacher.movedim(self.teacher_axis, self.pair.axis)
 
 
 def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs) -> list[Compared]:
@@ -38,23 +47,31 @@ def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs)
 
     inputs: a batch. Raises RecipeError for pairs that name no module, TaskError where nothing can be paired.
     """
-    if not config.features:
+    features = [feature for feature in config.features if not isinstance(feature, OfAttention)]
+    if not features:
         return []
     with unfused():
         pairs = _named(config.pairs, teacher.model, student) or propose_pairs(teacher.model, student, inputs)
     with evaluating(student), torch.no_grad(), unfused():
         _, ours = with_features(student, inputs, [pair.student for pair in pairs])
     _, theirs = teacher.features(inputs, [pair.teacher for pair in pairs])
-    learns = any(isinstance(feature, Hint) for feature in config.features)
-    return [_compared(pair, ours[pair.student], theirs[pair.teacher], learns) for pair in pairs]
+    learns = any(isinstance(feature, Hint) for feature in features)
+    axes = [{} if all(pair.exact for pair in pairs) else channel_axes(model, inputs) for model in (student, teacher.model)]
+    return [
+        Compared(pair)
+        if pair.exact
+        else _adapted(
+            Pair(pair.student, pair.teacher, None, axes[0][pair.student], exact=False),
+            axes[1][pair.teacher], ours[pair.student], theirs[pair.teacher], learns,
+        )
+        for pair in pairs
+    ]  # fmt: skip
 
 
-def _compared(pair: Pair, student: Tensor, teacher: Tensor, learns: bool) -> Compared:
+def _adapted(pair: Pair, teacher_axis: int, student: Tensor, teacher: Tensor, learns: bool) -> Compared:
     """learns: a hint is among the losses, so that channels that don't correspond need an adapter."""
-    if pair.exact:
-        return Compared(pair)
-    placed = Pair(pair.student, pair.teacher, None, _axis(student), exact=False)
-    return Compared(placed, adapter(student, teacher, axis=placed.axis) if learns else None)
+    compared = Compared(pair, None, None if teacher_axis == pair.axis else teacher_axis)
+    return replace(compared, adapter=adapter(student, compared.laid_out(teacher), axis=pair.axis)) if learns else compared
 
 
 def propose_pairs(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, count: int = 4) -> list[Pair]:
@@ -85,14 +102,14 @@ def attached(student: nn.Module, compared: Sequence[Compared]) -> Iterator[None]
 
 
 def feature_loss(
-    feature: Feature, compared: Sequence[Compared], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+    feature: OfLayer, compared: Sequence[Compared], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 ) -> Tensor:
     """The mean over the pairs. ours, theirs: features by module name. Raises TaskError where they don't fit the loss."""
     return torch.stack([_loss(feature, c, ours[c.pair.student], theirs[c.pair.teacher]) for c in compared]).mean()
 
 
-def _loss(feature: Feature, compared: Compared, student: Tensor, teacher: Tensor) -> Tensor:
-    axis = compared.pair.axis
+def _loss(feature: OfLayer, compared: Compared, student: Tensor, teacher: Tensor) -> Tensor:
+    axis, teacher = compared.pair.axis, compared.laid_out(teacher)
     match feature:
         case Hint():
             adapted = student if compared.adapter is None else compared.adapter(student)
@@ -131,8 +148,3 @@ def _named(pairs: Sequence[tuple[str, str]], teacher: nn.Module, student: nn.Mod
         pair if pair is not None and pair.teacher == theirs else Pair(ours, theirs, None, 1, exact=False)
         for pair, (ours, theirs) in zip(exact, pairs, strict=True)
     ]
-
-
-def _axis(features: Tensor) -> int:
-    """Where the channels lie: on dimension 1, but on the last of three, (batch, sequence, channels)."""
-    return -1 if features.dim() == 3 else 1

@@ -68,6 +68,26 @@ def observed(model: nn.Module, names: Collection[str], see: Callable[[str, Any],
             handle.remove()
 
 
+@contextmanager
+def fed(model: nn.Module, names: Collection[str], give: Callable[[str, Any], Any]) -> Iterator[None]:
+    """Inside the `with` a named module gets `give(name, (args, kwargs))`, again such a pair, in place of its arguments."""
+    handles = []
+    try:
+        for name, module in _named(model, names).items():
+            handles.append(module.register_forward_pre_hook(_instead(name, give), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _instead(name: str, give: Callable[[str, Any], Any]) -> Callable[..., Any]:
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return give(name, (args, kwargs))
+
+    return hook
+
+
 def _after(name: str, see: Callable[[str, Any], None]) -> Callable[..., None]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         see(name, output)  # what a hook returns would replace the output

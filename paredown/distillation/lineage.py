@@ -96,6 +96,20 @@ def _channels(module: nn.Module) -> tuple[int, int] | None:
             return None
 
 
+def relative(before: Manifest, after: Manifest) -> Manifest:
+    """The cut that made a student of a teacher, by the manifests of both (of the teacher, the student): the indices alone.
+
+    Raises TaskError where the student has what the teacher lacks.
+    """
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, dimensions in after.kept.items():
+        for dimension, indices in dimensions.items():
+            found = _relative(before.kept.get(name, {}).get(dimension), indices, name)
+            if found is not None:
+                kept.setdefault(name, {})[dimension] = found
+    return Manifest(kept)
+
+
 def _relative(before: Sequence[int] | None, after: Sequence[int] | None, name: str) -> tuple[int, ...] | None:
     """The student's indices, which are those of the model that was never cut, as positions among the teacher's."""
     if after is None or before is None:

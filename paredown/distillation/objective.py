@@ -8,6 +8,7 @@ one. A loss that has no gradient on that batch keeps its weight.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import TaskError
-from paredown.core.knowledge import Soft
+from paredown.core.knowledge import OfAttention, Soft
 from paredown.core.steps import Distill
+from paredown.distillation.attended import Attended, attended_loss
+from paredown.distillation.attention import Attention, attentions
 from paredown.distillation.compared import Compared, feature_loss
 from paredown.distillation.features import with_features
 from paredown.distillation.losses.dkd import dkd_loss
@@ -26,26 +29,33 @@ from paredown.distillation.losses.regression import regression_loss
 from paredown.distillation.losses.soft_labels import blend, soft_label_loss
 from paredown.distillation.losses.standardized import standardized_loss
 from paredown.distillation.teacher import Asked, floating
-from paredown.task.batches import Batch, Inputs, call
+from paredown.task.batches import Batch, Inputs, batch_size, call
 from paredown.task.task import Task
 
 
 @dataclass
 class Objective:
-    """A loss for the training loop. teacher: None where nothing is asked of one. compared: the pairs of the feature losses."""
+    """A loss for the training loop. teacher: None where nothing is asked of one.
+
+    compared, attended: the pairs of the feature losses.
+    """
 
     task: Task
     config: Distill
     teacher: Asked | None = None
     compared: Sequence[Compared] = ()
+    attended: Sequence[Attended] = ()
     scales: list[float] | None = None
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
         config = self.config
         if self.teacher is None:
             return config.hard_weight * hard_loss(self.task, student, batch, None)
-        output, ours = _seen(student, batch[0], [each.pair.student for each in self.compared])
-        wanted, theirs = self._asked(self.teacher, batch[0])
+        samples = batch_size(batch[0])
+        with _watching(self.attended, samples) as our_attentions:
+            output, ours = _seen(student, batch[0], [each.pair.student for each in self.compared])
+        with _watching(self.attended, samples) as their_attentions:
+            wanted, theirs = self._asked(self.teacher, batch[0])
         base: Tensor | None = None
         if config.soft is not None and config.hard_weight < 1:
             base = soft_loss(config.soft, output, wanted, batch[1], config.temperature)
@@ -54,7 +64,12 @@ class Objective:
             base = config.hard_weight * hard if base is None else blend(base, hard, config.hard_weight)
         if not config.features and base is not None:
             return base
-        terms = [feature_loss(feature, self.compared, ours, theirs) for feature in config.features]
+        terms = [
+            attended_loss(feature, self.attended, our_attentions, their_attentions)
+            if isinstance(feature, OfAttention)
+            else feature_loss(feature, self.compared, ours, theirs)
+            for feature in config.features
+        ]
         if self.scales is None:
             self.scales = self._scales(student, base, terms)
         scaled = [scale * term for scale, term in zip(self.scales, terms, strict=True)]
@@ -62,7 +77,7 @@ class Objective:
 
     def _asked(self, teacher: Asked, inputs: Inputs) -> tuple[list[Tensor], dict[str, Tensor]]:
         names = [each.pair.teacher for each in self.compared]
-        return teacher.features(inputs, names) if names else (teacher(inputs), {})
+        return teacher.features(inputs, names) if names or self.attended else (teacher(inputs), {})
 
     def _scales(self, student: nn.Module, base: Tensor | None, terms: list[Tensor]) -> list[float]:
         weights = [feature.weight for feature in self.config.features]
@@ -93,6 +108,11 @@ def _length(term: Tensor, shared: Sequence[Tensor]) -> float:
     found = torch.autograd.grad(term, shared, retain_graph=True, allow_unused=True)
     squares = [gradient.double().square().sum() for gradient in found if gradient is not None]
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def _watching(attended: Sequence[Attended], samples: int) -> AbstractContextManager[list[Attention]]:
+    """Attentions are watched only where some are compared: watching costs a little at every call of torch."""
+    return attentions(samples) if attended else nullcontext([])
 
 
 def _seen(student: nn.Module, inputs: Inputs, names: list[str]) -> tuple[Any, dict[str, Tensor]]:

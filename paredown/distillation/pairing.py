@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import RecipeError, TaskError
+from paredown.distillation.axes import channel_axes
 from paredown.distillation.cka import alignment, centred_gram
 from paredown.distillation.features import observed
 from paredown.distillation.lineage import Pair, lineage
@@ -85,13 +86,13 @@ def see(model: nn.Module, inputs: Inputs, *, grams: bool = True) -> list[Seen]:
 
     grams: without them, which take the time, nothing can be aligned.
     """
-    samples = batch_size(inputs)
+    samples, axes = batch_size(inputs), channel_axes(model, inputs)
     found: dict[str, Seen] = {}
 
     def add(name: str, output: Any) -> None:
         first = next(iter(tensors(output)), None)
         if first is not None and first.is_floating_point() and first.dim() > 1 and first.shape[0] == samples:
-            axis = 1 if first.dim() in (2, 4, 5) else -1
+            axis = axes.get(name, 1)
             space = tuple(first.shape[2:]) if axis == 1 else tuple(first.shape[1:-1])
             found[name] = Seen(name, len(found), space, first.shape[axis], axis, centred_gram(first if grams else first[:0]))
 

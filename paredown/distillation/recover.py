@@ -13,9 +13,11 @@ from typing import Any
 from torch import nn
 
 from paredown.core.errors import TaskError
-from paredown.core.knowledge import Combine
+from paredown.core.knowledge import Blocks, Combine
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill
+from paredown.distillation.attended import attend
+from paredown.distillation.blockwise import learn_blocks_
 from paredown.distillation.compared import attached, compare
 from paredown.distillation.objective import Objective
 from paredown.distillation.reconstruct import reconstruct_
@@ -52,10 +54,8 @@ def distill_model(
     compared, or a target is missing that a loss needs; RecipeError for a teacher that is none; TrainingDivergedError.
     """
     task.require_trainable(model)
-    student, originals = copy.deepcopy(model), models_of(teacher, task.model)
-    solved = reconstruct_(student, originals[0], task.train, frozen=task.protect, seed=seed) if config.reconstruct else 0
-    if config.recalibrate and not solved:
-        recalibrate_(student, task.train, frozen=task.protect)
+    student, original = copy.deepcopy(model), models_of(teacher, task.model)[0]
+    _prepare_(student, original, task, config, seed, progress)
     if task.recover is not None:
         return _recovered(task.recover(student))
     loss = _objective(task, config, student, teacher, combine, seed)
@@ -76,6 +76,20 @@ def _unchanged(_student: nn.Module) -> Iterator[Callable[[Loss], Loss]]:
     yield lambda loss: loss
 
 
+def _prepare_(student: nn.Module, original: nn.Module, task: Task, config: Distill, seed: int, progress: Progress) -> None:
+    """What comes before the training from end to end: layers solved or batch norms recalibrated, then blocks trained."""
+    blocks = config.reconstruct if isinstance(config.reconstruct, Blocks) else None
+    solve = blocks.solve if blocks is not None else config.reconstruct
+    solved = reconstruct_(student, original, task.train, frozen=task.protect, seed=seed) if solve else 0
+    if config.recalibrate and not solved:
+        recalibrate_(student, task.train, frozen=task.protect)
+    if blocks is None:
+        return
+    learn_blocks_(student, original, task, blocks, seed=seed, progress=lambda _, fraction: progress("blocks", fraction))
+    if config.recalibrate and blocks.inputs == "teacher":  # statistics so far are those of inputs that no block will get
+        recalibrate_(student, task.train, frozen=task.protect)
+
+
 def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, combine: Combine, seed: int) -> Objective:
     """The loss; a teacher is made only where it will be asked."""
     if not config.features and (config.soft is None or config.hard_weight == 1):
@@ -85,7 +99,8 @@ def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, 
         return Objective(task, config, asked)
     with seeded(seed):
         inputs, _ = next(each(task.train, "train", device_of(student)))
-    return Objective(task, config, asked, compare(config, asked, student, inputs))
+    attended = attend(config, asked.model, student, inputs)
+    return Objective(task, config, asked, compare(config, asked, student, inputs), attended)
 
 
 def _recovered(model: Any) -> nn.Module:

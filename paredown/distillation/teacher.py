@@ -82,7 +82,7 @@ class Teacher:
     @torch.no_grad()
     def _compute(self, inputs: Inputs) -> list[Tensor]:
         self.computed += batch_size(inputs)
-        return floating(call(_placed(self.model, inputs), inputs))
+        return floating(call(placed(self.model, inputs), inputs))
 
     def _learn(self, keys: list[bytes], rows: Any, inputs: Inputs) -> tuple[list[Tensor], dict[bytes, _Known]]:
         """Computes `inputs`, the samples at `rows` of the batch, and remembers them while there is room."""
@@ -118,7 +118,7 @@ def _by_row(inputs: Inputs, samples: int) -> bool:
 def ask(model: nn.Module, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The floating-point outputs of a frozen model, and what its named modules give."""
     with unfused():
-        output, found = with_features(_placed(model, inputs), inputs, names)
+        output, found = with_features(placed(model, inputs), inputs, names)
     return floating(output), found
 
 
@@ -136,6 +136,7 @@ def frozen(model: nn.Module) -> nn.Module:
     return teacher
 
 
-def _placed(model: nn.Module, inputs: Inputs) -> nn.Module:
+def placed(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """The model, moved to the device of the inputs."""
     device = tensors(inputs)[0].device
     return model if device_of(model) == device else model.to(device)

@@ -2,9 +2,9 @@
 
 It never sees a model, only ratios to the baseline. The mildest means comes first: int8 alone, which needs no training.
 Where that misses the size, channels are pruned before it: the fewest that make the file small enough, which `costs` tells of a
-cut that isn't trained yet. Where such a file is still too slow, the goal of the cut is the latency of the int8 file itself. So only
-the drop has to be found out by training. Where it is too large, the same is tried with a short distillation after int8, then a
-milder cut.
+cut that isn't trained yet. Where such a file is still too slow, the goal of the cut is the latency of the int8 file itself.
+So only the drop has to be found out by training. Where it is too large, the same is tried with a short distillation after int8,
+then a milder cut.
 """
 
 from collections.abc import Callable, Collection

@@ -9,7 +9,7 @@ from torch import nn
 import paredown
 from paredown import Distill, MixedBits, Prune, Quantize, Recipe, Task, Training
 from paredown.core.effort import Effort
-from paredown.core.knowledge import AttentionTransfer, Hint
+from paredown.core.knowledge import AttentionTransfer, Blocks, Hint
 from paredown.core.recipe import step_name
 from paredown.core.steps import Step
 
@@ -19,6 +19,7 @@ STEPS: list[Step] = [
     Prune(ratio=0.4, scope="depth"),
     Distill(training=Training(effort=Effort(2, "steps"))),
     Distill(training=Training(effort=Effort(2, "steps")), features=(Hint(), AttentionTransfer()), balance=True),
+    Distill(training=Training(effort=Effort(2, "steps")), reconstruct=Blocks(training=Training(effort=Effort(2, "steps")))),
     Quantize(samples=128),
     Quantize(samples=128, observer="mse", refine=("equalization", "bias_correction")),
     Quantize(kind="weight_only", bits=4),

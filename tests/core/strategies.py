@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
-from paredown.core.knowledge import AttentionTransfer, Hint, Relational, Similarity
+from paredown.core.knowledge import AttentionMaps, AttentionTransfer, Blocks, Hint, Relational, Similarity, ValueRelations
 from paredown.core.recipe import Recipe
 from paredown.core.steps import ChannelAttention, Distill, Prune, Quantize, Schedule, Slimming, Sparsify, Step, Training, Widths
 
@@ -57,6 +57,18 @@ features = st.lists(
         st.builds(AttentionTransfer, weight=amounts),
         st.builds(Similarity, weight=amounts),
         st.builds(Relational, weight=amounts, angle=fractions),
+        st.builds(
+            AttentionMaps,
+            weight=amounts,
+            of=st.sampled_from(["scores", "distributions"]),
+            layers=st.sampled_from(["all", "last"]),
+        ),
+        st.builds(
+            ValueRelations,
+            weight=amounts,
+            of=st.lists(st.sampled_from(["values", "queries", "keys"]), min_size=1, max_size=3).map(tuple),
+            heads=st.none() | st.integers(1, 64),
+        ),
     ),
     min_size=1,
     unique_by=type,
@@ -73,7 +85,7 @@ distills = st.builds(
     amounts,
     fractions,
     trainings,
-    st.booleans(),
+    st.booleans() | st.builds(Blocks, training=trainings, inputs=st.sampled_from(["student", "teacher"]), solve=st.booleans()),
     st.booleans(),
     softs,
     st.just({}) | comparisons,
