@@ -144,8 +144,8 @@ class Prune:
 
     Exactly one of the first four says how much:
     ratio: fraction of the MACs to remove, in (0, 1). macs: what may remain, "0.5x" or "20 M".
-    latency: what may remain, measured in the target's runtime, "0.6x" or "3 ms", of files of the `precision` that the model will
-    have in the end: "int8" where it is quantized afterwards. threshold: remove what is less important; 1 is
+    latency: what may remain, measured in the target's runtime, "0.6x" (of the float model) or "3 ms", of files of the `precision`
+    that the model will have in the end: "int8" where it is quantized afterwards. threshold: remove what is less important; 1 is
     the mean score of a channel, which most channels of a trained model lie below.
     importance: a criterion by name (one file each in `pruning/importance/`), a learned one, or a callable of your own:
     `(model, task, groups) -> one array (size,) per group`.

@@ -17,6 +17,7 @@ from paredown.core.recipe import Recipe
 from paredown.core.steps import Distill, Prune, Quantize, Step, Training
 
 _MARGIN = 0.96  # aim a little below a limit: its interval must fit too, on another measurement
+_LATENCY_MARGIN = 0.93  # likewise, where the latency itself is the goal: its interval reaches some 4 % to either side
 _STEP = 0.025  # of kept fractions
 _FRACTIONS = [round(index * _STEP, 3) for index in range(2, round(1 / _STEP))]
 _NARROW = 0.1  # a bracket of kept fractions without a cheap enough one in it: not worth another training
@@ -116,10 +117,10 @@ class Planner:
         return (least + most) / 2 if most - least >= _NARROW else None
 
     def _by_latency(self) -> float:
-        """The fraction of the uncut file's latency to ask for: what was asked last, corrected by what came of it."""
-        asked = [(kept, outcome) for goal, kept, outcome in self.told if goal == "latency" and outcome.possible]
-        kept, outcome = asked[-1] if asked else (1.0, self.told[0][2])
-        return round(kept * self.limits["latency"] * _MARGIN / outcome.ratios["latency"], 3)
+        """The fraction of the baseline's latency to ask for: what was asked last, corrected by what came of it."""
+        wanted = self.limits["latency"] * _LATENCY_MARGIN
+        asked = [(k, o) for g, k, o in self.told if g == "latency" and o.possible and o.complete and k < 1]
+        return round(wanted * asked[-1][0] / asked[-1][1].ratios["latency"] if asked else wanted, 3)
 
     def _mildest(self, fractions: list[float], axes: Collection[Axis] | None = None) -> float | None:
         """The largest of the ascending fractions whose file is within the limits (of some axes), by bisection."""

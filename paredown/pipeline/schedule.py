@@ -9,8 +9,9 @@ from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill, Prune, Training
 from paredown.core.target import Target
 from paredown.distillation.recover import distill_model
+from paredown.pipeline.evaluate import latency_of
 from paredown.pipeline.timings import group_latencies, latency_at, preferred_width
-from paredown.pruning.prune import Part, prune_model
+from paredown.pruning.prune import Latency, Part, prune_model
 from paredown.task.task import Task
 
 
@@ -30,8 +31,12 @@ def prune_by_schedule(
         )
     if where is not None and config.widths.round_to == 0:
         config = dataclasses.replace(config, widths=dataclasses.replace(config.widths, round_to=preferred_width(where)))
-    latency = latency_at(config.precision, task, where) if where is not None and config.latency is not None else None
-    table = None if latency is None or where is None else group_latencies(task, model, config, where, latency, progress)
+    latency = table = None
+    if where is not None and config.latency is not None:
+        own = latency_of(task, where)
+        latency = latency_at(config.precision, task, where, own)
+        config = _of_the_float_model(config, own, model)
+        table = group_latencies(task, model, config, where, latency, progress)
     between = Distill(training=Training(effort=config.schedule.between))
     result = model
     for fraction in config.schedule.fractions():
@@ -40,3 +45,11 @@ def prune_by_schedule(
         if fraction < 1:
             result = distill_model(result, task, between, seed=seed, progress=progress)
     return result
+
+
+def _of_the_float_model(config: Prune, latency: Latency, model: nn.Module) -> Prune:
+    """A goal for int8 files that is relative to the float file, in ms: the two aren't measured by the same yardstick."""
+    limit = config.limit()
+    if config.precision == "fp32" or limit is None or not limit.relative:
+        return config
+    return dataclasses.replace(config, latency=f"{limit.absolute(latency(model)):.6g} ms")

@@ -28,6 +28,7 @@ from paredown.task.batches import tensors
 from paredown.task.task import Task
 from paredown.train.seeds import seeded
 
+Measure = Callable[[nn.Module], float]
 _SIDE = 16  # pixels of the layer that widths are compared on
 
 
@@ -36,7 +37,7 @@ def group_latencies(
     model: nn.Module,
     config: Prune,
     target: Target,
-    latency: Callable[[nn.Module], float],
+    latency: Measure,
     progress: Progress = silent,
 ) -> LatencyTable:
     """The latency of `model` with each dependency group alone at a few widths; what is remembered of it isn't measured again."""
@@ -48,13 +49,16 @@ def group_latencies(
     return table
 
 
-def latency_at(precision: Precision, task: Task, target: Target) -> Callable[[nn.Module], float]:
-    """ms of a float model's file of that precision. Calibrated on one batch: the values of scales take no time."""
-    measure = latency_of(task, target)
+def latency_at(precision: Precision, task: Task, target: Target, measure: Measure | None = None) -> Measure:
+    """ms of a float model's file of that precision. measure: of a model's own file; None: a new one.
+
+    Calibrated on one batch: the values of scales take no time.
+    """
+    own = measure or latency_of(task, target)
     if precision == "fp32":
-        return measure
+        return own
     config = Quantize(target=target.runtime, samples=1)
-    return lambda model: measure(quantize_model(model, task, config, reduced=not has_vnni()))
+    return lambda model: own(quantize_model(model, task, config, reduced=not has_vnni()))
 
 
 def preferred_width(target: Target) -> int:
