@@ -14,13 +14,14 @@ from paredown.graph.manifest import manifest_of
 from paredown.measure.cost import count_macs
 from paredown.pipeline import schedule, timings
 from paredown.pipeline.schedule import prune_by_schedule
+from paredown.quantization.model import QuantizedModel
 from paredown.task.task import Task
 
 TARGET = Target(batch=2, threads=1)
 
 
 class Clock:
-    """Stands for `latency_of`: a model costs what its MACs do, and every call is counted."""
+    """Stands for `latency_of`: a model costs what its MACs do, in int8 half of that, and every call is counted."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -31,7 +32,7 @@ class Clock:
 
     def of(self, model: nn.Module) -> float:
         self.calls += 1
-        return count_macs(model, self.task.inputs) / 1e5
+        return count_macs(model, self.task.inputs) / (2e5 if isinstance(model, QuantizedModel) else 1e5)
 
 
 @pytest.fixture
@@ -64,6 +65,14 @@ def test_a_latency_goal_is_met_by_measured_latency_and_its_table_is_remembered(p
     first, clock.calls = clock.calls, 0
     prune_by_schedule(pattern_task, config, pattern_task.model, TARGET)
     assert 0 < clock.calls < first / 2
+
+
+def test_a_latency_goal_for_int8_files_is_relative_to_the_float_file_and_measured_on_int8_ones(
+    pattern_task: Task, clock: Clock
+) -> None:
+    config = Prune(latency="0.35x", precision="int8", importance="magnitude", widths=Widths(round_to=2))
+    pruned = prune_by_schedule(pattern_task, config, pattern_task.model, TARGET)
+    assert 0.5 < count_macs(pruned, pattern_task.inputs) / count_macs(pattern_task.model, pattern_task.inputs) <= 0.7
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"base_ms": -1, "entries": {}}', '{"base_ms": 1, "entries": {"a": {"x": 1}}}'])
