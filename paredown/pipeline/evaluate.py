@@ -78,22 +78,25 @@ def compare_latency(
     return paired_latency(before, after, pairs=pairs, confidence=confidence, device=str(target))
 
 
-def latency_of(task: Task, target: Target) -> Callable[[nn.Module], float]:
+def latency_of(
+    task: Task, target: Target, *, baseline: nn.Module | None = None, ms: float | None = None
+) -> Callable[[nn.Module], float]:
     """A function from a model to its latency in ms, for selection under a latency goal; every call exports to a scratch folder.
 
-    Each latency is the paired ratio against the task's own model times that model's latency at the first call, so that
-    a machine that slows down meanwhile doesn't mislead.
+    Each latency is the paired ratio against a baseline (None: the task's own model) times that model's latency (`ms`; None: at
+    the first call), so that a machine that slows down meanwhile doesn't mislead. What is to be told apart should be like the
+    baseline: int8 gains on fp32 in one minute what it doesn't in the next.
     """
     folder = tempfile.TemporaryDirectory(prefix="paredown-")
-    baseline = Path(folder.name) / "baseline.onnx"
-    reference: list[float] = []
+    first = Path(folder.name) / "baseline.onnx"
+    reference = [] if ms is None else [ms]
 
     def measure(model: nn.Module) -> float:
-        if not reference:
-            export_onnx(task.model, task.inputs, baseline, target=target, dynamic=task.dynamic)
+        if not first.exists():
+            export_onnx(baseline or task.model, task.inputs, first, target=target, dynamic=task.dynamic)
         path = Path(folder.name) / "candidate.onnx"
         export_onnx(model, task.inputs, path, target=target, dynamic=task.dynamic)
-        result = compare_latency(task, baseline, path, target)
+        result = compare_latency(task, first, path, target)
         reference.append(result.a.value)
         return result.ratio.value * reference[0]
 

@@ -91,9 +91,10 @@ class Planner:
         return self._recipe(kept, self._goal)
 
     def _next_goal(self) -> Goal:
-        """Latency, where the mildest cut that is small enough is too slow; MACs once such a cut turned out too large."""
-        cuts = [outcome for goal, kept, outcome in self.told if goal == "latency" and outcome.possible and kept < 1]
-        if "latency" not in self.limits or any(not self._cheap(outcome.ratios, axes={"size"}) for outcome in cuts):
+        """Latency, where the mildest cut that is small enough is too slow; MACs once such a cut was too large, or impossible."""
+        cuts = [outcome for goal, kept, outcome in self.told if goal == "latency" and kept < 1]
+        too_large = any(not outcome.possible or not self._cheap(outcome.ratios, axes={"size"}) for outcome in cuts)
+        if "latency" not in self.limits or too_large:
             return "macs"
         if len(self.told) > 1:
             return self._goal

@@ -49,16 +49,19 @@ def group_latencies(
     return table
 
 
-def latency_at(precision: Precision, task: Task, target: Target, measure: Measure | None = None) -> Measure:
-    """ms of a float model's file of that precision. measure: of a model's own file; None: a new one.
+def latency_at(precision: Precision, task: Task, target: Target, own: Measure | None = None) -> Measure:
+    """ms of a float model's file of that precision. own: of a model's own file; None: a new one.
 
-    Calibrated on one batch: the values of scales take no time.
+    int8 files are held against the task's model in int8, and that once against float. Calibrated on one batch: the values of
+    scales take no time.
     """
-    own = measure or latency_of(task, target)
+    measure = own or latency_of(task, target)
     if precision == "fp32":
-        return own
+        return measure
     config = Quantize(target=target.runtime, samples=1)
-    return lambda model: own(quantize_model(model, task, config, reduced=not has_vnni()))
+    whole = quantize_model(task.model, task, config, reduced=not has_vnni())
+    among = latency_of(task, target, baseline=whole, ms=measure(whole))
+    return lambda model: among(quantize_model(model, task, config, reduced=not has_vnni()))
 
 
 def preferred_width(target: Target) -> int:

@@ -1,7 +1,7 @@
 """Which atoms to remove, from their scores alone: the least important first, until a cost is met. Works on bare arrays.
 
 A group keeps one of a few allowed counts: from its floor to its ceiling, and a multiple of what the runtime likes where it
-is that large: a kernel that works on 16 channels at a time takes longer for 11 than for 16.
+is large enough.
 """
 
 import math
@@ -57,15 +57,15 @@ def below(scores: Sequence[Scores], threshold: float, allowed: Sequence[Sequence
 
 
 def allowed_counts(size: int, floor: float, round_to: int, *, ceiling: float = 1.0, whole: int | None = None) -> tuple[int, ...]:
-    """Ascending: from `floor` of the atoms, and one, to `ceiling` of them; multiples of `round_to` where the group has that
-    many; `size`, where the ceiling allows it. Where no multiple lies between the two, what the ceiling allows.
+    """Ascending: from `floor` of the atoms, and one, to `ceiling` of them; multiples of `round_to` where the group has more
+    than that; `size`, where the ceiling allows it. Where no multiple lies between the two, what the ceiling allows.
 
     whole: atoms that floor and ceiling are fractions of, where the group had more of them before; None: size.
     """
     before = size if whole is None else whole
     least = min(size, max(1, math.ceil(floor * before - 1e-9)))
     most = min(size, max(least, math.floor(ceiling * before + 1e-9)))
-    step = round_to if size >= round_to else 1
+    step = round_to if size > round_to else 1
     multiples = {count for count in range(step, most + 1, step) if count >= least}
     return tuple(sorted(multiples | ({size} if most == size else set()))) or (most,)
 

@@ -116,6 +116,17 @@ def test_a_file_that_is_fast_enough_but_too_large_is_followed_by_a_cut_of_macs_t
     assert latency <= 0.6 and size <= 0.4
 
 
+def test_a_latency_out_of_reach_of_the_table_is_looked_for_by_macs() -> None:
+    planner = Planner({"latency": 0.6}, EFFORT, costs_in(lambda kept: (0.8 * kept, 0.3, True)))
+    planner.ask()
+    planner.tell(Outcome({"latency": 0.8}, drop_met=True))
+    assert _latency(planner.ask()) < 0.6
+    planner.tell(Outcome({"latency": 1.0}, drop_met=False, possible=False))
+    third = planner.ask()
+    assert third is not None and isinstance(third.steps[0], Prune) and third.steps[0].ratio is not None
+    assert 0.8 * (1 - third.steps[0].ratio) <= 0.6
+
+
 def _latency(recipe: Recipe | None) -> float:
     assert recipe is not None and isinstance(recipe.steps[0], Prune) and recipe.steps[0].latency is not None
     return float(recipe.steps[0].latency.removesuffix("x"))

@@ -39,8 +39,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Clock:
     found = Clock()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(schedule, "latency_of", lambda task, target: found(task, target).of)
-    monkeypatch.setattr(timings, "latency_of", lambda task, target: found(task, target).of)
+    monkeypatch.setattr(schedule, "latency_of", lambda task, target, **_: found(task, target).of)
+    monkeypatch.setattr(timings, "latency_of", lambda task, target, **_: found(task, target).of)
     return found
 
 
