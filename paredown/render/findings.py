@@ -103,7 +103,13 @@ def steps_text(recipe: Recipe) -> str:
 
 
 def _set(step: dict[str, Any]) -> list[str]:
-    return [f"{name} {value}" for name, value in step.items() if name != "step" and isinstance(value, str | int | float)]
+    plain = step | {f"{name} on average": value["average"] for name, value in step.items() if _is_mixed(value)}
+    return [f"{name} {value}" for name, value in plain.items() if name != "step" and isinstance(value, str | int | float)]
+
+
+def _is_mixed(value: object) -> bool:
+    """Whether a step's field says that something is chosen layer by layer: MixedBits."""
+    return isinstance(value, dict) and "average" in value
 
 
 def level(report: Report) -> str:

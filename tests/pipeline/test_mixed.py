@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import paredown
-from paredown import MixedBits, Quantize, Recipe, Task
+from paredown import Distill, MixedBits, Quantize, Recipe, Task, Training
+from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
+from paredown.core.report import Report
 from paredown.quantization.assign import at_width, quantize_mixed
 from paredown.quantization.layers import layers_of
 from paredown.quantization.model import QuantizedModel
@@ -71,3 +73,14 @@ def test_protected_layers_are_not_among_the_choices(pattern_task: Task) -> None:
 def test_other_bits_are_refused(pattern_task: Task) -> None:
     with pytest.raises(RecipeError, match=r"asked for by MixedBits, got 4; write bits=MixedBits\(average=4\)"):
         quantize_mixed(pattern_task.model, pattern_task, Quantize(bits=4), reduced=True)
+
+
+def test_a_run_trains_mixed_bits_and_reports_them(pattern_task: Task, tmp_path: object) -> None:
+    training = Training(effort=Effort(20, "steps"), learning_rate=0.05)
+    recipe = Recipe((Quantize(bits=MixedBits(3, evaluations=1), scales="lsq"), Distill(training=training)))
+    budget = paredown.Budget(max_drop=0.1, size="0.5x")
+    target = paredown.Target("onnxruntime", batch=16, threads=1)
+    report = paredown.compress(pattern_task, budget, target=target, out=f"{tmp_path}/run", recipe=recipe)
+    assert report.met and len({row.weight_bits for row in report.bits}) > 1
+    assert report.best.artifact.precision.startswith("int2/")
+    assert Report.from_json(report.to_json()).bits == report.bits

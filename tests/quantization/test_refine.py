@@ -97,12 +97,12 @@ def test_memory_of_refinements_is_bounded(pattern_task: Task) -> None:
         ({"refine": ("adaquant",)}, "refine must be one of smooth, equalization, adaround, bias_correction"),
         ({"refine": "adaround"}, "refine must be a tuple"),
         ({"observer": "entropy"}, "observer must be one of minmax, percentile, moving_average, mse, kl"),
-        ({"bits": 4}, 'bits of a static step must be 8, got 4; for 4 bits write kind="weight_only"'),
+        ({"bits": 5}, "bits of a static step must be 8, 4, 3 or 2, or MixedBits, got 5; write bits=4"),
         ({"kind": "weight_only", "bits": 3}, "bits of a weight_only step must be 8 or 4, got 3"),
         ({"kind": "weight_only", "refine": ("adaround",)}, "refine belongs to kind static"),
         ({"kind": "weight_only", "group": 48}, "group must be 32, 64 or 128, got 48"),
         ({"method": "gptq"}, "method belongs to kind weight_only"),
-        ({"kind": "int4"}, "kind must be one of static, weight_only"),
+        ({"kind": "int4"}, "kind must be one of static, dynamic, weight_only"),
     ],
 )
 def test_bad_fields_are_refused(fields: dict[str, object], message: str) -> None:

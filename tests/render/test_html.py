@@ -12,8 +12,10 @@ from onnx import TensorProto, helper
 
 from paredown.core.artifact import Candidate
 from paredown.core.recipe import Recipe
-from paredown.core.report import Barrier, Parity, Report, Stage, Width
+from paredown.core.report import Barrier, LayerBits, Parity, Report, Stage, Width
+from paredown.core.steps import MixedBits, Quantize
 from paredown.core.target import Target
+from paredown.render.findings import steps_text
 from paredown.render.html import load_snippet, render_html
 from tests.render.sample import sample_report, unmet_report
 
@@ -76,6 +78,7 @@ def hostile_report() -> Report:
         widths=(Width(HOSTILE, "out", 8, 4),),
         parity=(Parity(HOSTILE, 2, HOSTILE, 1e-6, 1e-4),),
         barriers=(Barrier(HOSTILE, HOSTILE, HOSTILE),),
+        bits=(LayerBits(HOSTILE, HOSTILE, 8, 8, 32, HOSTILE),),
         environment={HOSTILE: HOSTILE},
     )
 
@@ -192,6 +195,18 @@ def test_hostile_strings_cannot_end_the_json_and_stay_text_in_charts() -> None:
         "&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;&lt;img src=x onerror=alert(2)&gt;&amp;&lt;!--"
     ]  # type: ignore[index]
     assert "<script>" not in json.dumps(figures)
+
+
+def test_bits_per_layer_are_shown_with_the_reason_for_float() -> None:
+    rows = (LayerBits("conv1", "conv2d", 432, 4, 8), LayerBits("rnn", "lstm", 5120, 8, 32, "floats only"))
+    text = Page(render_html(dataclasses.replace(sample_report(), bits=rows))).text
+    for words in ("Bits per layer", "conv1", "4 bits", "rnn", "float", "floats only"):
+        assert words in text
+    assert "Bits per layer" not in Page(render_html(sample_report())).text
+
+
+def test_a_step_with_mixed_bits_says_their_average() -> None:
+    assert steps_text(Recipe((Quantize(bits=MixedBits(4)),))) == "quantize bits on average 4"
 
 
 def test_report_without_stages_widths_or_barriers_still_renders() -> None:
