@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnx.defs import OpSchema
 
 from paredown.deploy.constants import Constants
-from paredown.deploy.nodes import attribute, replace_nodes_
+from paredown.deploy.nodes import attribute, is_plain, originating, rewrite_
 
 DOMAIN, PLACEHOLDER = "paredown", "DynamicQuantize"
 _PRODUCTS = ("MatMul", "Gemm")
@@ -40,35 +40,23 @@ def translate() -> Any:
 
 def lower_(model: ModelProto) -> int:
     """Replaces every placeholder by DynamicQuantizeLinear and DequantizeLinear; returns how many there were."""
-    nodes: list[NodeProto] = []
-    count = 0
-    for node in model.graph.node:
-        if (node.domain, node.op_type) == (DOMAIN, PLACEHOLDER):
-            output = node.output[0]
-            parts = [f"{output}_{part}" for part in ("quantized", "scale", "zero_point")]
-            nodes += [
-                helper.make_node("DynamicQuantizeLinear", [node.input[0]], parts, name=parts[0]),
-                helper.make_node("DequantizeLinear", parts, [output], name=output),
-            ]
-            count += 1
-        else:
-            nodes.append(node)
-    replace_nodes_(model, nodes)
-    return count
+    return rewrite_(model, lambda node: _lowered(node) if (node.domain, node.op_type) == (DOMAIN, PLACEHOLDER) else [])
+
+
+def _lowered(node: NodeProto) -> list[NodeProto]:
+    output = node.output[0]
+    parts = [f"{output}_{part}" for part in ("quantized", "scale", "zero_point")]
+    return [
+        helper.make_node("DynamicQuantizeLinear", [node.input[0]], parts, name=parts[0]),
+        helper.make_node("DequantizeLinear", parts, [output], name=output),
+    ]
 
 
 def integer_products_(model: ModelProto) -> int:
     """MatMul(x, w) and Gemm(x, w, b) of a dynamically rounded x and a dequantized constant w -> MatMulInteger; how many."""
     constants = Constants(model)
     made = {name: node for node in model.graph.node for name in node.output}
-    nodes: list[NodeProto] = []
-    count = 0
-    for node in model.graph.node:
-        added = _product(node, made, constants) if node.op_type in _PRODUCTS else []
-        nodes += added or [node]
-        count += bool(added)
-    replace_nodes_(model, nodes)
-    return count
+    return rewrite_(model, lambda node: _product(node, made, constants) if node.op_type in _PRODUCTS else [])
 
 
 def _product(node: NodeProto, made: dict[str, NodeProto], constants: Constants) -> list[NodeProto]:
@@ -80,7 +68,7 @@ def _product(node: NodeProto, made: dict[str, NodeProto], constants: Constants) 
     if source is None or source.op_type != "DynamicQuantizeLinear":
         return []
     transposed = bool(attribute(node, "transB", 0))
-    if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+    if not is_plain(node):
         return []
     integers, scale = constants.get(w.input[0]), constants.get(w.input[1])
     if integers is None or scale is None or integers.ndim != 2 or attribute(w, "axis", 1) != (0 if transposed else 1):
@@ -103,6 +91,4 @@ def _written(node: NodeProto, x: tuple[str, str, str], matrix: str, scale: str, 
     ]
     if bias:
         nodes.append(helper.make_node("Add", [product, bias], [output], name=output))
-    for entry in nodes:
-        entry.metadata_props.extend(node.metadata_props)
-    return nodes
+    return originating(nodes, node)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper
 
 from paredown.deploy.constants import Constants
-from paredown.deploy.nodes import attribute, replace_nodes_
+from paredown.deploy.nodes import attribute, is_plain, originating, rewrite_
 
 OPSET = 21
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -70,18 +70,12 @@ def _behind_(nodes: list[NodeProto], op: str, inputs: list[str], output: str, be
 def gemms_as_matmuls_(model: ModelProto) -> int:
     """Gemm(x, w, b) over a stored weight -> Add(MatMul(x, Transpose(w)), b), which a runtime can keep packed; how many."""
     stored = {n.output[0] for n in model.graph.node if is_stored(n)}
-    nodes: list[NodeProto] = []
-    count = 0
-    for node in model.graph.node:
-        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        plain = settings.get("transB") == 1 and {k: v for k, v in settings.items() if k != "transB" and v not in (0, 1.0)} == {}
-        if node.op_type == "Gemm" and node.input[1] in stored and plain and not settings.get("transA"):
-            nodes += _matmul(node)
-            count += 1
-        else:
-            nodes.append(node)
-    replace_nodes_(model, nodes)
-    return count
+
+    def replacement(node: NodeProto) -> list[NodeProto]:
+        fits = node.op_type == "Gemm" and node.input[1] in stored and attribute(node, "transB", 0) and is_plain(node)
+        return _matmul(node) if fits else []
+
+    return rewrite_(model, replacement)
 
 
 def fold_at_load_(model: ModelProto) -> int:
@@ -95,14 +89,12 @@ def fold_at_load_(model: ModelProto) -> int:
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    nodes: list[NodeProto] = []
-    count = 0
-    for node in model.graph.node:
-        added = _unfolded(node, constants) if node.op_type == "DequantizeLinear" and _in_float(node.output[0], readers) else []
-        nodes += added or [node]
-        count += bool(added)
-    replace_nodes_(model, nodes)
-    return count
+
+    def replacement(node: NodeProto) -> list[NodeProto]:
+        fits = node.op_type == "DequantizeLinear" and _in_float(node.output[0], readers)
+        return _unfolded(node, constants) if fits else []
+
+    return rewrite_(model, replacement)
 
 
 def _in_float(name: str, readers: dict[str, list[NodeProto]]) -> bool:
@@ -131,14 +123,12 @@ def _unfolded(node: NodeProto, constants: Constants) -> list[NodeProto]:
         helper.make_node("Cast", [node.input[0]], [floats], name=floats, to=1),
         helper.make_node("Mul", [floats, factor], [output], name=output),
     ]
-    for entry in made:
-        entry.metadata_props.extend(node.metadata_props)
-    return made
+    return originating(made, node)
 
 
 def is_stored(node: NodeProto) -> bool:
     """Whether this is the DequantizeLinear of a weight whose operator computes in float (it has no zero point, or blocks)."""
-    blocked = any(a.name == "block_size" for a in node.attribute)
+    blocked = attribute(node, "block_size", 0) > 0
     return node.op_type == "DequantizeLinear" and (blocked or len(node.input) == 2)
 
 
@@ -152,6 +142,4 @@ def _matmul(gemm: NodeProto) -> list[NodeProto]:
     ]
     if bias:
         nodes.append(helper.make_node("Add", [product, bias[0]], [output], name=output))
-    for node in nodes:
-        node.metadata_props.extend(gemm.metadata_props)
-    return nodes
+    return originating(nodes, gemm)

@@ -15,7 +15,7 @@ from onnx.defs import OpSchema
 from paredown.core.errors import ExportError
 from paredown.deploy import packed
 from paredown.deploy.constants import Constants
-from paredown.deploy.nodes import attribute, replace_nodes_
+from paredown.deploy.nodes import attribute, originating, replace_nodes_, rewrite_
 
 DOMAIN, PLACEHOLDER = "paredown", "FakeQuantize"
 _TYPES: tuple[Any, ...] = (np.uint8, np.int8, np.int32)
@@ -54,23 +54,22 @@ def lower_(model: ModelProto) -> int:
     Raises ExportError where a scale isn't constant, or where an activation's grid is wider than 8 bits.
     """
     constants = Constants(model)
-    nodes: list[NodeProto] = []
-    count = 0
-    placeholders = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, PLACEHOLDER)]
-    stored = any(a.name == "block" and a.i for node in placeholders for a in node.attribute)  # scales per group
-    for node in model.graph.node:
-        if (node.domain, node.op_type) == (DOMAIN, PLACEHOLDER):
-            nodes += (
-                _stored(node, constants) if stored and constants.get(node.input[0]) is not None else _lowered(node, constants)
-            )
-            count += 1
-        else:
-            nodes.append(node)
-    replace_nodes_(model, nodes)
+    stored = any(_is_placeholder(node) and attribute(node, "block", 0) for node in model.graph.node)  # scales per group
+
+    def replacement(node: NodeProto) -> list[NodeProto]:
+        if not _is_placeholder(node):
+            return []
+        return _stored(node, constants) if stored and constants.get(node.input[0]) is not None else _lowered(node, constants)
+
+    count = rewrite_(model, replacement)
     kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(kept)
     return count
+
+
+def _is_placeholder(node: NodeProto) -> bool:
+    return (node.domain, node.op_type) == (DOMAIN, PLACEHOLDER)
 
 
 def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
@@ -118,9 +117,7 @@ def _stored(node: NodeProto, constants: Constants) -> list[NodeProto]:
     made = packed.stored_weight(
         node.input[0], q, scale, zero_point, block=block, kind=kind, output=node.output[0], constants=constants
     )
-    for entry in made:
-        entry.metadata_props.extend(node.metadata_props)
-    return made
+    return originating(made, node)
 
 
 def _per_number(grid: npt.NDArray[Any], value: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:
@@ -171,9 +168,7 @@ def _quantized(value: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt
 
 def _node(op: str, inputs: list[str], output: str, like: NodeProto, attributes: dict[str, int]) -> NodeProto:
     """A node named after its output, with the metadata of the one it replaces."""
-    made = helper.make_node(op, inputs, [output], name=output, **attributes)
-    made.metadata_props.extend(like.metadata_props)
-    return made
+    return originating([helper.make_node(op, inputs, [output], name=output, **attributes)], like)[0]
 
 
 def transpose_weights_(model: ModelProto) -> int:
