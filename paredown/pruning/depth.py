@@ -45,7 +45,7 @@ def prune_depth(
     Raises NothingToPruneError where no branch can be dropped, or dropping all is not enough, and SurgeryError where the result
     doesn't equal the original with its branches zeroed.
     """
-    protect = tuple(dict.fromkeys((*task.protect, *config.protect)))
+    protect = task.protecting(config.protect)
     found = residual_branches(model, task.inputs, dynamic=task.dynamic, protect=protect)
     while True:
         candidates = _candidates(model, task, config, found, groups, scores)

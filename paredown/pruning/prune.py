@@ -83,7 +83,7 @@ def latency_table(
 
 
 def _groups(model: nn.Module, task: Task, config: Prune) -> Groups:
-    protect = tuple(dict.fromkeys((*task.protect, *config.protect)))
+    protect = task.protecting(config.protect)
     return _require_groups(dependency_groups(model, task.inputs, dynamic=task.dynamic, protect=protect))
 
 

@@ -41,7 +41,7 @@ def sparsify_model(model: nn.Module, task: Task, config: Sparsify, *, progress: 
     layer would keep no weight at all, or where a method can't see a layer's input; NotFiniteError.
     """
     result = copy.deepcopy(model).eval()
-    layers = _require(sparse_layers(result, tuple(dict.fromkeys((*task.protect, *config.protect)))))
+    layers = _require(sparse_layers(result, task.protecting(config.protect)))
     before = _zeros(layers)
     if config.method == "sparsegpt":
         _solve_(result, layers, task, config, progress)

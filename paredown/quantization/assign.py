@@ -6,7 +6,7 @@ From these copies come the sensitivities (`sensitivity.py`), and the grids of wh
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ from paredown.core.progress import Progress, silent
 from paredown.core.steps import MixedBits, Quantize
 from paredown.measure.quality import score
 from paredown.quantization.layers import layers_of
-from paredown.quantization.mixed import STORAGE, Assignment, Facts, Table, choose, facts_of, repair
+from paredown.quantization.mixed import Assignment, Facts, Table, choose, facts_of, repair, stored_bits
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.refine import held_batches, refine_
 from paredown.quantization.scheme import BitWidths, Scheme, weight_grid
 from paredown.quantization.sensitivity import hessian_table, hessian_traces, metric_table, noise_table, own_distance
-from paredown.quantization.static import calibrate_, prepare, set_bias_scales_, set_weight_scales_
+from paredown.quantization.static import calibrate_, prepare_for, set_bias_scales_, set_weight_scales_
 from paredown.task.batches import Inputs, call
 from paredown.task.task import Task
 
@@ -36,8 +36,7 @@ def quantize_mixed(
 
     config.bits: MixedBits. `scheme` of the result holds the bits. Raises what `quantize_model` raises.
     """
-    config = dataclasses.replace(config, protect=tuple(dict.fromkeys((*config.protect, *task.protect))))
-    quantized = prepare(model, task.inputs, config, reduced=reduced, dynamic=task.dynamic)
+    quantized = prepare_for(task, model, config, reduced=reduced)
     wanted = config.bits
     if not isinstance(wanted, MixedBits):
         raise RecipeError("bits chosen by layer are asked for by MixedBits", got=wanted, remedy="write bits=MixedBits(average=4)")
@@ -59,7 +58,21 @@ def assign_(model: QuantizedModel, task: Task, wanted: MixedBits, progress: Prog
     sensitivity = _sensitivity(wanted, list(candidates.values()), task, batches)
     costs = {"size": stored_table(facts, wanted.choices)}
     limits = {"size": wanted.average * sum(f.parameters for f in facts)}
-    first = choose(sensitivity, costs, limits)
+    chosen = choose(sensitivity, costs, limits)
+    if wanted.evaluations > 1:
+        measure = _measuring(model, candidates, task, wanted, progress)
+        chosen = repair(chosen, sensitivity, costs, limits, measure, evaluations=wanted.evaluations).assignment
+    bits = tuple(wanted.choices[c] for c in chosen)
+    _take_(model, candidates, bits)
+    model.scheme = _scheme(model, bits)
+    progress("choosing bits", 1.0)
+    return bits
+
+
+def _measuring(
+    model: QuantizedModel, candidates: Mapping[int, QuantizedModel], task: Task, wanted: MixedBits, progress: Progress
+) -> Callable[[Assignment], float]:
+    """The task's metric of an assignment on validation data, lower is better; `model` itself stays as it is."""
     trial, done = copy.deepcopy(model), 0
 
     def measure(assignment: Assignment) -> float:
@@ -70,12 +83,7 @@ def assign_(model: QuantizedModel, task: Task, wanted: MixedBits, progress: Prog
         value = score(lambda inputs: call(trial, inputs), task, "validation").value
         return -value if task.scorer.higher_is_better else value
 
-    chosen = repair(first, sensitivity, costs, limits, measure, evaluations=wanted.evaluations).assignment
-    bits = tuple(wanted.choices[c] for c in (first if wanted.evaluations == 1 else chosen))
-    _take_(model, candidates, bits)
-    model.scheme = _scheme(model, bits)
-    progress("choosing bits", 1.0)
-    return bits
+    return measure
 
 
 def at_width(model: QuantizedModel, bits: int) -> QuantizedModel:
@@ -90,7 +98,7 @@ def at_width(model: QuantizedModel, bits: int) -> QuantizedModel:
 
 def stored_table(facts: Sequence[Facts], choices: Sequence[int]) -> Table:
     """Bits of the weights as they lie in the file, scales left out: (layers, choices)."""
-    return np.array([[f.parameters * STORAGE.get(bits, float(bits)) for bits in choices] for f in facts], dtype=np.float64)
+    return np.array([[f.parameters * stored_bits(bits) for bits in choices] for f in facts], dtype=np.float64)
 
 
 def _sensitivity(wanted: MixedBits, models: Sequence[QuantizedModel], task: Task, batches: Sequence[Inputs]) -> Table:

@@ -6,14 +6,12 @@ product with the hidden state lies inside ONNX's LSTM and GRU, which take floats
 runtime has beside them (DynamicQuantizeLSTM) belong to that runtime alone. Convolutions stay in float.
 """
 
-import dataclasses
-
 import torch
 from torch import nn
 
 from paredown.core.steps import Quantize
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.static import prepare, set_weight_scales_
+from paredown.quantization.static import prepare_for, set_weight_scales_
 from paredown.task.task import Task
 
 
@@ -23,8 +21,7 @@ def quantize_dynamic(model: nn.Module, task: Task, config: Quantize, *, reduced:
     What task.protect names stays in float too.
     Raises NothingToQuantizeError where there are neither linear nor recurrent layers, RecipeError, TraceError.
     """
-    config = dataclasses.replace(config, protect=tuple(dict.fromkeys((*config.protect, *task.protect))))
-    quantized = prepare(model, task.inputs, config, reduced=reduced, dynamic=task.dynamic)
+    quantized = prepare_for(task, model, config, reduced=reduced)
     with torch.no_grad():
         set_weight_scales_(quantized)
     return quantized

@@ -62,6 +62,11 @@ def facts_of(model: QuantizedModel, inputs: Inputs) -> tuple[Facts, ...]:
     return tuple(found)
 
 
+def stored_bits(bits: int) -> float:
+    """What a weight of so many bits, at most 16, takes in a file."""
+    return STORAGE.get(bits, 8.0 if bits <= 8 else 16.0)
+
+
 def size_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
     """Bytes of the weights as stored, with their scales: 4 bytes for each output channel or group."""
     return np.array([[_bytes(f, c) for c in choices] for f in facts], dtype=np.float64)
@@ -193,7 +198,7 @@ def _neighbours(
 def _bytes(f: Facts, c: BitWidths) -> float:
     if c.weight_bits == FLOAT:
         return 4.0 * f.parameters
-    bits = STORAGE.get(c.weight_bits, 8 if c.weight_bits <= 8 else 16)
+    bits = stored_bits(c.weight_bits)
     scales = f.rows if not c.group else f.rows * -(-f.parameters // f.rows // c.group)
     return f.parameters * bits / 8 + 4.0 * scales
 

@@ -46,10 +46,15 @@ def quantize_model(
     What task.protect names stays in float too.
     Raises NothingToQuantizeError, RecipeError (unknown module in config.protect), TraceError, BatchError, NotFiniteError.
     """
-    config = dataclasses.replace(config, protect=tuple(dict.fromkeys((*config.protect, *task.protect))))
-    quantized = prepare(model, task.inputs, config, reduced=reduced, dynamic=task.dynamic, scheme=scheme)
+    quantized = prepare_for(task, model, config, reduced=reduced, scheme=scheme)
     refine_(quantized, task, lambda: calibrate_(quantized, task, progress), progress)
     return quantized
+
+
+def prepare_for(task: Task, model: nn.Module, config: Quantize, *, reduced: bool, scheme: Scheme | None = None) -> QuantizedModel:
+    """`prepare` on a task's inputs; what the task protects is protected as what the config does."""
+    config = dataclasses.replace(config, protect=task.protecting(config.protect))
+    return prepare(model, task.inputs, config, reduced=reduced, dynamic=task.dynamic, scheme=scheme)
 
 
 def prepare(

@@ -3,8 +3,6 @@
 Round to nearest, or GPTQ (`gptq.py`), AWQ (`awq.py`), HQQ (`hqq.py`). A row of a weight has one scale for `group` numbers.
 """
 
-import dataclasses
-
 import torch
 from torch import nn
 
@@ -15,7 +13,7 @@ from paredown.quantization.gptq import gptq_
 from paredown.quantization.hqq import hqq_
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.refine import held_batches
-from paredown.quantization.static import prepare, set_weight_scales_
+from paredown.quantization.static import prepare_for, set_weight_scales_
 from paredown.task.task import Task
 
 
@@ -25,8 +23,7 @@ def quantize_weights(model: nn.Module, task: Task, config: Quantize, *, progress
     GPTQ and AWQ read up to config.samples samples of task.train. What task.protect names stays in float too.
     Raises NothingToQuantizeError, RecipeError (unknown module in config.protect), TraceError, BatchError.
     """
-    config = dataclasses.replace(config, protect=tuple(dict.fromkeys((*config.protect, *task.protect))))
-    quantized = prepare(model, task.inputs, config, reduced=False, dynamic=task.dynamic)
+    quantized = prepare_for(task, model, config, reduced=False)
     batches = held_batches(quantized, task, config.samples) if config.method in ("gptq", "awq") else []
     progress("rounding", 0.0)
     if config.method == "awq":

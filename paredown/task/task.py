@@ -1,7 +1,7 @@
 """The user's model, data, loss and metric, checked against one another once, where they are brought together."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,10 @@ class Task:
         """The example inputs, on the model's device, as `call` takes them."""
         move = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in _named(self.example_inputs)}
         return move if isinstance(self.example_inputs, dict) else tuple(move.values())
+
+    def protecting(self, names: Iterable[str]) -> tuple[str, ...]:
+        """These modules, and what the task protects, each once."""
+        return tuple(dict.fromkeys((*names, *self.protect)))
 
     def require_trainable(self, model: nn.Module | None = None) -> None:
         """Raises NotTrainableError where no parameter of the model requires a gradient."""
