@@ -154,7 +154,7 @@ def _plan(run: _Run, effort: Effort) -> None:
     baseline = run.baseline
     absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
     limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
-    screen = Screen(run.task, baseline, run.target, run.store, run.seed, run.progress, times="latency" in limits)
+    screen = Screen(run.task, baseline, run.target, run.store, run.seed, run.progress)
     planner = Planner(limits, effort, screen)
     while (proposal := planner.ask()) is not None:
         try:

@@ -24,7 +24,7 @@ _NARROW = 0.1  # a bracket of kept fractions without a cheap enough one in it: n
 
 Goal = Literal["macs", "latency"]  # what a cut keeps a fraction of
 Ratios = dict[Axis, float]
-Costs = Callable[[Recipe], Ratios | None]
+Costs = Callable[[Recipe, Collection[Axis]], Ratios | None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Outcome:
 class Planner:
     """limits: ratios to the baseline that the budget names. effort: of each recovery. rounds: proposals at most.
 
-    costs: the ratios of the file that an untrained recipe gives; None where it can't be carried out.
+    costs: of the file that an untrained recipe gives, the ratios on these axes at least; None where it can't be carried out.
     quantizes: False once it is known that nothing of the model runs in int8.
     """
 
@@ -98,8 +98,10 @@ class Planner:
             return "macs"
         if len(self.told) > 1:
             return self._goal
-        small = 1.0 if self._cheap(self.told[0][2].ratios, axes={"size"}) else self._mildest(_FRACTIONS, axes={"size"})
-        ratios = self.told[0][2].ratios if small == 1 else self.costs(self._untrained(small)) if small else None
+        ratios: Ratios | None = self.told[0][2].ratios  # of int8 alone
+        if not self._cheap(self.told[0][2].ratios, axes={"size"}):
+            small = self._mildest(_FRACTIONS, axes={"size"})
+            ratios = None if small is None else self.costs(self._untrained(small), self.limits)
         return "macs" if ratios is not None and self._cheap(ratios) else "latency"
 
     def _next_kept(self) -> float | None:
@@ -128,7 +130,7 @@ class Planner:
         low, high = -1, len(fractions)  # fractions[low] is cheap enough, fractions[high] isn't
         while high - low > 1:
             middle = (low + high) // 2
-            ratios = self.costs(self._untrained(fractions[middle]))
+            ratios = self.costs(self._untrained(fractions[middle]), axes or self.limits)
             cheap = ratios is None or self._cheap(ratios, 1.0 if self._failed else _MARGIN, axes)  # None: look for a milder one
             low, high = (middle, high) if cheap else (low, middle)
         return fractions[low] if low >= 0 else None

@@ -4,12 +4,14 @@ Bytes and latency follow from the widths alone, and training changes no width; s
 that would be too slow. What was found is beside the run's stages, so that a run taken up again plans as before.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import pydantic
 
 from paredown.core.artifact import Candidate
+from paredown.core.budget import Axis
 from paredown.core.errors import NothingToPruneError
 from paredown.core.progress import Progress
 from paredown.core.recipe import Recipe
@@ -26,9 +28,9 @@ _ADAPTER: pydantic.TypeAdapter[Ratios | None] = pydantic.TypeAdapter(Ratios | No
 
 @dataclass(frozen=True)
 class Screen:
-    """`screen(recipe)`: the ratios of the file of an untrained recipe, or None where the cut can't be made. Measured once each.
+    """`screen(recipe, axes)`: ratios of the file of an untrained recipe, or None where the cut can't be made. Measured once each.
 
-    baseline: what is compared with; its file lies in the store. times: False where no latency is asked.
+    baseline: what is compared with; its file lies in the store.
     """
 
     task: Task
@@ -37,23 +39,24 @@ class Screen:
     store: Store
     seed: int
     progress: Progress
-    times: bool
 
-    def __call__(self, recipe: Recipe) -> Ratios | None:
+    def __call__(self, recipe: Recipe, axes: Collection[Axis]) -> Ratios | None:
         known = self.store.folder(recipe).with_suffix(".costs.json")
         try:
-            return _ADAPTER.validate_json(known.read_bytes())
+            found = _ADAPTER.validate_json(known.read_bytes())
+            if found is None or set(axes) <= set(found):
+                return found
         except (OSError, pydantic.ValidationError):
             pass
         self.progress(f"{recipe}: what it would cost", 0.0)
-        found = self._measured(recipe)
+        found = self._measured(recipe, axes)
         with scratch_folder(known) as scratch:
             (scratch / "costs").write_bytes(_ADAPTER.dump_json(found))
             (scratch / "costs").replace(known)
         self.progress(f"{recipe}: what it would cost", 1.0)
         return found
 
-    def _measured(self, recipe: Recipe) -> Ratios | None:
+    def _measured(self, recipe: Recipe, axes: Collection[Axis]) -> Ratios | None:
         try:
             model = apply(self.task, recipe, target=self.target, seed=self.seed)
         except NothingToPruneError:
@@ -62,6 +65,6 @@ class Screen:
             before, file = self.baseline.artifact, scratch / "model.onnx"
             artifact = export_onnx(model, self.task.inputs, file, target=self.target, dynamic=self.task.dynamic)
             ratios: Ratios = {"size": artifact.size_bytes / before.size_bytes}
-            if self.times:
+            if "latency" in axes:
                 ratios["latency"] = compare_latency(self.task, Path(before.path), file, self.target).ratio.upper
             return ratios

@@ -8,7 +8,6 @@ A remembered file is data; one that can't be read, or has another form, is measu
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,14 +20,13 @@ from paredown.core.target import Target
 from paredown.deploy.capabilities import environment, has_vnni
 from paredown.measure.latency_table import LatencyTable
 from paredown.pipeline.evaluate import latency_of
-from paredown.pruning.prune import latency_table
+from paredown.pruning.prune import Latency, latency_table
 from paredown.pruning.widths import preferred_multiple, widths_to_measure
 from paredown.quantization.static import quantize_model
 from paredown.task.batches import tensors
 from paredown.task.task import Task
 from paredown.train.seeds import seeded
 
-Measure = Callable[[nn.Module], float]
 _SIDE = 16  # pixels of the layer that widths are compared on
 
 
@@ -37,7 +35,7 @@ def group_latencies(
     model: nn.Module,
     config: Prune,
     target: Target,
-    latency: Measure,
+    latency: Latency,
     progress: Progress = silent,
 ) -> LatencyTable:
     """The latency of `model` with each dependency group alone at a few widths; what is remembered of it isn't measured again."""
@@ -49,19 +47,21 @@ def group_latencies(
     return table
 
 
-def latency_at(precision: Precision, task: Task, target: Target, own: Measure | None = None) -> Measure:
-    """ms of a float model's file of that precision. own: of a model's own file; None: a new one.
+def latency_at(precision: Precision, task: Task, target: Target, own: Latency) -> Latency:
+    """ms of a float model's file of that precision. own: ms of a model's own file.
 
-    int8 files are held against the task's model in int8, and that once against float. Calibrated on one batch: the values of
-    scales take no time.
+    int8 files are held against the task's model in int8, and that once against float.
     """
-    measure = own or latency_of(task, target)
     if precision == "fp32":
-        return measure
-    config = Quantize(target=target.runtime, samples=1)
-    whole = quantize_model(task.model, task, config, reduced=not has_vnni())
-    among = latency_of(task, target, baseline=whole, ms=measure(whole))
-    return lambda model: among(quantize_model(model, task, config, reduced=not has_vnni()))
+        return own
+    whole = _in_int8(task.model, task, target)
+    among = latency_of(task, target, baseline=whole, ms=own(whole))
+    return lambda model: among(_in_int8(model, task, target))
+
+
+def _in_int8(model: nn.Module, task: Task, target: Target) -> nn.Module:
+    """Calibrated on one batch: the values of scales take no time."""
+    return quantize_model(model, task, Quantize(target=target.runtime, samples=1), reduced=not has_vnni())
 
 
 def preferred_width(target: Target) -> int:
@@ -86,7 +86,7 @@ def _layer_latency(width: int, target: Target, quantized: bool) -> float:
         x = torch.randn(2, width, _SIDE, _SIDE)
     batches = [(x, torch.zeros(2, dtype=torch.long))]
     task = Task(nn.Sequential(*layers, nn.Flatten()).eval(), (x,), batches, batches)
-    return latency_at("int8" if quantized else "fp32", task, target)(task.model)
+    return latency_of(task, target)(_in_int8(task.model, task, target) if quantized else task.model)
 
 
 def _file(target: Target, *what: object) -> Path:

@@ -1,6 +1,6 @@
 """The planner against worlds in which the costs of a kept fraction are known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 from hypothesis import given, settings
@@ -34,10 +34,11 @@ def kept_fraction(recipe: Recipe, world: World) -> float:
 def costs_in(world: World) -> Costs:
     """What files of such a world cost."""
 
-    def costs(recipe: Recipe) -> Ratios | None:
+    def costs(recipe: Recipe, axes: Collection[Axis]) -> Ratios | None:
         assert not any(isinstance(step, Distill) for step in recipe.steps)
         latency, size, _ = world(kept_fraction(recipe, world))
-        return {"latency": latency, "size": size}
+        found: Ratios = {"latency": latency, "size": size}
+        return {axis: ratio for axis, ratio in found.items() if axis in axes}
 
     return costs
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from paredown import Budget, Distill, Prune, Quantize, Recipe, Target, Task, Training
+from paredown.core.budget import Axis
 from paredown.core.effort import Effort
 from paredown.core.steps import Widths
 from paredown.pipeline import compress as main_job
@@ -13,18 +14,19 @@ from paredown.pipeline.screen import Screen
 from paredown.pipeline.store import Store, identity
 
 TARGET = Target("onnxruntime", batch=16, threads=1)
+SIZE: tuple[Axis, ...] = ("size",)
 BUDGET = Budget(max_drop=0.05, size="0.9x")
 
 
 @pytest.fixture
 def screen(tmp_path: Path, pattern_task: Task) -> Callable[..., Screen]:
-    """A screen over a run whose baseline is measured. times: also its latency."""
+    """A screen over a run whose baseline is measured."""
     store = Store.open(tmp_path / "run", identity(pattern_task, BUDGET, TARGET, 0), "refuse")
     run = main_job._Run(pattern_task, BUDGET, TARGET, 0, lambda label, fraction: None, store)
     run.measure_baseline()
 
-    def make(*, times: bool = False) -> Screen:
-        return Screen(pattern_task, run.baseline, TARGET, store, 0, lambda label, fraction: None, times)
+    def make() -> Screen:
+        return Screen(pattern_task, run.baseline, TARGET, store, 0, lambda label, fraction: None)
 
     return make
 
@@ -40,42 +42,46 @@ def test_bytes_of_the_untrained_file_are_those_of_the_trained_one(
     trained = Recipe((cut, Distill(training=Training(effort=Effort(2, "steps"))), quantized))
     run = main_job.compress(pattern_task, BUDGET, target=TARGET, out=tmp_path / "trained", recipe=trained)
     final = run.stages[-1].candidate
-    costs = screen()(prune(0.4))
+    costs = screen()(prune(0.4), SIZE)
     assert costs is not None and set(costs) == {"size"}
     assert costs["size"] == pytest.approx(final.size_ratio, rel=0.01)
 
 
 def test_a_latency_is_measured_only_where_it_is_asked(screen: Callable[..., Screen]) -> None:
-    costs = screen(times=True)(prune(0.4))
-    assert costs is not None and costs["latency"] > 0
+    made = screen()
+    size = made(prune(0.4), SIZE)
+    both = made(prune(0.4), ("size", "latency"))
+    assert size is not None and both is not None
+    assert set(size) == {"size"} and both["latency"] > 0
+    assert both["size"] == size["size"]
 
 
 def test_what_was_found_is_taken_from_disk_by_the_next_run(
     screen: Callable[..., Screen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = screen()(prune(0.4))
-    monkeypatch.setattr(Screen, "_measured", lambda self, recipe: pytest.fail("measured twice"))
-    assert screen()(prune(0.4)) == first
+    first = screen()(prune(0.4), SIZE)
+    monkeypatch.setattr(Screen, "_measured", lambda *_: pytest.fail("measured twice"))
+    assert screen()(prune(0.4), SIZE) == first
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"sise": 1}', b'{"size": "small"}', b"\xff\xfe"])
 def test_a_damaged_record_is_measured_anew(screen: Callable[..., Screen], damage: bytes) -> None:
     made = screen()
-    first = made(prune(0.4))
+    first = made(prune(0.4), SIZE)
     file = made.store.folder(prune(0.4)).with_suffix(".costs.json")
     file.write_bytes(damage)
-    assert made(prune(0.4)) == first
+    assert made(prune(0.4), SIZE) == first
 
 
 def test_a_cut_that_can_not_be_made_costs_nothing_and_is_told_so(screen: Callable[..., Screen]) -> None:
     made = screen()
-    assert made(prune(0.98, floor=0.9)) is None
-    assert made(prune(0.98, floor=0.9)) is None  # from disk
+    assert made(prune(0.98, floor=0.9), SIZE) is None
+    assert made(prune(0.98, floor=0.9), SIZE) is None  # from disk
 
 
 def test_no_scratch_file_is_left(screen: Callable[..., Screen]) -> None:
     made = screen()
     before = {path.name for path in (made.store.out / "stages").iterdir()}
-    made(prune(0.4))
+    made(prune(0.4), SIZE)
     after = {path.name for path in (made.store.out / "stages").iterdir()}
     assert {name.partition(".")[2] for name in after - before} == {"costs.json"}
