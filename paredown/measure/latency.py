@@ -2,10 +2,9 @@
 
 A then B, then B then A, and so on: whatever slows the machine slows both sides of a pair, and neither side always goes
 first. That is done in rounds, each with both sides opened anew: where a session's memory and threads come to lie, and what the
-machine is doing in that second, moves the ratio of small models more than single pairs tell (ResNet-20 in int8 at batch 1: 0.62
-to 0.76 in ten rounds, each with an interval of 0.03). The ratio is the median of the ratios of the pairs, with a two-sided
-bootstrap interval over the rounds; a pair spoilt by another process is one value among many. While the interval is wide, more
-rounds follow. The garbage collector is off while timing.
+machine is doing in that second, moves the ratio of small models more than the pairs of one round tell. The ratio is the median
+of the ratios of the pairs, with a two-sided bootstrap interval over the rounds; a pair spoilt by another process is one value
+among many. While the interval is wide, more rounds follow. The garbage collector is off while timing.
 """
 
 import gc
