@@ -15,6 +15,7 @@ from paredown.graph.equality import check_cut
 from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
 from paredown.measure.cost import count_macs
+from paredown.pruning.importance.aggregate import relative
 from paredown.pruning.importance.magnitude import magnitude
 from paredown.pruning.prune import Units
 from paredown.pruning.select import allowed_counts, select
@@ -41,7 +42,7 @@ def cut_to(model: nn.Module, inputs: Inputs, groups: Groups, ratio: float) -> tu
 
 def _choose(model: nn.Module, inputs: Inputs, groups: Groups, ratio: float) -> list[Keep]:
     weights = {name: p.detach() for name, p in model.named_parameters()}
-    units = Units(groups, [magnitude(group, weights).numpy() for group in groups.groups])
+    units = Units(groups, [relative(magnitude(group, weights)).numpy() for group in groups.groups])
     allowed = [allowed_counts(len(s), FLOOR, ROUND_TO) for s in units.scores]
     whole = count_macs(model, inputs)
     other = whole - groups.macs(groups.all_kept())

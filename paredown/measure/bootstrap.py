@@ -27,11 +27,12 @@ def median_interval(values: Vector, confidence: float, seed: int) -> Interval:
     """
     rounds, n = values.shape
     random = np.random.default_rng(seed)
-    medians = np.empty(_RESAMPLES)
-    for resample in range(_RESAMPLES):
-        drawn = random.integers(0, rounds, (rounds, 1))
-        medians[resample] = np.median(values[drawn, random.integers(0, n, (rounds, n))])
-    low, high = np.quantile(medians, [(1 - confidence) / 2, (1 + confidence) / 2])
+    at_once, medians = max(1, _CHUNK // values.size), list[Vector]()
+    for start in range(0, _RESAMPLES, at_once):
+        some = min(at_once, _RESAMPLES - start)
+        drawn = random.integers(0, rounds, (some, rounds, 1)), random.integers(0, n, (some, rounds, n))
+        medians.append(np.median(values[drawn].reshape(some, -1), axis=1))
+    low, high = np.quantile(np.concatenate(medians), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 

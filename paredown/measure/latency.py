@@ -92,7 +92,6 @@ def _nanoseconds(side: Callable[[], object], calls: int) -> int:
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

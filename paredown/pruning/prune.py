@@ -100,7 +100,8 @@ def _importance(
             trained = slim(model, task, groups, config.importance, seed=seed, progress=progress)
             return trained, scores(trained, task, groups, "bn_scale", seed=seed)
         case _:
-            return model, scores(model, task, groups, config.importance, seed=seed)
+            whole = config.scope == "depth"
+            return model, scores(model, task, groups, config.importance, whole=whole, seed=seed)
 
 
 def _checked_cut(job: Job, found: Sequence[Scores], seed: int) -> nn.Module:

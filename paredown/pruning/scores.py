@@ -22,10 +22,10 @@ from paredown.core.steps import Criterion
 from paredown.graph.groups import Group, Groups
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import cut
-from paredown.pruning.importance.activation import activation, size_of
+from paredown.pruning.importance.activation import activation
 from paredown.pruning.importance.activations import Statistic, channel_means
-from paredown.pruning.importance.aggregate import shared
-from paredown.pruning.importance.apoz import apoz, is_alive
+from paredown.pruning.importance.aggregate import relative, shared
+from paredown.pruning.importance.apoz import apoz
 from paredown.pruning.importance.bn_scale import bn_scale
 from paredown.pruning.importance.fisher import fisher
 from paredown.pruning.importance.fpgm import fpgm
@@ -40,7 +40,7 @@ from paredown.pruning.importance.gradients import (
     task_loss,
     weight_means,
 )
-from paredown.pruning.importance.group_norm import group_norm
+from paredown.pruning.importance.group_norm import group_norm, relative_to_best
 from paredown.pruning.importance.l1 import l1
 from paredown.pruning.importance.lamp import lamp
 from paredown.pruning.importance.magnitude import magnitude
@@ -59,10 +59,14 @@ ADDITIVE: frozenset[str] = frozenset({"taylor", "taylor_loss", "taylor_second", 
 Own = Callable[..., Any]
 
 
-def scores(model: nn.Module, task: Task, groups: Groups, importance: Criterion | Own, *, seed: int = 0) -> list[Scores]:
+def scores(
+    model: nn.Module, task: Task, groups: Groups, importance: Criterion | Own, *, whole: bool = False, seed: int = 0
+) -> list[Scores]:
     """One array (size,) per group, finite. The model is not touched; its copy runs in evaluation mode.
 
     importance: a criterion by name, or `(model, task, groups) -> one array (size,) per group`, larger = more important.
+    whole: groups are to be compared as wholes; a criterion that is relative to its group, and so finds all of them equal, then
+    keeps the unit that it has, and the mean over all atoms is 1.
     Raises NotTrainableError where gradients are needed and nothing requires one, BatchError where the loss is needed and
     targets are missing, NotFiniteError where a gradient isn't finite, RecipeError where a callable returns anything else than
     one finite array (size,) per group, or bn_scale finds no batch norm.
@@ -70,8 +74,17 @@ def scores(model: nn.Module, task: Task, groups: Groups, importance: Criterion |
     copy = cut(model, Manifest()).eval()
     if callable(importance):
         return _own(importance, copy, task, groups)
-    found = _by_name(importance, copy, task, groups.groups, seed)
+    found = _scaled(importance, _by_name(importance, copy, task, groups.groups, seed), whole)
     return [score.to(torch.float64).cpu().numpy() for score in found]
+
+
+def _scaled(name: Criterion, found: list[Tensor], whole: bool) -> list[Tensor]:
+    """What criteria gave, in each one's own unit, such that groups compare."""
+    if name == "random":
+        return found
+    if whole or name in ADDITIVE or name == "bn_scale":
+        return shared(found)
+    return [relative_to_best(each) if name == "group_norm" else relative(each) for each in found]
 
 
 def _by_name(name: Criterion, model: nn.Module, task: Task, groups: Sequence[Group], seed: int) -> list[Tensor]:
@@ -83,9 +96,9 @@ def _by_name(name: Criterion, model: nn.Module, task: Task, groups: Sequence[Gro
         case "bn_scale":
             return bn_scale(groups, detached(model), batch_norm_scales(model))
         case "activation":
-            return _watched(model, task, groups, size_of, activation)
+            return _watched(model, task, groups, activation)
         case "apoz":
-            return _watched(model, task, groups, is_alive, apoz)
+            return _watched(model, task, groups, apoz)
         case "random":
             generator = torch.Generator().manual_seed(seed)
             return [random(group, generator) for group in groups]
@@ -101,29 +114,29 @@ def _by_gradient(name: str, model: nn.Module, task: Task, groups: Sequence[Group
     match name:
         case "taylor" | "taylor_loss":
             batches = _few(task) if name == "taylor" else calibration(task)
-            return shared([taylor(gates) for gates in gate_gradients(model, groups, batches, objective)])
+            return [taylor(gates) for gates in gate_gradients(model, groups, batches, objective)]
         case "gradient" | "gradient_loss":
             absolute = weight_means(model, calibration(task), objective, torch.abs)
             return [gradient(group, absolute) for group in groups]
         case "taylor_second":
             found = curvatures(model, groups, _few(task), objective, torch.Generator().manual_seed(seed))
-            return shared([taylor_second(curvature.gates, curvature.second) for curvature in found])
+            return [taylor_second(curvature.gates, curvature.second) for curvature in found]
         case "obd":
             squares, weights = weight_means(model, _few(task), objective, torch.square), detached(model)
             return [obd(group, weights, squares) for group in groups]
         case "fisher":
-            return shared([fisher(gates) for gates in gate_gradients(model, groups, _few(task), objective)])
+            return [fisher(gates) for gates in gate_gradients(model, groups, _few(task), objective)]
         case _:
             return [obs(gates) for gates in gate_gradients(model, groups, _few(task), objective)]
 
 
-def _watched(
-    model: nn.Module, task: Task, groups: Sequence[Group], statistic: Statistic, of: Callable[[Tensor], Tensor]
-) -> list[Tensor]:
-    """Groups whose activations can't be watched score by their weight norms, which have the same mean."""
+def _watched(model: nn.Module, task: Task, groups: Sequence[Group], statistic: Statistic) -> list[Tensor]:
+    """Groups whose activations can't be watched score by their weight norms, with the mean of those that can."""
     means = channel_means(model, groups, calibration(task), statistic)
+    seen = [m for m in means if m is not None]
+    typical = torch.cat(seen).mean() if seen else 1.0
     weights = detached(model)
-    return [magnitude(group, weights) if m is None else of(m) for group, m in zip(groups, means, strict=True)]
+    return [relative(magnitude(g, weights)) * typical if m is None else m for g, m in zip(groups, means, strict=True)]
 
 
 def batch_norm_scales(model: nn.Module) -> list[str]:

@@ -26,8 +26,8 @@ def average(model: QuantizedModel) -> float:
 
 @pytest.mark.parametrize("sensitivity", ["noise", "metric", "hessian"])
 def test_the_average_is_kept_and_layers_differ(pattern_task: Task, sensitivity: str) -> None:
-    model = paredown.quantize(pattern_task, Quantize(bits=MixedBits(4, sensitivity=sensitivity, evaluations=3)))  # type: ignore[arg-type]
-    assert average(model) <= 4
+    model = paredown.quantize(pattern_task, Quantize(bits=MixedBits(5, sensitivity=sensitivity, evaluations=3)))  # type: ignore[arg-type]
+    assert average(model) <= 5  # which no width is by itself
     assert len({model.scheme.of(layer.path).weight_bits for layer in layers_of(model)}) > 1
     for layer in layers_of(model):
         expected = model.scheme.of(layer.path).weight_bits

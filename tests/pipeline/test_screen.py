@@ -64,13 +64,14 @@ def test_what_was_found_is_taken_from_disk_by_the_next_run(
     assert screen()(prune(0.4), SIZE) == first
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"sise": 1}', b'{"size": "small"}', b"\xff\xfe"])
-def test_a_damaged_record_is_measured_anew(screen: Callable[..., Screen], damage: bytes) -> None:
-    made = screen()
-    first = made(prune(0.4), SIZE)
+def test_a_damaged_record_is_measured_anew(screen: Callable[..., Screen], monkeypatch: pytest.MonkeyPatch) -> None:
+    made, measured = screen(), list[Recipe]()
+    monkeypatch.setattr(Screen, "_measured", lambda _, recipe, __: measured.append(recipe) or {"size": 0.5})
     file = made.store.folder(prune(0.4)).with_suffix(".costs.json")
-    file.write_bytes(damage)
-    assert made(prune(0.4), SIZE) == first
+    for number, damage in enumerate((b"", b"{", b'{"sise": 1}', b'{"size": "small"}', b"\xff\xfe"), 1):
+        file.write_bytes(damage)
+        assert made(prune(0.4), SIZE) == {"size": 0.5} == made(prune(0.4), SIZE)
+        assert len(measured) == number
 
 
 def test_a_cut_that_can_not_be_made_costs_nothing_and_is_told_so(screen: Callable[..., Screen]) -> None:

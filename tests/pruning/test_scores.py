@@ -14,7 +14,7 @@ from paredown.core.steps import Criterion, Prune, Widths
 from paredown.graph.groups import Groups, dependency_groups
 from paredown.graph.manifest import manifest_of
 from paredown.measure.cost import count_macs
-from paredown.pruning.importance.activation import size_of
+from paredown.pruning.importance.activation import activation
 from paredown.pruning.importance.activations import channel_means
 from paredown.pruning.importance.gradients import curvatures, gate_gradients, pieces, task_loss
 from paredown.pruning.prune import prune_model
@@ -127,7 +127,7 @@ def test_activations_are_seen_where_they_are_read() -> None:
     torch.manual_seed(0)
     model = Plain().eval()
     groups = dependency_groups(model, X[:4])
-    found = channel_means(model, groups.groups, [(X, Y), (X[:3], Y[:3])], size_of)
+    found = channel_means(model, groups.groups, [(X, Y), (X[:3], Y[:3])], activation)
     first = torch.nn.functional.gelu(model.first(torch.cat([X, X[:3]]))).abs().mean((0, 2, 3))
     second = torch.nn.functional.gelu(model.second(torch.nn.functional.gelu(model.first(torch.cat([X, X[:3]]))))).mean((2, 3))
     assert torch.allclose(found[number_of(groups, "first")], first.double(), atol=1e-6)  # type: ignore[arg-type]

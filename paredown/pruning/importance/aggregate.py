@@ -3,7 +3,7 @@
 slices of a group: (tensor, dimension, atoms (k,), positions (k,)); values of a slice: one per index of its dimension, (n,).
 An index may have several owners: each gets its whole value, since each removes it.
 
-Two scales, so that groups compare:
+Two scales, so that groups compare (`pruning/scores.py` says which criterion takes which):
     relative: divided by the mean of the group. "Half of the typical value" means the same everywhere. For scores whose
         unit differs from layer to layer (norms, activations, bare gradients), or that don't add up over atoms (OBD, OBS, LAMP).
     shared: all groups divided by one number, the mean over all atoms. For scores that are in one unit everywhere: the

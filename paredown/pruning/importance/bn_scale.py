@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paredown.core.errors import RecipeError
 from paredown.graph.groups import Group
-from paredown.pruning.importance.aggregate import per_atom, shared
+from paredown.pruning.importance.aggregate import per_atom, relative, shared
 from paredown.pruning.importance.magnitude import magnitude
 
 
@@ -32,7 +32,7 @@ def bn_scale(groups: Sequence[Group], weights: Mapping[str, Tensor], scales: Col
             remedy='write importance="taylor"',
         )
     typical = torch.cat(known).mean()
-    return shared([magnitude(g, weights) * typical if s is None else s for g, s in zip(groups, found, strict=True)])
+    return shared([relative(magnitude(g, weights)) * typical if s is None else s for g, s in zip(groups, found, strict=True)])
 
 
 def _scale(group: Group, weights: Mapping[str, Tensor], scales: Collection[str]) -> Tensor | None:

@@ -1,6 +1,6 @@
 """Filter pruning via geometric median (He et al., arXiv:1811.00250, eq. 6-9).
 
-    I_k = sum_j ||F_k - F_j||_2,  divided by the mean of the group
+    I_k = sum_j ||F_k - F_j||_2
 F_k: all weights that go with atom k, producers and consumers, as one vector. What lies in the midst of the others is what they
 can replace; what is small is not for that reason unimportant.
 Distances are summed over the slices of the group, so that the vectors of a large group are never all in memory.
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from paredown.graph.groups import Group, Slice
-from paredown.pruning.importance.aggregate import matrices, relative
+from paredown.pruning.importance.aggregate import matrices
 
 _ROWS = 1024  # of the matrix of distances at once
 
 
 def fpgm(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
-    """(size,) float64, at least 0, of mean 1. weights: parameters by name; vectors and buffers don't count."""
+    """(size,) float64, at least 0. weights: parameters by name; vectors and buffers don't count."""
     vectors = [v for s in matrices(group, weights) for v in _vectors(group, s, weights[s.tensor])]
     result = torch.zeros(group.size, dtype=torch.float64)
     for start in range(0, group.size, _ROWS):
@@ -27,7 +27,7 @@ def fpgm(group: Group, weights: Mapping[str, Tensor]) -> Tensor:
         for vector in vectors:
             squares += torch.cdist(vector[rows], vector).square()
         result[rows] = squares.sqrt().sum(1)
-    return relative(result)
+    return result
 
 
 def _vectors(group: Group, part: Slice, weight: Tensor) -> list[Tensor]:
