@@ -136,7 +136,7 @@ def calibrate_(quantized: QuantizedModel, task: Task, progress: Progress = silen
         for inputs, _ in each(task.train, "train", device_of(quantized)) if observers else ():
             call(quantized, inputs)
             seen += batch_size(inputs)
-            progress("calibrating", min(1.0, seen / config.samples) if config.samples else 0.0)
+            progress("calibrating", min(0.99, seen / config.samples) if config.samples else 0.0)
             if config.samples and seen >= config.samples:
                 break
         for key, observer in observers.items():
