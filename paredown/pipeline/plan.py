@@ -4,9 +4,10 @@ It never sees a model, only ratios to the baseline. The mildest means comes firs
 Where that misses the size, channels are pruned before it: the fewest that make the file small enough, which `costs` tells of a
 cut that isn't trained yet. Where such a file is still too slow, the goal of the cut is the latency of the int8 file itself.
 So only the drop has to be found out by training. Where it is too large, the same is tried with a short distillation after int8,
-then a milder cut.
+then a milder cut. Where no cut's file comes nearer to the limits, none is trained.
 """
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,6 +22,7 @@ _LATENCY_MARGIN = 0.93  # likewise, where the latency itself is the goal: its in
 _STEP = 0.025  # of kept fractions
 _FRACTIONS = [round(index * _STEP, 3) for index in range(2, round(1 / _STEP))]
 _NARROW = 0.1  # a bracket of kept fractions without a cheap enough one in it: not worth another training
+_NEARER = 0.97  # nor is a cut whose file would be no nearer to the limits than this fraction of what was reached
 
 Goal = Literal["macs", "latency"]  # what a cut keeps a fraction of
 Ratios = dict[Axis, float]
@@ -106,7 +108,7 @@ class Planner:
 
     def _next_kept(self) -> float | None:
         """The mildest cut that is cheap enough, between what lost too much and what cost too much; where there is none the
-        middle, which at least comes nearer; None where that is known already.
+        middle, if it at least comes nearer; None where it doesn't, or is known already.
         """
         least = max((kept for goal, kept in self._failed if goal == self._goal), default=0.0)
         costly = [k for g, k, o in self.told if g == self._goal and o.possible and o.complete and not self._cheap(o.ratios)]
@@ -117,7 +119,18 @@ class Planner:
             wanted = self._mildest([k for k in _FRACTIONS if least + _STEP / 2 < k < most - _STEP / 2]) or least
         if least + _STEP / 2 < wanted < most - _STEP / 2:
             return wanted
-        return (least + most) / 2 if most - least >= _NARROW else None
+        middle = (least + most) / 2
+        return middle if most - least >= _NARROW and self._is_nearer(middle) else None
+
+    def _is_nearer(self, kept: float) -> bool:
+        """Whether the file of a cut would be nearer to the limits than those within the drop so far."""
+        ratios = self.costs(self._untrained(kept), self.limits)
+        reached = [self._excess(o.ratios) for _, _, o in self.told if o.possible and o.complete and o.drop_met]
+        return ratios is not None and self._excess(ratios) < _NEARER * min(reached, default=math.inf)
+
+    def _excess(self, ratios: Ratios) -> float:
+        """What the worst axis is of its limit; 1 is within the budget."""
+        return max(ratios[axis] / limit for axis, limit in self.limits.items())
 
     def _by_latency(self) -> float:
         """The fraction of the baseline's latency to ask for: what was asked last, corrected by what came of it."""

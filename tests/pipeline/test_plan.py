@@ -128,6 +128,16 @@ def test_a_latency_out_of_reach_of_the_table_is_looked_for_by_macs() -> None:
     assert 0.8 * (1 - third.steps[0].ratio) <= 0.6
 
 
+def test_no_cut_is_trained_that_comes_no_nearer_to_the_limits() -> None:
+    """As at batch 1, where a small model's time is that of its calls, whatever the widths."""
+    planner = Planner({"latency": 0.45}, EFFORT, costs_in(lambda kept: (0.58 if kept < 1 else 0.56, 0.3, True)))
+    planner.ask()
+    planner.tell(Outcome({"latency": 0.56}, drop_met=True))
+    assert _latency(planner.ask()) < 0.45
+    planner.tell(Outcome({"latency": 1.0}, drop_met=False, possible=False))
+    assert planner.ask() is None
+
+
 def _latency(recipe: Recipe | None) -> float:
     assert recipe is not None and isinstance(recipe.steps[0], Prune) and recipe.steps[0].latency is not None
     return float(recipe.steps[0].latency.removesuffix("x"))
