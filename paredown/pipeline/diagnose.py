@@ -84,7 +84,7 @@ def _for_weights(config: Quantize) -> str:
     if config.kind == "weight_only":
         finer = config.weights.group > Weights.group
         return f"weights=Weights(group={Weights.group})" if finer else 'weights=Weights(method="gptq")'
-    if config.kind == "static" and "adaround" not in config.refine:
+    if config.kind == "static" and not {"adaround", "brecq"}.intersection(config.refine):
         return 'refine=("adaround",)'
     few = isinstance(config.bits, MixedBits) or config.bits < 8
     return "bits=8" if few else ""
