@@ -53,7 +53,7 @@ def measured(name: str, model: nn.Module, task: paredown.Task, folder: pathlib.P
         paredown.export(task.model, task, target=target, path=whole)
     artifact = paredown.export(model, task, target=target, path=file)
     top1 = score_file(task, file, target, "validation").value
-    latency = compare_latency(task, whole, file, target, pairs=30).ratio.value
+    latency = compare_latency(task, whole, file, target).ratio.value
     ratio = artifact.size_bytes / whole.stat().st_size
     print(f"  {name:34s} {100 * top1:5.1f} %   {ratio:5.3f}x bytes   {latency:5.2f}x latency   {artifact.precision}")
 
