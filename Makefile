@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+QUANTIZATION := resnet20 resnet56 lite0 resnet18 forms lowbit mixed rounding minilm stories zoo memory
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: help demo test test-all check zoo bench clean
@@ -35,6 +36,7 @@ bench: $(VENV)/.bench ## the figures that the documents state, into benchmarks/r
 	$(BIN)/python -m benchmarks.resnet20
 	$(BIN)/python -m benchmarks.resnet56
 	$(BIN)/python -m benchmarks.reconstruction
+	for case in $(QUANTIZATION); do $(BIN)/python -m benchmarks.quantization $$case || exit 1; done
 
 clean:          ## remove what the targets above made, except results
 	rm -rf $(VENV) runs build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

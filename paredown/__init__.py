@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from paredown.core.measurement import Measurement as Measurement
     from paredown.core.recipe import Recipe
     from paredown.core.report import Report as Report
+    from paredown.core.steps import Activations as Activations
     from paredown.core.steps import ChannelAttention as ChannelAttention
     from paredown.core.steps import Distill, Prune, Quantize, Sparsify
     from paredown.core.steps import MixedBits as MixedBits
     from paredown.core.steps import Schedule as Schedule
     from paredown.core.steps import Slimming as Slimming
+    from paredown.core.steps import Weights as Weights
     from paredown.core.steps import Widths as Widths
     from paredown.core.target import Target
     from paredown.core.training import Training
@@ -49,7 +51,8 @@ _HOME = {
     "ParedownError": "core.errors", "Measurement": "core.measurement", "Report": "core.report", "Target": "core.target",
     "Distill": "core.steps", "Prune": "core.steps", "Quantize": "core.steps", "Sparsify": "core.steps",
     "Training": "core.training", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
-    "Widths": "core.steps", "MixedBits": "core.steps", "Recipe": "core.recipe",
+    "Widths": "core.steps", "MixedBits": "core.steps", "Activations": "core.steps", "Weights": "core.steps",
+    "Recipe": "core.recipe",
     "AttentionMaps": "core.knowledge", "ValueRelations": "core.knowledge", "Blocks": "core.knowledge",
     "Hint": "core.knowledge", "AttentionTransfer": "core.knowledge", "Similarity": "core.knowledge",
     "Relational": "core.knowledge", "propose_pairs": "distillation.compared",

@@ -85,14 +85,19 @@ def doctor(
     batch: BatchSize = 1,
     threads: Threads = _THREADS,
     sensitivity: Sensitivity = False,
+    quantization: Annotated[bool, typer.Option("--quantization", help="also what int8 costs each layer, and the remedy")] = False,
+    recipe: Annotated[Path | None, typer.Option(help="whose quantize step --quantization takes instead of the default")] = None,
 ) -> None:
     """What can be pruned and what can't, and where the model stands: metric, latency, size, MACs. Changes nothing."""
+    from paredown.core.steps import Quantize
     from paredown.pipeline.analyze import analyze
     from paredown.render.terminal import ProgressBars, doctor_table
 
     chosen = Target(target, batch, threads)  # type: ignore[arg-type]  # Target checks the name
+    steps = () if recipe is None else _recipe(recipe).steps
+    step = next((each for each in steps if isinstance(each, Quantize)), Quantize()) if quantization or recipe else None
     with ProgressBars(_err) as progress:
-        profile = analyze(load_task(task), chosen, sensitivity=sensitivity, progress=progress)
+        profile = analyze(load_task(task), chosen, sensitivity=sensitivity, quantization=step, progress=progress)
     _out.print(doctor_table(profile))
 
 

@@ -85,6 +85,13 @@ def test_doctor_shows_sensitivity_on_request(task_file: Path, capsys: pytest.Cap
     assert "first 256 validation samples" in " ".join(found.out.split()) and found.out.count("block1.conv1") == 2
 
 
+@pytest.mark.slow
+def test_doctor_shows_what_quantization_costs_each_layer(task_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", str(task_file), "--threads", "1", "--quantization"]) == 0
+    printed = capsys.readouterr().out
+    assert "noisiest first" in printed and "saturated" in printed and printed.count("block1.conv1") == 2
+
+
 BAD = [
     ("no such file", ["compress", "absent.py", "--size", "0.5x"], "TASK.py"),
     ("not Python", ["compress", "README.md", "--size", "0.5x"], "Python file"),

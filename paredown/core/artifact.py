@@ -21,7 +21,7 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported file. precision: "fp32", or what the weights are stored in: "int8", "int4",
+    """An exported file. precision: "fp32", or what the weights are stored in: "fp16", "palette4", "int8", "int4",
     "int4/int8" where layers differ. digest: SHA-256 of the file, in hex."""
 
     __pydantic_config__: ClassVar = pydantic.ConfigDict(extra="forbid")

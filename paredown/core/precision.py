@@ -1,16 +1,19 @@
 """The config of quantization: kinds, bits, and what is done about the error."""
 
-from dataclasses import dataclass
+import operator
+import types
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import pydantic
 
+from paredown.core.budget import parse_limit
 from paredown.core.errors import RecipeError
-from paredown.core.fields import choice, count, names, number, within
+from paredown.core.fields import choice, count, instance, names, number, positive, within
 
-QuantizeKind = Literal["static", "dynamic", "weight_only"]
+QuantizeKind = Literal["static", "dynamic", "weight_only", "palette", "fp16", "bf16"]
 Observer = Literal["minmax", "percentile", "moving_average", "mse", "kl"]
-Refinement = Literal["smooth", "equalization", "adaround", "bias_correction"]
+Refinement = Literal["smooth", "equalization", "adaround", "brecq", "bias_correction"]
 WeightMethod = Literal["nearest", "gptq", "awq", "hqq"]
 WeightRange = Literal["auto", "full", "reduced"]
 Scales = Literal["fixed", "lsq", "pact"]
@@ -22,98 +25,159 @@ _WIDTHS = (8, 4, 3, 2)
 
 @dataclass(frozen=True)
 class MixedBits:
-    """Bits chosen layer by layer: the smallest summed sensitivity under a limit of size, exactly, then verified by the metric.
+    """Bits of the weights chosen layer by layer under one limit or several: the smallest summed sensitivity, exactly.
 
-    average: bits that a weight may take in the file, averaged over all weights. choices: of the bits of a layer, from 8, 4, 3, 2.
+    average: bits that a weight may take in the file, averaged over all weights.
+    latency: what may remain, "0.6x" of the float model or "3 ms", as measured in the target's runtime. There layers of 8 bits and
+    fewer take the same time, so it limits how many stay in float (32), with the conversions around them.
+    bops: bit operations (MACs times bits of weights times bits of activations), as a fraction of those of 8 and 8 bits.
+    choices: of the bits of a layer, from 32, 8, 4, 3, 2; 32 is float, activations included.
     sensitivity: what a layer loses at each width by itself: "noise" (squared error of the output, on training data), "metric"
     (drop of the task's metric, on validation data), "hessian" (curvature of the output's error times that of the weights).
-    evaluations: how many assignments are measured by the task's metric, on validation data, in a local search that
-    starts at the chosen one; 1 takes it as it is.
+    evaluations: how many assignments are measured by the task's metric, on validation data, in a local search that starts at the
+    chosen one and moves where another is significantly better; 1 takes it as it is.
+    method: "exact"; "rule" is a baseline to beat: the layers with the most MACs get the most bits, the rest the fewest.
     """
 
     __pydantic_config__: ClassVar = _FORBID
-    average: float
+    average: float | None = None
+    latency: str | None = None
+    bops: float | None = None
     choices: tuple[int, ...] = (2, 3, 4, 8)
     sensitivity: LayerSensitivity = "noise"
     evaluations: int = 20
+    method: Literal["exact", "rule"] = "exact"
 
     def __post_init__(self) -> None:
         given = self.choices
-        if not isinstance(given, tuple | list) or len(set(given)) < max(len(given), 2) or not set(given) <= set(_WIDTHS):
+        if not isinstance(given, tuple | list) or len(set(given)) < max(len(given), 2) or not set(given) <= {*_WIDTHS, 32}:
             raise RecipeError(
-                "choices must be at least two different ones of 8, 4, 3, 2", got=repr(given), remedy="write choices=(2, 4, 8)"
+                "choices must be at least two different ones of 32, 8, 4, 3, 2", got=repr(given), remedy="write choices=(2, 4, 8)"
             )
         object.__setattr__(self, "choices", tuple(sorted(given)))
-        within("average", self.average, self.choices[0], self.choices[-1])
+        if self.average is None and self.latency is None and self.bops is None:
+            raise RecipeError(
+                "MixedBits needs a limit: average, latency or bops", got="none", remedy="write MixedBits(average=4)"
+            )
+        if self.average is not None:
+            within("average", self.average, self.choices[0], self.choices[-1])
+        if self.latency is not None:
+            parse_limit("latency", self.latency)
+        if self.bops is not None:
+            positive("bops", self.bops)
         choice("sensitivity", self.sensitivity, LayerSensitivity)
         count("evaluations", self.evaluations)
+        choice("method", self.method, Literal["exact", "rule"])
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How weights are put on their grids, whatever the bits.
+
+    symmetric, of "static": False puts each channel between its own extremes, on an unsigned grid with a zero point.
+    range, of 8 symmetric bits: "full" is [-127, 127]; "reduced" is [-63, 63], which can't saturate 16-bit sums on machines
+    without VNNI; "auto" asks the machine.
+    method, of "weight_only": "nearest", "hqq" (neither reads data), "gptq", "awq" (both read training samples).
+    group, of "weight_only": numbers of a row that share a scale: 32, 64 or 128.
+    embeddings: tables too, of "weight_only", "dynamic" and "palette".
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    symmetric: bool = True
+    range: WeightRange = "auto"
+    method: WeightMethod = "nearest"
+    group: int = 32
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        instance("symmetric", self.symmetric, bool)
+        choice("range", self.range, WeightRange)
+        choice("method", self.method, WeightMethod)
+        instance("embeddings", self.embeddings, bool)
+        if isinstance(self.group, bool) or self.group not in _GROUPS:
+            raise RecipeError("group must be 32, 64 or 128", got=self.group, remedy="32 is the most precise")
+
+
+@dataclass(frozen=True)
+class Activations:
+    """How activations are put on their grids, asymmetric and per tensor, in a "static" step.
+
+    bits: 8 or 4.
+    observer, of the range that calibration finds: "minmax"; "percentile", which clips what lies beyond `percentile` on either
+    side; "moving_average", of the extremes of batches; "mse", the range with the smallest squared error; "kl", the one with
+    the nearest distribution.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    bits: int = 8
+    observer: Observer = "percentile"
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        choice("observer", self.observer, Observer)
+        number("percentile", self.percentile)
+        if isinstance(self.bits, bool) or self.bits not in (8, 4):
+            raise RecipeError("bits of activations must be 8 or 4", got=self.bits, remedy="8 loses the least")
+        if not 50 < self.percentile <= 100:
+            raise RecipeError("percentile must be in (50, 100]", got=self.percentile, remedy="99.99 is the usual choice")
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """Weights, and activations, on integer grids; batch norms are folded first. Three kinds:
+    """Weights, and activations, in fewer bits, mostly on integer grids; batch norms are folded first. The kinds:
 
-    "static": integer weights, symmetric per channel, and integer activations, asymmetric per tensor, calibrated on training data.
-    bits: of the weights: 8, 4, 3 or 2, or MixedBits; below 8 the first and the last layer keep 8, as is usual.
-    activation_bits: 8 or 4. Weights below 8 bits are packed in the file and unpacked to 8 bits when it is loaded: they
-    gain bytes, not time.
+    "static": integer weights, one grid per channel, and integer activations, calibrated on training data.
+    bits: of the weights: 8, 4, 3 or 2, or MixedBits; below 8 the first and the last layer keep 8, as is usual. Weights below
+    8 bits are packed in the file and unpacked to 8 bits when it is loaded: they gain bytes, not time.
     "dynamic": int8 weights of linear, LSTM and GRU layers; linear layers round what they read by its own range as it comes.
     Reads no data. Recurrent layers are stored in int8 and computed in float, convolutions stay as they are.
     "weight_only": weights stored in `bits`, 8 or 4, packed, while the model computes in float; for models that are mostly
-    linear layers and embeddings. One scale for `group` numbers of a row: 32, 64 or 128.
-    embeddings: tables too. method: "nearest", "hqq" (neither reads data), "gptq", "awq" (both read `samples` training samples).
+    linear layers and embeddings.
+    "palette": weights stored as indices of `bits`, 8 or 4, into a codebook of the layer's own, found by k-means. Reads no data.
+    "fp16", "bf16": weights, embeddings among them, stored as 16-bit floats. Reads no data; `bits` isn't read.
+    Files of these three take the time of fp32: runtimes convert the weights when they load them.
 
+    weights, activations: how they get their grids.
     scales, of static: what the distillation that follows trains besides the weights: "fixed" (nothing), "lsq" (every scale,
     arXiv:1902.08153), "pact" (the upper end of each activation, arXiv:1805.06085). Below 4 bits little is left without.
-    observer, of static: "minmax"; "percentile", which clips what lies beyond `percentile` on either side; "moving_average", of
-    the extremes of batches; "mse", the range with the smallest squared error; "kl", the one with the nearest distribution.
     refine, of static: what lowers the error further, done in this order whatever the order given: "smooth" (outliers of a
     transformer's activations move into its weights), "equalization" (of the ranges of neighbouring layers), "adaround" (learns
-    which weights to round up; minutes), "bias_correction".
+    which weights to round up, layer by layer; minutes) or "brecq" (the same for each residual block at once), "bias_correction".
     samples: how many training samples calibrate (0: all of them); memory does not depend on it. Refinements hold some of them.
-    weight_range, of 8 bits: "full" is [-127, 127]; "reduced" is [-63, 63], which can't saturate 16-bit sums on machines without
-    VNNI; "auto" asks the machine. target: the runtime whose rules place the quantizers; None: the run's own,
-    or, outside a run, a placement for both.
+    target: the runtime whose rules place the quantizers; None: the run's own, or, outside a run, a placement for both.
     protect: modules that stay in float.
     """
 
     __pydantic_config__: ClassVar = _FORBID
     kind: QuantizeKind = "static"
     bits: int | MixedBits = 8
-    activation_bits: int = 8
+    weights: Weights = field(default_factory=Weights)
+    activations: Activations = field(default_factory=Activations)
     scales: Scales = "fixed"
-    observer: Observer = "percentile"
-    percentile: float = 99.99
     refine: tuple[Refinement, ...] = ()
-    group: int = 32
-    method: WeightMethod = "nearest"
-    embeddings: bool = False
     samples: int = 1024
-    weight_range: WeightRange = "auto"
     target: str | None = None
     protect: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         choice("kind", self.kind, QuantizeKind)
+        instance("weights", self.weights, Weights)
+        instance("activations", self.activations, Activations)
         choice("scales", self.scales, Scales)
-        choice("observer", self.observer, Observer)
-        choice("method", self.method, WeightMethod)
-        choice("weight_range", self.weight_range, WeightRange)
         names("refine", self.refine)
         for name in self.refine:
             choice("refine", name, Refinement)
-        number("percentile", self.percentile)
+        if {"adaround", "brecq"} <= set(self.refine):
+            raise RecipeError("rounding is learned once", got="adaround and brecq", remedy="leave one of them out")
         number("samples", self.samples)
         names("protect", self.protect)
-        if not 50 < self.percentile <= 100:
-            raise RecipeError("percentile must be in (50, 100]", got=self.percentile, remedy="99.99 is the usual choice")
         if self.samples < 0:
             raise RecipeError("samples must be at least 0", got=self.samples, remedy="write samples=0 to use them all")
-        self._check_widths()
+        self._check_bits()
         self._check_unused()
 
-    def _check_widths(self) -> None:
-        allowed = _BITS[self.kind]
+    def _check_bits(self) -> None:
+        allowed = _BITS.get(self.kind, (self.bits,))
         mixed = isinstance(self.bits, MixedBits) and self.kind == "static"
         if not mixed and (isinstance(self.bits, bool) or self.bits not in allowed):
             raise RecipeError(
@@ -121,31 +185,30 @@ class Quantize:
                 got=self.bits,
                 remedy="leave bits out" if len(allowed) == 1 else f"write bits={allowed[1]}",
             )
-        if isinstance(self.activation_bits, bool) or self.activation_bits not in (8, 4):
-            raise RecipeError("activation_bits must be 8 or 4", got=self.activation_bits, remedy="8 loses the least")
-        if isinstance(self.group, bool) or self.group not in _GROUPS:
-            raise RecipeError("group must be 32, 64 or 128", got=self.group, remedy="32 is the most precise")
 
     def _check_unused(self) -> None:
         """A field that this kind doesn't read must stay at its default."""
-        for name, kinds in _READ_BY.items():
-            if self.kind not in kinds and getattr(self, name) != getattr(type(self), name):
+        for path, kinds in _READ_BY.items():
+            value, default = (operator.attrgetter(path)(config) for config in (self, _DEFAULTS))
+            if self.kind not in kinds and value != default:
                 raise RecipeError(
-                    f"{name} belongs to kind {' or '.join(kinds)}",
-                    got=f"{name}={getattr(self, name)!r} with kind={self.kind!r}",
-                    remedy=f'leave {name} out, or write kind="{kinds[0]}"',
+                    f"{path} belongs to kind {' or '.join(kinds)}",
+                    got=f"{path}={value!r} with kind={self.kind!r}",
+                    remedy=f'leave {path} out, or write kind="{kinds[0]}"',
                 )
 
 
-def _listed(values: tuple[int, ...]) -> str:
+def _listed(values: tuple[object, ...]) -> str:
     *first, last = map(str, values)
     return f"{', '.join(first)} or {last}" if first else last
 
 
-_BITS: dict[str, tuple[int, ...]] = {"static": _WIDTHS, "dynamic": (8,), "weight_only": (8, 4)}
+_BITS: dict[str, tuple[object, ...]] = {"static": _WIDTHS, "dynamic": (8,), "weight_only": (8, 4), "palette": (8, 4)}
 _GROUPS = (32, 64, 128)
 _READ_BY = {
-    "activation_bits": ("static",), "scales": ("static",), "observer": ("static",), "percentile": ("static",),
-    "refine": ("static",), "weight_range": ("static", "dynamic"), "group": ("weight_only",), "method": ("weight_only",),
-    "embeddings": ("weight_only", "dynamic"),
+    "bits": ("static", "dynamic", "weight_only", "palette"),
+    "activations": ("static",), "scales": ("static",), "refine": ("static",), "weights.symmetric": ("static",),
+    "weights.range": ("static", "dynamic"), "weights.group": ("weight_only",), "weights.method": ("weight_only",),
+    "weights.embeddings": ("weight_only", "dynamic", "palette"),
 }  # fmt: skip
+_DEFAULTS = types.SimpleNamespace(bits=8, weights=Weights(), activations=Activations(), scales="fixed", refine=())

@@ -4,6 +4,7 @@ A recipe says what is wanted ("remove half of the MACs"); what was decided (whic
 """
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,13 @@ class Recipe:
             )
         if names.count("quantize") > 1:
             raise RecipeError("a model is quantized once", got=" > ".join(names), remedy="keep one quantize step")
+        for step, after in itertools.zip_longest(self.steps, names[1:], fillvalue="nothing"):
+            if isinstance(step, Quantize) and step.scales != "fixed" and after != "distill":
+                raise RecipeError(
+                    f'scales="{step.scales}" are trained by the distill step that follows',
+                    got=f"quantize > {after}",
+                    remedy='put a distill step behind quantize, or write scales="fixed"',
+                )
 
     def stages(self) -> tuple["Recipe", ...]:
         """The recipe cut into stages, each a recipe of its own, in order."""
@@ -65,7 +73,7 @@ class Recipe:
 
         A step that holds a function of the user's names it and says `portable: false`; read back, it can be shown, not done.
         """
-        return {"steps": [{"step": step_name(step), **_changed(step), **_portability(step)} for step in self.steps]}
+        return {"steps": [step_to_dict(step) for step in self.steps]}
 
     @classmethod
     def from_dict(cls, data: Any) -> "Recipe":
@@ -76,7 +84,7 @@ class Recipe:
                 got=_short(data),
                 remedy="see `recipe.yaml` of any finished run",
             )
-        return cls(tuple(_step(entry) for entry in data["steps"]))
+        return cls(tuple(step_from_dict(entry) for entry in data["steps"]))
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
@@ -109,7 +117,13 @@ def step_name(step: Step) -> str:
     return type(step).__name__.lower()
 
 
-def _step(entry: Any) -> Step:
+def step_to_dict(step: Step) -> dict[str, Any]:
+    """One step as plain data: `{"step": "prune", "ratio": 0.5}`."""
+    return {"step": step_name(step), **_changed(step), **_portability(step)}
+
+
+def step_from_dict(entry: Any) -> Step:
+    """The inverse. Raises RecipeError."""
     if not isinstance(entry, dict) or not isinstance(entry.get("step"), str) or entry["step"] not in _STEPS:
         known = ", ".join(_STEPS)
         raise RecipeError(f"each step names itself by `step`, one of {known}", got=_short(entry), remedy="write `- step: prune`")

@@ -108,12 +108,31 @@ class SensitivityCurve:
 
 
 @dataclass(frozen=True)
+class NoisyLayer:
+    """What quantization costs one layer by itself, on what the float model gives it.
+
+    simulated_db, runtime_db: signal to quantization noise of its output, in torch and in the runtime (None: the file has no
+    operator of its own for it). clipped: fraction of what it reads that lies beyond the grid. saturated: outputs of the runtime
+    that rounding doesn't explain. remedy: what to write in the quantize step; empty where the layer is fine.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    module: str
+    operator: str
+    simulated_db: float
+    runtime_db: float | None
+    clipped: float
+    saturated: int
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
 class Profile:
     """What `analyze` found of a task, before anything is changed.
 
     quality: the metric on validation data. latency: in ms, of the exported fp32 file in the target's runtime, whose size is
     `size_bytes`. macs: for one sample. groups: what can be pruned; barriers: what can't. seconds: what the analysis took.
-    sensitivity: one curve per group, where it was asked for.
+    sensitivity: one curve per group, where it was asked for. quantization: likewise, one row per layer, the noisiest first.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -130,6 +149,7 @@ class Profile:
     warnings: tuple[str, ...]
     seconds: float
     sensitivity: tuple[SensitivityCurve, ...] = ()
+    quantization: tuple[NoisyLayer, ...] = ()
 
     def to_json(self) -> str:
         """The whole profile as JSON; `Profile.from_json` reads it back equal."""

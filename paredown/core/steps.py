@@ -11,8 +11,10 @@ from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
 from paredown.core.fields import choice, count, fraction, instance, names, positive, within
 from paredown.core.knowledge import Blocks, Feature, Soft, checked_features
-from paredown.core.precision import MixedBits as MixedBits  # noqa: PLC0414 (every step is imported from here)
+from paredown.core.precision import Activations as Activations  # noqa: PLC0414 (every step is imported from here)
+from paredown.core.precision import MixedBits as MixedBits  # noqa: PLC0414 (likewise)
 from paredown.core.precision import Quantize as Quantize  # noqa: PLC0414 (likewise)
+from paredown.core.precision import Weights as Weights  # noqa: PLC0414 (likewise)
 from paredown.core.training import Training as Training  # noqa: PLC0414 (likewise)
 
 Criterion = Literal[

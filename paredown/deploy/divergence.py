@@ -7,7 +7,7 @@ A quantized operator is cut with the Q/DQ around it, or the runtime wouldn't tak
 
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from paredown.task.batches import Inputs
 Measure = tuple[Callable[[Array, Array], float], float]
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _FUSED = ("Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Gelu", "Tanh", "Softmax")
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,15 @@ def first_divergence(
     return worst
 
 
-def reference_values(twin: Built, inputs: Inputs) -> dict[str, Array]:
-    """{name in the file: value in torch} of every node, by running the graph that the file was translated from."""
+def reference_values(twin: Built, inputs: Inputs, skipped: Collection[object] = ()) -> dict[str, Array]:
+    """{name in the file: value in torch} of every node, by running the graph that the file was translated from.
+
+    skipped: operators that are to give their first argument instead.
+    """
     program = twin.program
     given = iter(_pytree.tree_leaves(as_call(inputs)))
     flat = [_lifted(program, spec) if spec.target else next(given) for spec in program.graph_signature.input_specs]
-    recorder = _Recorder(program.graph_module)
+    recorder = _Recorder(program.graph_module, skipped)
     with torch.no_grad():
         recorder.run(*flat, enable_io_processing=False)
     values = {name: tensor.detach().cpu().numpy() for name, tensor in recorder.values.items()}
@@ -89,9 +92,13 @@ def _lifted(program: Any, spec: Any) -> Any:
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps the tensor of every node."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, skipped: Collection[object] = ()) -> None:
         super().__init__(module)
         self.values: dict[str, torch.Tensor] = {}
+        self.skipped = skipped
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[0] if target in self.skipped else super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -171,14 +178,18 @@ def _error(
     graph: Graph, value: str, stretch: tuple[list[int], dict[str, str]], target: Target, measure: Measure
 ) -> float:  # fmt: skip
     """How far the runtime is from torch on one stretch."""
+    return measure[0](run_stretch(graph, value, stretch, target), graph.reference[value])
+
+
+def run_stretch(graph: Graph, value: str, stretch: tuple[list[int], dict[str, str]], target: Target) -> Array:
+    """What the runtime gives for one stretch alone, fed with the reference."""
     nodes, feeds = stretch
-    want = graph.reference[value]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "stretch.onnx"
         save_model(_cut(graph, nodes, feeds, value), str(path))
         session = load(path, target)
         got = session(**{name: np.ascontiguousarray(graph.reference[known]) for name, known in feeds.items()})
-    return measure[0](got[0] if isinstance(got, tuple) else got, want)
+    return got[0] if isinstance(got, tuple) else got
 
 
 def _cut(graph: Graph, nodes: list[int], feeds: dict[str, str], value: str) -> ModelProto:
@@ -216,17 +227,17 @@ def _described(graph: Graph, twin: Built, value: str, error: float, *, fine: boo
     named = next((name for name in node.output if name in graph.reference), value)
     origins = {n.name: n for n in twin.program.graph.nodes}
     origin = origins.get(twin.renamed.get(named, named))
-    module = _module_of_weight(graph, node) or (module_path(origin) if origin is not None else "")
+    module = module_of_weight(graph, node) or (module_path(origin) if origin is not None else "")
     return Divergence(node.op_type, node.name, module, source_line(origin) if origin is not None else "", error, exceeds)
 
 
 def _telling(nodes: list[NodeProto]) -> NodeProto:
-    weighted = [node for node in nodes if node.op_type in _WEIGHTED]
+    weighted = [node for node in nodes if node.op_type in WEIGHTED]
     computing = [node for node in nodes if node.op_type not in (_Q, _DQ)]
     return (weighted or computing or nodes)[-1]
 
 
-def _module_of_weight(graph: Graph, node: NodeProto) -> str:
+def module_of_weight(graph: Graph, node: NodeProto) -> str:
     """The module whose parameter a node reads: "layer1.0.conv1" from "layer1.0.conv1.weight_quantized"."""
     for name in node.input[1:]:
         index = graph.made.get(name)

@@ -1,7 +1,7 @@
-"""Weights below 8 bits of operators that run in int8: packed in the file, unpacked to int8 when a runtime loads it.
+"""Weights below 8 bits of operators that run in int8: packed in the file, unpacked to 8 bits when a runtime loads it.
 
-    4 bits  INT4 (opset 21)       Cast
-    3 bits  ten in an int32       Div, Mod, Sub of 32-bit integers, Cast
+    4 bits  (U)INT4 (opset 21)    Cast
+    3 bits  ten in an int32       Div, Mod, Add of 32-bit integers, Cast
     2 bits  four in a byte        likewise
 
 This is arithmetic of constants, which ONNX Runtime 1.32 and OpenVINO 2026.4 do once; the operator then runs on int8 weights as if
@@ -21,21 +21,22 @@ from paredown.deploy.nodes import attribute, replace_nodes_
 
 Array = npt.NDArray[Any]
 _WORDS: dict[int, tuple[Any, int]] = {3: (np.int32, 10), 2: (np.uint8, 4)}  # bits -> type of a word, numbers in it
+_KINDS = (np.dtype(np.int8), np.dtype(np.uint8))
 _NODES = {8: 0, 4: 90, 3: 900, 2: 900}  # bytes that the unpacking operators take in a file, about
 
 
 def narrow_weights_(model: ModelProto) -> int:
-    """Stores each int8 weight in the form that takes the fewest bytes; returns how many got a narrower one. Lossless."""
+    """Stores each 8-bit weight in the form that takes the fewest bytes; returns how many got a narrower one. Lossless."""
     constants = Constants(model)
     unpacked: dict[str, str] = {}  # a weight -> the name of its unpacked form
     nodes: list[NodeProto] = []
     for node in model.graph.node:
         value = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if value is not None and value.dtype == np.int8 and not attribute(node, "block_size", 0):
+        if value is not None and value.dtype in _KINDS and not attribute(node, "block_size", 0):
             name = node.input[0]
             bits = narrowest(value)
             if bits < 8 and name not in unpacked:
-                unpacked[name] = f"{name}_int8"
+                unpacked[name] = f"{name}_{value.dtype}"
                 nodes += _stored(name, value, bits, unpacked[name], constants)
             node.input[0] = unpacked.get(name, name)
         nodes.append(node)
@@ -45,17 +46,22 @@ def narrow_weights_(model: ModelProto) -> int:
 
 def narrowest(value: Array) -> int:
     """8, 4, 3 or 2: the bits that hold the numbers in the fewest bytes, operators counted."""
-    fitting = [b for b in _NODES if value.size and -(2 ** (b - 1)) <= value.min() and value.max() < 2 ** (b - 1)]
+    fitting = [b for b in _NODES if value.size and _lowest(value, b) <= value.min() and value.max() < _lowest(value, b) + 2**b]
     return min(fitting, key=lambda b: _bytes(value.size, b), default=8)
 
 
 def packed_words(value: Array, bits: int) -> Array:
-    """int8 numbers of 3 or 2 bits, any shape -> words (n, 1), the first number in the lowest bits; padded with the lowest."""
+    """8-bit numbers of 3 or 2 bits, any shape -> words (n, 1), the first number in the lowest bits; padded with the lowest."""
     kind, count = _WORDS[bits]
-    fields = value.astype(np.int64).reshape(-1) + 2 ** (bits - 1)
-    fields = np.pad(fields, (0, -len(fields) % count)).reshape(-1, count)
+    flat = value.astype(np.int64).reshape(-1) - _lowest(value, bits)
+    fields = np.pad(flat, (0, -len(flat) % count)).reshape(-1, count)
     words: Array = (fields << bits * np.arange(count)).sum(1, keepdims=True).astype(kind)
     return words
+
+
+def _lowest(value: Array, bits: int) -> int:
+    """The smallest number of so many bits, signed as the value is."""
+    return 0 if value.dtype == np.uint8 else -(2 ** (bits - 1))
 
 
 def _bytes(size: int, bits: int) -> int:
@@ -64,17 +70,18 @@ def _bytes(size: int, bits: int) -> int:
 
 
 def _stored(name: str, value: Array, bits: int, output: str, constants: Constants) -> list[NodeProto]:
-    """The nodes that give the weight as int8."""
+    """The nodes that give the weight in its own type."""
+    kind, lowest = helper.np_dtype_to_tensor_dtype(value.dtype), _lowest(value, bits)
     if bits == 4:
-        source = constants.add(f"{name}_packed", value.astype(ml_dtypes.int4))
-        return [helper.make_node("Cast", [source], [output], name=output, to=TensorProto.INT8)]
+        source = constants.add(f"{name}_packed", value.astype(ml_dtypes.int4 if lowest else ml_dtypes.uint4))
+        return [helper.make_node("Cast", [source], [output], name=output, to=kind)]
     count = _WORDS[bits][1]
     steps: list[tuple[str, list[str], dict[str, Any]]] = [
         ("Cast", [], {"to": TensorProto.INT32}),
         ("Div", [constants.add(f"shifts_{bits}", (2 ** (bits * np.arange(count, dtype=np.int32)))[None])], {}),
         ("Mod", [constants.add(f"fields_{bits}", np.array(2**bits, np.int32))], {}),
-        ("Sub", [constants.add(f"middle_{bits}", np.array(2 ** (bits - 1), np.int32))], {}),
-        ("Cast", [], {"to": TensorProto.INT8}),
+        ("Add", [constants.add(f"lowest_{bits}", np.array(lowest, np.int32))], {}),
+        ("Cast", [], {"to": kind}),
     ]
     if value.size % count:
         ends = [constants.add(f"{key}_{n}", np.array([n])) for key, n in (("start", 0), ("length", value.size))]

@@ -18,7 +18,8 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 import paredown.graph.dynamic_quantize
-import paredown.graph.fake_quantize  # noqa: F401 (both register an operator)
+import paredown.graph.fake_quantize
+import paredown.graph.stored_weight  # noqa: F401 (they register operators)
 from paredown.core.artifact import Artifact
 from paredown.core.errors import ExportError, OutputError
 from paredown.core.target import Target
@@ -90,7 +91,7 @@ def build(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> B
 
 def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
     """torch's own exporter, with our operator in its table."""
-    from paredown.deploy import dynamic, qdq
+    from paredown.deploy import dynamic, qdq, stored
 
     return torch.onnx.export(
         exported,
@@ -101,21 +102,33 @@ def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
         custom_translation_table={
             torch.ops.paredown.fake_quantize.default: qdq.translate(),
             torch.ops.paredown.dynamic_quantize.default: dynamic.translate(),
+            torch.ops.paredown.round_float.default: stored.translate_float(),
+            torch.ops.paredown.look_up.default: stored.translate_look_up(),
         },
     )
 
 
 def _opset(graph: fx.Graph) -> int:
     """OPSET, or the first one with 4-bit numbers and scales per group."""
-    from paredown.deploy import packed
+    from paredown.deploy import packed, stored
 
+    if any(codes <= stored.NARROW for codes in _codebooks(graph)):
+        return packed.OPSET
     grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
     newer = any(any(block) or (axis >= 0 and high - low < _NARROW) for axis, low, high, *block in grids)
     return packed.OPSET if newer else OPSET
 
 
+def _codebooks(graph: fx.Graph) -> list[int]:
+    """How many codes each palette has."""
+    return [len(node.args[1].meta["val"]) for node in graph.nodes if node.target is torch.ops.paredown.look_up.default]
+
+
 def _precision(graph: fx.Graph) -> str:
-    """ "fp32", or what weights are stored in: "int8", "int4", "int2/int4/int8" where layers differ."""
+    """ "fp32", or what weights are stored in: "int8", "int2/int4/int8" where layers differ, "fp16", "bf16", "palette4"."""
+    floats = {node.args[1] for node in graph.nodes if node.target is torch.ops.paredown.round_float.default}
+    if floats or _codebooks(graph):
+        return ("fp16" if 5 in floats else "bf16") if floats else f"palette{max(_codebooks(graph)).bit_length() - 1}"
     grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
     levels = [high - low + 1 for axis, low, high, *_ in grids if axis >= 0]  # the others are activations
     bits = {next(b for b in (2, 3, 4, 8) if n <= 2**b) for n in levels if n <= _MOST}  # the others are biases
@@ -126,9 +139,10 @@ def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
     """Lowers, strips and checks the model."""
     import onnx
 
-    from paredown.deploy import dynamic, narrow, packed, passes, qdq
+    from paredown.deploy import dynamic, narrow, packed, passes, qdq, stored
 
     dynamic.lower_(proto)
+    stored.lower_(proto)
     qdq.lower_(proto)
     packed.gemms_as_matmuls_(proto)
     packed.fold_at_load_(proto)

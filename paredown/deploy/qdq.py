@@ -91,7 +91,9 @@ def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
         return [_node("DequantizeLinear", [constants.add(f"{x}_quantized", q), *names], output, node, along)]
     if kind is np.int32:
         raise ExportError(
-            "an activation's grid must fit 8 bits", got=f"[{low}, {high}] at {node.name}", remedy="write activation_bits=8"
+            "an activation's grid must fit 8 bits",
+            got=f"[{low}, {high}] at {node.name}",
+            remedy="write activations=Activations(bits=8)",
         )
     quantized, clipped = f"{output}_quantized", f"{output}_clipped"
     nodes = [_node("QuantizeLinear", [x, *names], quantized, node, along)]

@@ -8,9 +8,11 @@ from pathlib import Path
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
 from paredown.core.report import GroupRow, Profile, SensitivityCurve
+from paredown.core.steps import Quantize
 from paredown.core.target import Target
 from paredown.graph.groups import Groups, dependency_groups
 from paredown.measure.quality import Scores, samples_needed
+from paredown.pipeline.diagnose import diagnose
 from paredown.pipeline.evaluate import candidate_of, export_checked
 from paredown.pruning.sensitivity import sensitivity_curves
 from paredown.task.task import Task
@@ -24,12 +26,14 @@ def analyze(
     target: Target | str = "onnxruntime",
     *,
     sensitivity: bool = False,
+    quantization: Quantize | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Profile:
     """Quality, latency, bytes and MACs of the task's model as an fp32 file, its dependency groups and its barriers.
 
     sensitivity: also mask more and more of each group by itself, and evaluate (`group_sensitivity`).
+    quantization: also quantize the model so, and tell what that costs each layer (`diagnose`).
     Raises TraceError, ExportError or ParityError where the model can't be exported rightly.
     """
     began = time.monotonic()
@@ -39,6 +43,7 @@ def analyze(
         artifact, _ = export_checked(task.model, task, chosen, Path(folder) / "model.onnx")
         found, scores = candidate_of(task.model, task, artifact, recipe=Recipe(), baseline=None, confidence=_CONFIDENCE)
     curves = group_sensitivity(task, groups, seed=seed, progress=progress) if sensitivity else ()
+    noise = () if quantization is None else diagnose(task, quantization, chosen, progress=progress)
     return Profile(
         task=task.name,
         target=chosen,
@@ -53,6 +58,7 @@ def analyze(
         warnings=_warnings(groups, scores),
         seconds=time.monotonic() - began,
         sensitivity=curves,
+        quantization=noise,
     )
 
 

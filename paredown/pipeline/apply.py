@@ -1,6 +1,5 @@
 """`apply(task, recipe)`: the only thing that changes a model's structure. It reads the steps in order and does each."""
 
-import dataclasses
 from typing import assert_never
 
 from torch import nn
@@ -38,13 +37,6 @@ def _do(task: Task, step: Step, model: nn.Module, target: Target | str | None, s
         case Distill():
             return distill(task, step, model=model, seed=seed, progress=progress)
         case Quantize():
-            return quantize(task, _placed(step, target), model=model, progress=progress)
+            return quantize(task, step, model=model, target=target, progress=progress)
         case _:
             assert_never(step)
-
-
-def _placed(step: Quantize, target: Target | str | None) -> Quantize:
-    """A step that names no target takes that of the run: what is right in one runtime need not be exact in the other."""
-    if step.target is not None or target is None:
-        return step
-    return dataclasses.replace(step, target=Target.of(target).runtime)

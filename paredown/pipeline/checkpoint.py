@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from paredown.core.artifact import file_digest
 from paredown.core.errors import CheckpointError, OutputError, ParedownError
-from paredown.core.recipe import Recipe
+from paredown.core.recipe import step_from_dict, step_to_dict
 from paredown.core.steps import Quantize
 from paredown.graph.manifest import Manifest, manifest_of
 from paredown.graph.surgery import cut
@@ -110,18 +110,21 @@ def _describe(model: nn.Module) -> dict[str, Any]:
 
 def _quantized(model: QuantizedModel) -> dict[str, Any]:
     """What `prepare` needs to build the same graph again: config, weight range, and the form of the inputs."""
-    (step,) = Recipe((model.config,)).to_dict()["steps"]
     inputs = model.example_inputs
     named = inputs.items() if isinstance(inputs, dict) else enumerate(inputs if isinstance(inputs, tuple) else (inputs,))
     form = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in named]
     dynamic = {name: {str(d): label for d, label in dims.items()} for name, dims in (model.dynamic or {}).items()}
     return {
-        "step": step, "reduced": model.reduced, "inputs": form, "dynamic": dynamic or None, "scheme": model.scheme.to_dict()
-    }  # fmt: skip
+        "step": step_to_dict(model.config),
+        "reduced": model.reduced,
+        "inputs": form,
+        "dynamic": dynamic or None,
+        "scheme": model.scheme.to_dict(),
+    }
 
 
 def _prepared(model: nn.Module, quantized: dict[str, Any]) -> QuantizedModel:
-    (config,) = Recipe.from_dict({"steps": [quantized["step"]]}).steps
+    config = step_from_dict(quantized["step"])
     if not isinstance(config, Quantize):
         raise CheckpointError(
             "`quantized` must hold a quantize step", got=type(config).__name__, remedy="save the checkpoint again"

@@ -3,7 +3,9 @@
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
+from typing import assert_never
 
 from torch import nn
 
@@ -19,11 +21,15 @@ from paredown.deploy.onnx import export_onnx
 from paredown.deploy.parity import check_parity
 from paredown.distillation.recover import distill_model
 from paredown.distillation.teachers import Given
+from paredown.measure.latency_table import LatencyTable
 from paredown.pipeline.schedule import prune_by_schedule
+from paredown.pipeline.timings import layer_latencies
 from paredown.pruning.sparse import sparsify_model
 from paredown.quantization.assign import quantize_mixed
 from paredown.quantization.dynamic import quantize_dynamic
+from paredown.quantization.half import quantize_half
 from paredown.quantization.model import QuantizedModel
+from paredown.quantization.palette import quantize_palette
 from paredown.quantization.qat import Learning, learned_scales
 from paredown.quantization.static import quantize_model
 from paredown.quantization.weight_only import quantize_weights
@@ -97,22 +103,53 @@ def sparsify(task: Task, config: Sparsify, *, model: nn.Module | None = None, pr
     return sparsify_model(source, task, config, progress=progress)
 
 
-def quantize(task: Task, config: Quantize, *, model: nn.Module | None = None, progress: Progress = silent) -> QuantizedModel:
-    """The model on integer grids, as `config.kind` says: batch norms folded, fake-quantize operators in its graph.
+def quantize(
+    task: Task,
+    config: Quantize,
+    *,
+    model: nn.Module | None = None,
+    target: Target | str | None = None,
+    progress: Progress = silent,
+) -> QuantizedModel:
+    """The model in fewer bits, as `config.kind` says: batch norms folded, fake-quantize operators in its graph.
 
+    target: the run's; a config that names none takes its runtime, and a limit of latency is measured there.
     Raises NothingToQuantizeError where no weight can go on a grid, OrderError where the model is quantized already.
     """
     source = task.model if model is None else model
     if isinstance(source, QuantizedModel):
         raise OrderError("a model is quantized once", got="a QuantizedModel", remedy="quantize the float model it was made from")
-    if config.kind == "weight_only":
-        return quantize_weights(source, task, config, progress=progress)
-    reduced = config.weight_range == "reduced" or (config.weight_range == "auto" and not has_vnni())
-    if config.kind == "dynamic":
-        return quantize_dynamic(source, task, config, reduced=reduced)
-    if isinstance(config.bits, MixedBits):
-        return quantize_mixed(source, task, config, reduced=reduced, progress=progress)
-    return quantize_model(source, task, config, reduced=reduced, progress=progress)
+    if config.target is None and target is not None:
+        config = replace(config, target=Target.of(target).runtime)
+    reduced = config.weights.range == "reduced" or (config.weights.range == "auto" and not has_vnni())
+    match config.kind:
+        case "fp16" | "bf16":
+            return quantize_half(source, task, config)
+        case "palette":
+            return quantize_palette(source, task, config, progress=progress)
+        case "weight_only":
+            return quantize_weights(source, task, config, progress=progress)
+        case "dynamic":
+            return quantize_dynamic(source, task, config, reduced=reduced)
+        case "static" if isinstance(config.bits, MixedBits):
+            timed = _layers_timed(task, source, config, target, reduced=reduced, progress=progress)
+            return quantize_mixed(source, task, config, reduced=reduced, latencies=timed, progress=progress)
+        case "static":
+            return quantize_model(source, task, config, reduced=reduced, progress=progress)
+        case _:
+            assert_never(config.kind)
+
+
+def _layers_timed(
+    task: Task, model: nn.Module, config: Quantize, target: Target | str | None, *, reduced: bool, progress: Progress
+) -> LatencyTable | None:
+    """What a limit of latency needs to know; None where there is no such limit."""
+    if not isinstance(config.bits, MixedBits) or config.bits.latency is None:
+        return None
+    where = target if target is not None else config.target
+    if where is None:
+        raise RecipeError("a limit of latency holds in a runtime", got="no target", remedy='write Quantize(target="onnxruntime")')
+    return layer_latencies(task, model, config, Target.of(where), reduced=reduced, progress=progress)
 
 
 def export(model: nn.Module, task: Task, *, target: Target | str = "onnxruntime", path: str | Path) -> Artifact:

@@ -5,6 +5,7 @@
 A remembered file is data; one that can't be read, or has another form, is measured anew.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,13 +16,16 @@ from torch import nn
 
 from paredown.core.errors import MeasurementError
 from paredown.core.progress import Progress, silent
-from paredown.core.steps import Precision, Prune, Quantize
+from paredown.core.steps import MixedBits, Precision, Prune, Quantize
 from paredown.core.target import Target
 from paredown.deploy.capabilities import environment, has_vnni
 from paredown.measure.latency_table import LatencyTable
 from paredown.pipeline.evaluate import latency_of
 from paredown.pruning.prune import Latency, latency_table
 from paredown.pruning.widths import preferred_multiple, widths_to_measure
+from paredown.quantization.assign import WHOLE
+from paredown.quantization.layers import layers_of
+from paredown.quantization.scheme import FLOAT, BitWidths, Scheme
 from paredown.quantization.static import quantize_model
 from paredown.task.batches import tensors
 from paredown.task.task import Task
@@ -62,6 +66,35 @@ def latency_at(precision: Precision, task: Task, target: Target, own: Latency) -
 def _in_int8(model: nn.Module, task: Task, target: Target) -> nn.Module:
     """Calibrated on one batch: the values of scales take no time."""
     return quantize_model(model, task, Quantize(target=target.runtime, samples=1), reduced=not has_vnni())
+
+
+def layer_latencies(
+    task: Task, model: nn.Module, config: Quantize, target: Target, *, reduced: bool, progress: Progress = silent
+) -> LatencyTable:  # fmt: skip
+    """The latency of `model` in int8, with each layer alone in float (32 bits, by its path), and of all of it in float (WHOLE).
+
+    What stands between int8 and float layers is in the file, and so in the time. Remembered; left out are the layers in float
+    where the config has no choice of 32 bits.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    inputs = [tuple(tensor.shape[1:]) for tensor in tensors(task.inputs)]
+    single = isinstance(config.bits, MixedBits) and FLOAT in config.bits.choices
+    file = _file(target, "layers", single, reduced, type(model).__qualname__, shapes, inputs, task.protect, config.protect)
+    known = _read_table(file)
+    if known is not None:
+        return known
+    step = dataclasses.replace(config, bits=8, refine=(), samples=1, target=target.runtime)
+    base = quantize_model(model, task, step, reduced=reduced)
+    among = latency_of(task, target, baseline=base)
+    ms = among(base)
+    table = LatencyTable(ms).with_entry(WHOLE, FLOAT, among(model))
+    paths = list(dict.fromkeys(layer.path for layer in layers_of(base))) if single else []
+    for done, path in enumerate(paths):
+        progress("latency of layers in float", done / len(paths))
+        scheme = Scheme(base.scheme.default, {**base.scheme.layers, path: BitWidths(FLOAT)})
+        table = table.with_entry(path, FLOAT, among(quantize_model(model, task, step, reduced=reduced, scheme=scheme)))
+    _write(file, table.to_json())
+    return table
 
 
 def preferred_width(target: Target) -> int:

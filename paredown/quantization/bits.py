@@ -15,6 +15,8 @@ _IN_FLOAT = "stored so, computed in float: ONNX's recurrent operators take float
 _LOOKED_UP = "stored so, looked up as float"
 _ALONE = "stored so, computed in float: weights alone are on a grid"
 _CONVOLUTION = "dynamic int8 is for linear and recurrent layers; convolutions take the static kind"
+_HALF = "stored as 16-bit floats, computed in 32: converted when the file is loaded"
+_PALETTE = "stored as indices into a codebook of its own, computed in float: looked up when the file is loaded"
 _LEFT_OUT = "not on a grid: protected, or an operator with no place for a quantizer"
 
 
@@ -64,6 +66,8 @@ def _note(model: QuantizedModel, operator: str, bits: int, read: int) -> str:
     if bits == FLOAT:
         unsupported = model.config.kind == "dynamic" and operator.startswith("conv")
         return _CONVOLUTION if unsupported else _LEFT_OUT
+    if model.config.kind in ("fp16", "bf16", "palette"):
+        return _PALETTE if model.config.kind == "palette" else _HALF
     if operator in RECURRENT:
         return _IN_FLOAT
     if operator == _LOOKUP:

@@ -7,27 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from paredown.core.precision import QuantizeKind
 from paredown.graph import dynamic_quantize as _operator  # noqa: F401 (importing it registers the operator)
 from paredown.graph.trace import module_path
 from paredown.quantization.grid import BIASES
-from paredown.quantization.model import FakeQuantizer
+from paredown.quantization.model import Codebook, FakeQuantizer, HalfFloat
 from paredown.quantization.nodes import argument, constant, name_of, value_of
 from paredown.quantization.placement import Placement, Site
 from paredown.quantization.scheme import BitWidths, Scheme, activation_grid, path_of, weight_grid
 
 
-def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Scheme, *, reduced: bool) -> None:
+def insert_quantizers_(
+    module: fx.GraphModule, placement: Placement, scheme: Scheme, *, reduced: bool, kind: QuantizeKind = "static"
+) -> None:
     """Adds `module.quantizers`, and a call of one at every site. reduced: 8-bit weights on [-63, 63]."""
     quantizers = nn.ModuleDict()
     for site in placement.weights:
         weight, widths = constant(module, site.node), scheme.of(path_of(site.key))
         assert weight is not None  # the placement takes constant weights only
-        quantizers[site.key] = _of_weight(weight, widths, reduced=reduced)
+        quantizers[site.key] = _of_weight(weight, widths, reduced=reduced, kind=kind).to(weight.device)
+        device = weight.device
     for site in placement.biases:
         bias = constant(module, site.node)
         assert bias is not None  # likewise
         quantizers[site.key] = FakeQuantizer(BIASES, (bias.shape[0],), axis=0).to(bias.device)
-    device = next(iter(quantizers.buffers())).device
     for site in placement.activations:
         quantizers[site.key] = FakeQuantizer(activation_grid(site.bits)).to(device)
     module.add_module("quantizers", quantizers)
@@ -35,13 +38,17 @@ def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Sch
         _call_(module.graph, f"quantizers.{site.key}", site)
 
 
-def _of_weight(weight: Tensor, widths: BitWidths, *, reduced: bool) -> FakeQuantizer:
-    """One scale per output channel, or per group."""
+def _of_weight(weight: Tensor, widths: BitWidths, *, reduced: bool, kind: QuantizeKind) -> nn.Module:
+    """On an integer grid one scale per output channel, or per group."""
+    if kind in ("fp16", "bf16"):
+        return HalfFloat(5 if kind == "fp16" else 8)
+    if kind == "palette":
+        return Codebook(widths.weight_bits)
     grid, rows = weight_grid(widths, reduced=reduced), weight.shape[0]
     if not widths.group:
-        return FakeQuantizer(grid, (rows,), axis=0).to(weight.device)
+        return FakeQuantizer(grid, (rows,), axis=0)
     blocks = -(-weight[0].numel() // widths.group)
-    return FakeQuantizer(grid, (rows, blocks), axis=1, block=widths.group).to(weight.device)
+    return FakeQuantizer(grid, (rows, blocks), axis=1, block=widths.group)
 
 
 def insert_dynamic_(module: fx.GraphModule) -> None:

@@ -3,13 +3,14 @@
     minimize  sum_l S[l, c(l)]   subject to   sum_l C_k[l, c(l)] <= limit_k for each cost k
 
 a multiple-choice knapsack, solved to optimality as an integer program (HiGHS by scipy.optimize.milp). The model is additive,
-and the truth isn't: `repair` measures the choice and its neighbours, and keeps what measures best.
+and the truth isn't: `repair` measures the choice and its neighbours, and moves to what is better beyond doubt.
 Costs are tables (layers, choices): bytes, bit operations (BOPs = MACs * weight bits * activation bits), or a latency that was
 measured in the runtime and arrives as data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import torch
 from scipy.sparse import csr_array
 
 from paredown.core.errors import BudgetError
+from paredown.measure.latency_table import LatencyTable
 from paredown.quantization.layers import layers_of, unquantized, values_at
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.scheme import FLOAT, BitWidths, Scheme
@@ -25,6 +27,8 @@ from paredown.task.batches import Inputs, batch_size
 
 Table = npt.NDArray[np.float64]
 Assignment = tuple[int, ...]  # for each layer the index of its choice
+
+Result = TypeVar("Result")
 
 STORAGE = {2: 2.0, 3: 3.2, 4: 4.0}  # bits that one weight takes in a file (ten of 3 bits in an int32)
 
@@ -40,13 +44,13 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What `repair` found: the choice, its measured drop, how many choices were measured, and the drop of the first."""
+class Verified(Generic[Result]):
+    """What `repair` found: the choice, what was measured of it and of the first, and how many choices were measured."""
 
     assignment: Assignment
-    drop: float
+    result: Result
+    first: Result
     evaluations: int
-    first_drop: float
 
 
 def facts_of(model: QuantizedModel, inputs: Inputs) -> tuple[Facts, ...]:
@@ -63,8 +67,8 @@ def facts_of(model: QuantizedModel, inputs: Inputs) -> tuple[Facts, ...]:
 
 
 def stored_bits(bits: int) -> float:
-    """What a weight of so many bits, at most 16, takes in a file."""
-    return STORAGE.get(bits, 8.0 if bits <= 8 else 16.0)
+    """What a weight of so many bits takes in a file."""
+    return STORAGE.get(bits, next(float(width) for width in (8, 16, 32) if bits <= width))
 
 
 def size_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
@@ -80,6 +84,15 @@ def bits_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
 def bops_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
     """Bit operations of one sample."""
     return np.array([[f.macs * c.weight_bits * c.activation_bits for c in choices] for f in facts], dtype=np.float64)
+
+
+def latency_table(facts: Sequence[Facts], choices: Sequence[BitWidths], measured: LatencyTable) -> Table:
+    """ms, of which each layer bears an equal part of the int8 model's, and what that takes more with the layer in float.
+
+    measured: of the model in int8, and by layer path, at 32 bits, with that layer alone in float: conversions around it included.
+    """
+    base, share = measured.base_ms, measured.base_ms / max(len(facts), 1)
+    return np.array([[share + (measured.at(f.path, FLOAT) - base if c.is_float else 0.0) for c in choices] for f in facts])
 
 
 def choose(sensitivity: Table, costs: Mapping[str, Table], limits: Mapping[str, float]) -> Assignment:
@@ -128,33 +141,32 @@ def repair(
     sensitivity: Table,
     costs: Mapping[str, Table],
     limits: Mapping[str, float],
-    measure: Callable[[Assignment], float],
+    measure: Callable[[Assignment], Result],
+    better: Callable[[Result, Result], bool],
     *,
     evaluations: int = 20,
-    accept: float = -np.inf,
-) -> Verified:
-    """Local search by the real metric. measure: an assignment -> its drop, lower is better.
+) -> Verified[Result]:
+    """Local search by the real metric. better: (of a neighbour, of the current one) -> whether to move there.
 
     Neighbours: one layer gets another choice, or two layers do; those within the limits are measured in the order of their
-    predicted sum, best first, and the first that is better is moved to. It ends when none is, when the evaluations are spent, or
-    when a drop of `accept` is reached.
+    predicted sum, best first, and the first that is better is moved to. It ends when none is, or when the evaluations are spent.
     """
     measured = {first: measure(first)}
     current = first
-    while measured[current] > accept and len(measured) < evaluations:
-        better = None
+    while len(measured) < evaluations:
+        found = None
         for candidate in _neighbours(current, sensitivity, costs, limits):
             if candidate in measured:
                 continue
             measured[candidate] = measure(candidate)
-            if measured[candidate] < measured[current]:
-                better = candidate
-            if better is not None or len(measured) >= evaluations:
+            if better(measured[candidate], measured[current]):
+                found = candidate
+            if found is not None or len(measured) >= evaluations:
                 break
-        if better is None:
+        if found is None:
             break
-        current = better
-    return Verified(current, measured[current], len(measured), measured[first])
+        current = found
+    return Verified(current, measured[current], measured[first], len(measured))
 
 
 def within_limits(assignment: Assignment, costs: Mapping[str, Table], limits: Mapping[str, float]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from paredown.core.steps import Quantize
 from paredown.graph import fake_quantize as _operator  # noqa: F401 (importing it registers the operator)
+from paredown.graph import stored_weight as _operators  # noqa: F401 (likewise)
 from paredown.graph.manifest import Manifest
 from paredown.graph.trace import Dynamic
 from paredown.quantization.grid import Grid
@@ -53,10 +54,41 @@ class FakeQuantizer(nn.Module):
         return f"[{self.grid.low}, {self.grid.high}], axis={self.axis}"
 
 
+class HalfFloat(nn.Module):
+    """Stands for a weight that is stored as a 16-bit float. exponent_bits: 5 for fp16, 8 for bf16."""
+
+    def __init__(self, exponent_bits: int) -> None:
+        super().__init__()
+        self.exponent_bits = exponent_bits
+
+    def forward(self, weight: Tensor) -> Tensor:
+        result: Tensor = torch.ops.paredown.round_float(weight, self.exponent_bits)
+        return result
+
+
+class Codebook(nn.Module):
+    """Stands for a weight that is stored as indices into `codes` (codes,), ascending; NaN until they are found."""
+
+    codes: Tensor
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.full((2**bits,), torch.nan))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        result: Tensor = torch.ops.paredown.look_up(weight, self.codes)
+        return result
+
+    def set_(self, codes: Tensor) -> None:
+        """Takes over at most as many codes as there is room for; the last one fills the rest."""
+        self.codes.copy_(torch.cat([codes, codes[-1:].expand(len(self.codes) - len(codes))]))
+
+
 class QuantizedModel(fx.GraphModule):
     """Takes and returns what the original model does. Made by `prepare` or `quantize_model`.
 
-    quantizers: FakeQuantizer by module path, call index and role: "layer1/0/conv1@0:weight".
+    quantizers: FakeQuantizer by module path, call index and role: "layer1/0/conv1@0:weight"; of the kinds "fp16" and "bf16"
+    HalfFloat, of "palette" Codebook.
     config, reduced (7-bit weights), example_inputs, dynamic: what it was made with. manifest: of the pruned model it was
     made from; source_class: its class. scheme: the bits of each layer. prunable is False: pruning comes before quantization.
     """
@@ -81,9 +113,9 @@ class QuantizedModel(fx.GraphModule):
             setattr(self, name, about[name])
 
     def quantizer(self, key: str) -> FakeQuantizer:
-        """The quantizer of a key. Raises KeyError."""
+        """The quantizer of a key, of a model on integer grids. Raises KeyError."""
         found = self.quantizers[key]
-        assert isinstance(found, FakeQuantizer)  # nothing else is put there
+        assert isinstance(found, FakeQuantizer)  # the other kinds don't come here
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QuantizedModel":

@@ -37,9 +37,9 @@ class Observer(Protocol):
 
 def observer_of(config: Quantize, grid: Grid = ACTIVATIONS) -> Observer:
     """An observer that has seen nothing, as the config names it. grid: what the tensor will be rounded to."""
-    name = config.observer
+    name = config.activations.observer
     if name == "percentile":
-        return Percentile(config.percentile / 100)
+        return Percentile(config.activations.percentile / 100)
     others: dict[str, Observer] = {
         "minmax": MinMax(), "moving_average": MovingAverage(), "mse": MeanSquare(grid), "kl": Entropy(grid)
     }  # fmt: skip

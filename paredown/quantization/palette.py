@@ -7,9 +7,16 @@ It makes files smaller, and nothing faster: a runtime looks every weight up befo
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paredown.core.errors import RecipeError
+from paredown.core.progress import Progress, silent
+from paredown.core.steps import Quantize
+from paredown.graph.stored_weight import nearest_code
+from paredown.quantization.model import Codebook, QuantizedModel
+from paredown.quantization.scheme import path_of
+from paredown.quantization.static import prepare_for, stored_weights
+from paredown.task.task import Task
 
 _PASSES = 100
 
@@ -51,8 +58,23 @@ def palettize(weight: Tensor, bits: int, importance: Tensor | None = None) -> Pa
             break
         codes = moved
     codebook = codes.float().unique()
-    nearest = torch.bucketize(weight.detach().float(), (codebook[1:] + codebook[:-1]) / 2)
-    return Palette(codebook, nearest)
+    return Palette(codebook, nearest_code(weight, codebook))
+
+
+def quantize_palette(model: nn.Module, task: Task, config: Quantize, *, progress: Progress = silent) -> QuantizedModel:
+    """The simulation of `model`, which is left untouched, each weight with a codebook of its own. Reads no data.
+
+    What task.protect names stays in float. Raises NothingToQuantizeError, RecipeError, TraceError.
+    """
+    quantized = prepare_for(task, model, config, reduced=False)
+    weights = list(stored_weights(quantized))
+    for done, (key, weight) in enumerate(weights):
+        progress("choosing codes", done / len(weights))
+        codebook = quantized.quantizers[key]
+        assert isinstance(codebook, Codebook)  # that is what this kind puts there
+        codebook.set_(palettize(weight, quantized.scheme.of(path_of(key)).weight_bits).codebook)
+    progress("choosing codes", 1.0)
+    return quantized
 
 
 def _means(values: Tensor, codes: Tensor, sums: Tensor, masses: Tensor) -> Tensor:

@@ -179,7 +179,8 @@ def _take(state: _State, node: fx.Node, operands: tuple[fx.Node, ...], *, stored
     state.int8[node] = operands
     for operand in operands:
         origin = _origin(state, operand)
-        state.anchors.setdefault(origin, _key(state, origin, node))
+        if origin not in state.anchors:
+            state.anchors[origin] = _key(state, origin, node)
     after = _fused(state, node)
     if stored and not _is_result(state, after):
         state.anchors.setdefault(after, _key(state, after, node))

@@ -2,17 +2,20 @@
 
 The rounding of all weights of a block is learned together, against the block's output in the float model: what one layer
 loses another of the same block may make up for. The variables are those of AdaRound. The paper weighs the squared error by the
-squared gradient of the loss; here every output counts the same, which needs no labels.
+squared gradient of the loss; here every output counts the same, which needs no labels. What is a block, the graph of the float
+model says (`graph/blocks.py`).
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from torch import fx
+from torch import fx, nn
 
-from paredown.graph.trace import module_path
+from paredown.core.errors import TaskError
+from paredown.graph.blocks import blocks_of
+from paredown.graph.trace import Dynamic, module_path
 from paredown.quantization.layers import Layer, layers_of, part_of
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.rounding import Rounding, learn_
@@ -28,10 +31,22 @@ class Block:
     nodes: tuple[fx.Node, ...]
 
 
-def blocks_of(model: QuantizedModel) -> tuple[Block, ...]:
-    """Layers that lie side by side in one module make a block, if one tensor alone leaves it; others stand alone."""
+def named_blocks(source: nn.Module, inputs: Inputs, dynamic: Dynamic | None) -> tuple[str, ...]:
+    """The modules of a float model that are blocks, in the order in which they run; none where nothing is one."""
+    try:
+        return tuple(block.name for block in blocks_of(source, inputs, dynamic=dynamic))
+    except TaskError:
+        return ()
+
+
+def parts_of(model: QuantizedModel, names: Collection[str]) -> tuple[Block, ...]:
+    """The layers of each named module are one block, if one tensor alone leaves it; all other layers stand alone."""
+
+    def owner(layer: Layer) -> str:
+        return next((name for name in names if f"{layer.path}.".startswith(f"{name}.")), "")
+
     found: list[Block] = []
-    for path, group in groupby(layers_of(model), key=lambda layer: layer.path.rpartition(".")[0]):
+    for path, group in groupby(layers_of(model), key=owner):
         layers = tuple(group)
         nodes = _inside(model, path) if path and len(layers) > 1 else ()
         whole = nodes and {layer.node for layer in layers} <= set(nodes)
@@ -42,13 +57,15 @@ def blocks_of(model: QuantizedModel) -> tuple[Block, ...]:
     return tuple(found)
 
 
-def reconstruct_(model: QuantizedModel, batches: Sequence[Inputs], config: Rounding | None = None) -> tuple[str, ...]:
+def reconstruct_(
+    model: QuantizedModel, batches: Sequence[Inputs], names: Collection[str], config: Rounding | None = None
+) -> tuple[str, ...]:
     """Learns the rounding block after block, each on what the rounded ones before it give; returns their paths.
 
-    The model is calibrated; batches: inputs. Afterwards the weights lie on their grids.
+    The model is calibrated; batches: inputs; names: of the modules that are blocks. Afterwards the weights lie on their grids.
     """
     reference = copy.deepcopy(model)
-    blocks = blocks_of(model)
+    blocks = parts_of(model, names)
     for block in blocks:
         learn_(model, reference, part_of(model, block.nodes), block.layers, batches, config or Rounding())
     return tuple(block.path for block in blocks)

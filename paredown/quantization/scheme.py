@@ -4,7 +4,7 @@ A layer is named by its module path; what holds for a module holds for all insid
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from paredown.core.errors import RecipeError
@@ -77,13 +77,16 @@ class Scheme:
 
 def scheme_of(config: Quantize, edges: Collection[str] = ()) -> Scheme:
     """The bits that a step asks for; those that are chosen by layer begin at 8. edges: layers that keep 8 whatever it asks."""
+    if config.kind in ("fp16", "bf16"):
+        return Scheme(BitWidths(16, FLOAT), embeddings=True)
     bits = 8 if isinstance(config.bits, MixedBits) else config.bits
     if config.kind == "weight_only":
-        return Scheme(BitWidths(bits, FLOAT, config.group), embeddings=config.embeddings)
-    if config.kind == "dynamic":
-        return Scheme(BitWidths(bits, FLOAT), embeddings=config.embeddings)
-    widths = BitWidths(bits, config.activation_bits)
-    return Scheme(widths, {path: BitWidths() for path in edges} if widths != BitWidths() else {})
+        return Scheme(BitWidths(bits, FLOAT, config.weights.group), embeddings=config.weights.embeddings)
+    if config.kind in ("dynamic", "palette"):
+        return Scheme(BitWidths(bits, FLOAT), embeddings=config.weights.embeddings)
+    widths = BitWidths(bits, config.activations.bits, symmetric=config.weights.symmetric)
+    edge = replace(widths, weight_bits=8, activation_bits=8)
+    return Scheme(widths, dict.fromkeys(edges, edge) if widths != edge else {})
 
 
 def path_of(key: str) -> str:

@@ -31,7 +31,7 @@ Table = npt.NDArray[np.float64]
 @contextmanager
 def only(model: QuantizedModel, layer: Layer) -> Iterator[None]:
     """Within it this layer's weight and what it reads are on their grids, all else is in float."""
-    own = {f"{layer.key}:weight", f"{layer.key}:bias", _input_key(layer)}
+    own = {f"{layer.key}:weight", f"{layer.key}:bias", input_key(layer)}
     with unquantized(model, [key for key in model.quantizers if key not in own]):
         yield
 
@@ -115,7 +115,7 @@ def _output(model: nn.Module, inputs: Inputs) -> Tensor:
     return torch.cat([t.double().flatten() for t in tensors(call(model, inputs)) if t.is_floating_point()])
 
 
-def _input_key(layer: Layer) -> str:
+def input_key(layer: Layer) -> str:
     """The quantizer of what a layer reads, through moves; "" where there is none."""
     node = argument(layer.node, 0)
     while isinstance(node, fx.Node) and not str(node.target).startswith("quantizers."):

@@ -47,7 +47,7 @@ def quantize_model(
     Raises NothingToQuantizeError, RecipeError (unknown module in config.protect), TraceError, BatchError, NotFiniteError.
     """
     quantized = prepare_for(task, model, config, reduced=reduced, scheme=scheme)
-    refine_(quantized, task, lambda: calibrate_(quantized, task, progress), progress)
+    refine_(quantized, task, model, lambda: calibrate_(quantized, task, progress), progress)
     return quantized
 
 
@@ -80,7 +80,7 @@ def prepare(
     scheme = scheme_of(config, edges(owned, rules, config.protect)) if scheme is None else scheme
     placement = place(owned, rules, config.protect, scheme)
     _check_placement(placement, config)
-    insert_quantizers_(owned, placement, scheme, reduced=reduced)
+    insert_quantizers_(owned, placement, scheme, reduced=reduced, kind=config.kind)
     if config.kind == "dynamic":
         insert_dynamic_(owned)
     insert_dropouts_(owned)
@@ -127,7 +127,7 @@ def _check_placement(placement: Placement, config: Quantize) -> None:
 def calibrate_(quantized: QuantizedModel, task: Task, progress: Progress = silent) -> None:
     """Sets all scales: activations from the training batches, then weights. Where no activation is on a grid nothing is read.
 
-    `config.observer` sees activations of 8 bits and more; narrower ones get the range with the smallest squared error.
+    The config's observer sees activations of 8 bits and more; narrower ones get the range with the smallest squared error.
     """
     config = quantized.config
     observers = {key: _observer(quantized, key) for key in quantized.quantizers if not key.endswith((":weight", ":bias"))}
@@ -182,13 +182,20 @@ def _observing(quantized: QuantizedModel, observers: dict[str, Observer]) -> Ite
 
 def set_weight_scales_(quantized: QuantizedModel) -> None:
     """Weights from the extremes of each channel, or fitted by least squares below 8 bits; biases in steps of s_x * s_w."""
+    for key, weight in stored_weights(quantized):
+        quantizer = quantized.quantizer(key)
+        find = extreme_scales if quantizer.grid.bits >= 7 else fitted_scales
+        quantizer.set_(*find(weight, quantizer.grid, quantizer.block))
+    set_bias_scales_(quantized)
+
+
+def stored_weights(quantized: QuantizedModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights that stand behind a quantizer, each with its key; a tied one under each of its keys."""
     for node in quantized.graph.nodes:
         if node.op == "call_module" and str(node.target).endswith(":weight"):
-            quantizer, weight = quantized.quantizer(_key(node)), constant(quantized, node.args[0])
+            weight = constant(quantized, node.args[0])
             assert weight is not None  # the placement takes constant weights only
-            find = extreme_scales if quantizer.grid.bits >= 7 else fitted_scales
-            quantizer.set_(*find(weight, quantizer.grid, quantizer.block))
-    set_bias_scales_(quantized)
+            yield _key(node), weight
 
 
 def set_bias_scales_(quantized: QuantizedModel) -> None:

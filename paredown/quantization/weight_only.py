@@ -24,15 +24,15 @@ def quantize_weights(model: nn.Module, task: Task, config: Quantize, *, progress
     Raises NothingToQuantizeError, RecipeError (unknown module in config.protect), TraceError, BatchError.
     """
     quantized = prepare_for(task, model, config, reduced=False)
-    batches = held_batches(quantized, task, config.samples) if config.method in ("gptq", "awq") else []
+    batches = held_batches(quantized, task, config.samples) if config.weights.method in ("gptq", "awq") else []
     progress("rounding", 0.0)
-    if config.method == "awq":
+    if config.weights.method == "awq":
         awq_(quantized, batches)
     with torch.no_grad():
         set_weight_scales_(quantized)
-    if config.method == "gptq":
+    if config.weights.method == "gptq":
         gptq_(quantized, batches)
-    elif config.method == "hqq":
+    elif config.weights.method == "hqq":
         hqq_(quantized)
     progress("rounding", 1.0)
     return quantized

@@ -103,8 +103,12 @@ def steps_text(recipe: Recipe) -> str:
 
 
 def _set(step: dict[str, Any]) -> list[str]:
-    plain = step | {f"{name} on average": value["average"] for name, value in step.items() if _is_mixed(value)}
+    nested = {f"{name} {field}": v for name in _PARTS for field, v in step.get(name, {}).items()}
+    plain = step | nested | {f"{name} on average": value["average"] for name, value in step.items() if _is_mixed(value)}
     return [f"{name} {value}" for name, value in plain.items() if name != "step" and isinstance(value, str | int | float)]
+
+
+_PARTS = ("weights", "activations")  # of a quantize step, whose own fields are told
 
 
 def _is_mixed(value: object) -> bool:

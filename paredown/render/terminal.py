@@ -49,6 +49,8 @@ def doctor_table(profile: Profile) -> RenderableType:
     parts += [Text(), _group_table(profile) if profile.groups else Text("nothing can be pruned", style="yellow"), Text()]
     if profile.sensitivity:
         parts += [*_sensitivity(profile), Text()]
+    if profile.quantization:
+        parts += [_noise_table(profile), Text()]
     parts.append(_barrier_table(profile) if profile.barriers else Text("no barrier: every channel dimension can be pruned"))
     return Group(*parts)
 
@@ -234,6 +236,19 @@ def _sensitivity_table(profile: Profile) -> Table:
             continue
         loss = f"{row.losses[middle]} ({row.estimates[middle]})"
         table.add_row(Text(row.group), f"{row.size:,}", *row.drops, loss)
+    return table
+
+
+def _noise_table(profile: Profile) -> Table:
+    """The noisiest layers, each with what would help it."""
+    shown, more = profile.quantization[:_GROUPS_SHOWN], len(profile.quantization) - _GROUPS_SHOWN
+    caption = f"and {more} quieter layers" if more > 0 else None
+    heads = ("noisiest first, dB", "", "simulation", "runtime", "clipped", "saturated", "remedy")
+    table = _table(*heads, caption=caption, caption_justify="left")
+    for row in shown:
+        runtime = "" if row.runtime_db is None else f"{row.runtime_db:.1f}"
+        counts = numbers.percent(row.clipped), f"{row.saturated:,}"
+        table.add_row(Text(row.module), row.operator, f"{row.simulated_db:.1f}", runtime, *counts, Text(row.remedy or "fine"))
     return table
 
 

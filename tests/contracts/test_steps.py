@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import paredown
-from paredown import Distill, MixedBits, Prune, Quantize, Recipe, Task, Training
+from paredown import Activations, Distill, MixedBits, Prune, Quantize, Recipe, Task, Training, Weights
 from paredown.core.effort import Effort
 from paredown.core.knowledge import AttentionTransfer, Blocks, Hint
 from paredown.core.recipe import step_name
@@ -21,10 +21,11 @@ STEPS: list[Step] = [
     Distill(training=Training(effort=Effort(2, "steps")), features=(Hint(), AttentionTransfer()), balance=True),
     Distill(training=Training(effort=Effort(2, "steps")), reconstruct=Blocks(training=Training(effort=Effort(2, "steps")))),
     Quantize(samples=128),
-    Quantize(samples=128, observer="mse", refine=("equalization", "bias_correction")),
+    Quantize(samples=128, weights=Weights(symmetric=False), activations=Activations(observer="mse"), refine=("equalization",)),
     Quantize(kind="weight_only", bits=4),
     Quantize(kind="dynamic"),
-    Quantize(samples=128, bits=4, activation_bits=4, scales="lsq"),
+    Quantize(kind="palette", bits=4),
+    Quantize(samples=128, bits=4, activations=Activations(bits=4)),
     Quantize(samples=128, bits=MixedBits(4, evaluations=2)),
 ]
 each_step = pytest.mark.parametrize("step", STEPS, ids=step_name)

@@ -6,7 +6,21 @@ from paredown.core.budget import Budget
 from paredown.core.effort import Effort
 from paredown.core.knowledge import AttentionMaps, AttentionTransfer, Blocks, Hint, Relational, Similarity, ValueRelations
 from paredown.core.recipe import Recipe
-from paredown.core.steps import ChannelAttention, Distill, Prune, Quantize, Schedule, Slimming, Sparsify, Step, Training, Widths
+from paredown.core.steps import (
+    Activations,
+    ChannelAttention,
+    Distill,
+    MixedBits,
+    Prune,
+    Quantize,
+    Schedule,
+    Slimming,
+    Sparsify,
+    Step,
+    Training,
+    Weights,
+    Widths,
+)  # fmt: skip
 
 fractions = st.floats(0.001, 0.999, allow_nan=False)
 amounts = st.floats(1e-3, 1e6, allow_nan=False)
@@ -95,23 +109,34 @@ common = {
     "target": st.none() | st.sampled_from(["onnxruntime", "openvino"]),
     "protect": names,
 }
-weight_ranges = st.sampled_from(["auto", "full", "reduced"])
+activations = st.builds(
+    Activations,
+    bits=st.sampled_from([4, 8]),
+    observer=st.sampled_from(["minmax", "percentile", "moving_average", "mse", "kl"]),
+    percentile=st.floats(51, 100),
+)
 quantizes: st.SearchStrategy[Quantize] = st.one_of(
     st.builds(
         Quantize,
-        observer=st.sampled_from(["minmax", "percentile", "moving_average", "mse", "kl"]),
-        percentile=st.floats(51, 100),
-        refine=st.lists(st.sampled_from(["smooth", "equalization", "adaround", "bias_correction"]), unique=True).map(tuple),
-        weight_range=weight_ranges,
+        bits=st.sampled_from([2, 3, 4, 8])
+        | st.builds(MixedBits, st.floats(2, 8), sensitivity=st.sampled_from(["noise", "metric"])),
+        activations=activations,
+        refine=st.lists(st.sampled_from(["smooth", "equalization", "brecq", "bias_correction"]), unique=True).map(tuple),
+        weights=st.builds(Weights, symmetric=st.booleans(), range=st.sampled_from(["auto", "full", "reduced"])),
         **common,
     ),
+    st.builds(Quantize, kind=st.sampled_from(["fp16", "bf16"]), **common),
+    st.builds(Quantize, kind=st.just("palette"), bits=st.sampled_from([4, 8]), **common),
     st.builds(
         Quantize,
         kind=st.just("weight_only"),
         bits=st.sampled_from([4, 8]),
-        group=st.sampled_from([32, 64, 128]),
-        method=st.sampled_from(["nearest", "gptq", "awq", "hqq"]),
-        embeddings=st.booleans(),
+        weights=st.builds(
+            Weights,
+            group=st.sampled_from([32, 64, 128]),
+            method=st.sampled_from(["nearest", "gptq", "awq", "hqq"]),
+            embeddings=st.booleans(),
+        ),
         **common,
     ),
 )

@@ -8,7 +8,7 @@ from paredown.core.budget import Budget, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import BudgetError, ParedownError, RecipeError, TargetError
 from paredown.core.recipe import Recipe
-from paredown.core.steps import Distill, MixedBits, Prune, Quantize, Schedule, Sparsify, Training, Widths
+from paredown.core.steps import Activations, Distill, MixedBits, Prune, Quantize, Schedule, Sparsify, Training, Weights, Widths
 from paredown.core.target import Target
 
 Case = tuple[Callable[[], object], type[ParedownError], str, str]  # call, error, value shown, remedy
@@ -58,19 +58,29 @@ RECIPES: dict[str, Case] = {
     "3 bits of weights alone": (lambda: Quantize(kind="weight_only", bits=3), RecipeError, "got 3", "write bits=4"),
     "dynamic in 4 bits": (lambda: Quantize(kind="dynamic", bits=4), RecipeError, "got 4", "leave bits out"),
     "dynamic with an observer": (
-        lambda: Quantize(kind="dynamic", observer="mse"),
+        lambda: Quantize(kind="dynamic", activations=Activations(observer="mse")),
         RecipeError,
         "observer='mse'",
         'kind="static"',
     ),
-    "activations of 6 bits": (lambda: Quantize(activation_bits=6), RecipeError, "got 6", "8 loses the least"),
+    "activations of 6 bits": (lambda: Activations(bits=6), RecipeError, "got 6", "8 loses the least"),
     "unknown scales": (lambda: Quantize(scales="learned"), RecipeError, "'learned'", 'scales="fixed"'),
     "one choice of bits": (lambda: MixedBits(4, choices=(4,)), RecipeError, "(4,)", "choices=(2, 4, 8)"),
     "average beyond the choices": (lambda: MixedBits(9), RecipeError, "got 9", "leave it out"),
+    "mixed bits without a limit": (MixedBits, RecipeError, "average, latency or bops", "MixedBits(average=4)"),
     "mixed bits of weights alone": (lambda: Quantize(kind="weight_only", bits=MixedBits(4)), RecipeError, "MixedBits", "bits=4"),
-    "percentile as a fraction": (lambda: Quantize(percentile=0.999), RecipeError, "got 0.999", "99.99"),
+    "percentile as a fraction": (lambda: Activations(percentile=0.999), RecipeError, "got 0.999", "99.99"),
     "negative samples": (lambda: Quantize(samples=-1), RecipeError, "got -1", "samples=0"),
     "prune after quantize": (lambda: Recipe((Quantize(), Prune(ratio=0.5))), RecipeError, "quantize > prune", "before quantize"),
+    "rounding learned twice": (lambda: Quantize(refine=("adaround", "brecq")), RecipeError, "adaround and brecq", "leave one"),
+    "an unknown observer": (lambda: Activations(observer="entropy"), RecipeError, "'entropy'", 'observer="minmax"'),  # type: ignore[arg-type]
+    "groups of 48": (lambda: Weights(group=48), RecipeError, "got 48", "32 is the most precise"),
+    "scales that nothing trains": (
+        lambda: Recipe((Quantize(bits=2, scales="lsq"),)),
+        RecipeError,
+        "quantize > nothing",
+        "put a distill step behind quantize",
+    ),
     "quantized twice": (lambda: Recipe((Quantize(), Quantize())), RecipeError, "quantize > quantize", "keep one"),
     "unknown step": (lambda: Recipe.parse("steps: [{step: shrink}]"), RecipeError, "shrink", "write `- step: prune`"),
     "unknown field": (lambda: Recipe.parse("steps: [{step: prune, ratios: 1}]"), RecipeError, "ratios", "its fields are"),

@@ -31,10 +31,11 @@ def test_words_hold_every_number_in_order(bits: int, numbers: list[int]) -> None
     assert fields.reshape(-1)[: len(value)].tolist() == value.tolist()
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8])
 @pytest.mark.parametrize("bits, size", [(4, 400), (3, 24_001), (2, 24_003), (8, 400)])
-def test_the_unpacked_weight_is_the_stored_one(bits: int, size: int) -> None:
-    half = 2 ** (bits - 1)
-    value = np.random.default_rng(0).integers(-half, half, (1, size)).astype(np.int8)
+def test_the_unpacked_weight_is_the_stored_one(bits: int, size: int, kind: type) -> None:
+    lowest = 0 if kind is np.uint8 else -(2 ** (bits - 1))
+    value = np.random.default_rng(0).integers(lowest, lowest + 2**bits, (1, size)).astype(kind)
     model = model_of(value)
     before = model.ByteSize()
     assert narrow_weights_(model) == (bits < 8)

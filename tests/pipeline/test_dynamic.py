@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import paredown
-from paredown import Distill, Quantize, Recipe, Task, Training
+from paredown import Distill, Quantize, Recipe, Task, Training, Weights
 from paredown.core.effort import Effort
 from paredown.core.errors import NothingToQuantizeError
 from paredown.deploy.capabilities import int8_operators
@@ -57,7 +57,7 @@ def test_the_file_holds_standard_operators_only(tmp_path: object) -> None:
 
 def test_weights_of_recurrent_layers_and_tables_are_stored_in_8_bits(tmp_path: object) -> None:
     task = recurrent()
-    model = paredown.quantize(task, Quantize(kind="dynamic", embeddings=True))
+    model = paredown.quantize(task, Quantize(kind="dynamic", weights=Weights(embeddings=True)))
     artifact = paredown.export(model, task, path=f"{tmp_path}/m.onnx")
     stored = {t.name: t.data_type for t in onnx.load(artifact.path).graph.initializer}
     names = [name for name in stored if name.partition(".weight")[1]]

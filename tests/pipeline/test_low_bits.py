@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import paredown
-from paredown import Distill, Prune, Quantize, Recipe, Task, Training
+from paredown import Activations, Distill, Prune, Quantize, Recipe, Task, Training
 from paredown.core.effort import Effort
 from paredown.deploy.capabilities import int8_operators
 from paredown.deploy.constants import Constants
@@ -32,7 +32,7 @@ def quantized(task: Task, config: Quantize, *more: object) -> QuantizedModel:
 def test_the_file_agrees_and_runs_in_int8(
     pattern_task: Task, bits: int, activation_bits: int, runtime: str, tmp_path: object
 ) -> None:
-    model = quantized(pattern_task, Quantize(bits=bits, activation_bits=activation_bits, target=runtime))
+    model = quantized(pattern_task, Quantize(bits=bits, activations=Activations(bits=activation_bits), target=runtime))
     artifact = paredown.export(model, pattern_task, target=runtime, path=f"{tmp_path}/m.onnx")
     assert artifact.precision == f"int{bits}/int8"
     found = int8_operators(artifact.path)
@@ -64,8 +64,8 @@ def test_weights_take_the_bytes_of_their_bits(pattern_task: Task, tmp_path: obje
 
 @pytest.mark.parametrize("scales", ["lsq", "pact"])
 def test_distillation_trains_the_scales_and_brings_back_most(pattern_task: Task, scales: str) -> None:
-    config = Quantize(bits=2, activation_bits=4, scales=scales)  # type: ignore[arg-type]  # one of them
-    before, after = quantized(pattern_task, config), quantized(pattern_task, config, Distill(training=TRAINING))
+    config = Quantize(bits=2, activations=Activations(bits=4), scales=scales)  # type: ignore[arg-type]  # one of them
+    before, after = paredown.quantize(pattern_task, config), quantized(pattern_task, config, Distill(training=TRAINING))
     lost = right(pattern_task.model, pattern_task) - right(before, pattern_task)
     assert right(pattern_task.model, pattern_task) - right(after, pattern_task) < 0.5 * lost
     moved = {key for key in after.quantizers if not torch.equal(after.quantizer(key).scale, before.quantizer(key).scale)}

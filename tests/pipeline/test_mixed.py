@@ -8,11 +8,18 @@ from paredown import Distill, MixedBits, Quantize, Recipe, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
 from paredown.core.report import Report
+from paredown.deploy.capabilities import int8_operators
+from paredown.measure.latency_table import LatencyTable
+from paredown.pipeline import steps, timings
+from paredown.pipeline.timings import layer_latencies
 from paredown.quantization.assign import at_width, quantize_mixed
+from paredown.quantization.bits import layer_bits
 from paredown.quantization.layers import layers_of
+from paredown.quantization.mixed import bops_table, facts_of
 from paredown.quantization.model import QuantizedModel
+from paredown.quantization.scheme import BitWidths
 from tests.conftest import SmallResNet
-from tests.pipeline.test_low_bits import right
+from tests.quantization.models import relative
 
 STORED = {2: 2.0, 3: 3.2, 4: 4.0, 8: 8.0}
 
@@ -34,10 +41,11 @@ def test_the_average_is_kept_and_layers_differ(pattern_task: Task, sensitivity: 
         assert layer.quantizer(model).grid.bits == (7 if expected == 8 and model.reduced else expected)
 
 
-def test_it_beats_the_same_bits_everywhere(pattern_task: Task) -> None:
+def test_room_for_a_few_more_bits_goes_where_it_helps(pattern_task: Task) -> None:
     uniform = at_width(paredown.quantize(pattern_task, Quantize()), 3)  # 3.2 bits a weight, stored
-    mixed = paredown.quantize(pattern_task, Quantize(bits=MixedBits(3.2)))
-    assert right(mixed, pattern_task) > right(uniform, pattern_task)
+    mixed = paredown.quantize(pattern_task, Quantize(bits=MixedBits(3.4, evaluations=1)))
+    x = pattern_task.validation[0][0]  # type: ignore[index]  # a list
+    assert relative(pattern_task.model, mixed, x) < 0.9 * relative(pattern_task.model, uniform, x)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -63,6 +71,66 @@ def test_a_recipe_round_trips() -> None:
     recipe = Recipe((Quantize(bits=MixedBits(4, choices=(8, 2, 4), sensitivity="metric")),))
     assert Recipe.parse(recipe.to_yaml()) == recipe == Recipe.parse(recipe.to_json())
     assert recipe.to_dict()["steps"][0]["bits"] == {"average": 4, "choices": [2, 4, 8], "sensitivity": "metric"}
+
+
+def test_a_limit_of_latency_decides_how_many_layers_stay_in_float(
+    pattern_task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    def measured(*_: object, **__: object) -> LatencyTable:
+        paths = ("stem.0", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "head")
+        return LatencyTable(1.0, {"": {32: 2.0}} | {path: {32: 1.3} for path in paths})
+
+    monkeypatch.setattr(steps, "layer_latencies", measured)
+    target = paredown.Target("onnxruntime", threads=1)
+    floats = {}
+    for limit in ("0.6x", "0.85x"):  # of the float model: 1.2 and 1.7 ms
+        config = Quantize(bits=MixedBits(latency=limit, choices=(8, 32), evaluations=1))
+        model = paredown.quantize(pattern_task, config, target=target)
+        floats[limit] = [row.module for row in layer_bits(model) if row.weight_bits == 32]
+    assert len(floats["0.6x"]) <= 1 and 2 <= len(floats["0.85x"]) <= 3
+    artifact = paredown.export(model, pattern_task, target=target, path=f"{tmp_path}/m.onnx")
+    assert int8_operators(artifact.path).floating.get("FusedConv", 0) + int8_operators(artifact.path).floating.get("Conv", 0) >= 1
+
+
+@pytest.mark.slow
+def test_latencies_are_measured_layer_by_layer_and_remembered(
+    pattern_task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = Quantize(bits=MixedBits(latency="1x", choices=(8, 32), evaluations=1))
+    target = paredown.Target("onnxruntime", batch=8, threads=1)
+    table = layer_latencies(pattern_task, pattern_task.model, config, target, reduced=True)
+    assert len(table.entries) == 8 and table.at("", 32) > 0  # seven layers and the whole
+    monkeypatch.setattr(timings, "latency_of", None)
+    assert layer_latencies(pattern_task, pattern_task.model, config, target, reduced=True) == table
+
+
+def test_a_limit_of_latency_needs_a_runtime(pattern_task: Task) -> None:
+    with pytest.raises(RecipeError, match="a limit of latency holds in a runtime, got no target"):
+        paredown.quantize(pattern_task, Quantize(bits=MixedBits(latency="0.5x")))
+
+
+def test_bit_operations_are_limited(pattern_task: Task) -> None:
+    model = paredown.quantize(pattern_task, Quantize(bits=MixedBits(bops=0.5, evaluations=1)))
+    facts = facts_of(model, pattern_task.inputs)
+    bits = [BitWidths(model.scheme.of(f.path).weight_bits, 8) for f in facts]
+    spent = sum(float(bops_table([f], [b]).sum()) for f, b in zip(facts, bits, strict=True))
+    assert 0.4 < spent / float(bops_table(facts, [BitWidths()]).sum()) <= 0.5
+
+
+def test_the_rule_gives_the_heaviest_layers_the_most_bits(pattern_task: Task) -> None:
+    model = paredown.quantize(pattern_task, Quantize(bits=MixedBits(bops=0.8, choices=(4, 8), method="rule")))
+    facts = sorted(facts_of(model, pattern_task.inputs), key=lambda f: -f.macs)
+    assert model.scheme.of(facts[0].path).weight_bits == 8 and model.scheme.of(facts[-1].path).weight_bits in (4, 8)
+    assert {model.scheme.of(f.path).weight_bits for f in facts} == {4, 8}
+
+
+def test_the_best_choice_beats_the_rule(pattern_task: Task) -> None:
+    found, x = {}, pattern_task.validation[0][0]  # type: ignore[index]  # a list
+    for method in ("exact", "rule"):
+        config = Quantize(bits=MixedBits(3, choices=(2, 4, 8), method=method, evaluations=1))  # type: ignore[arg-type]  # one of two
+        found[method] = relative(pattern_task.model, paredown.quantize(pattern_task, config), x)
+    assert found["exact"] < found["rule"]
 
 
 def test_protected_layers_are_not_among_the_choices(pattern_task: Task) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import paredown
-from paredown import Quantize, Task
+from paredown import Quantize, Task, Weights
 from tests.conftest import SmallResNet
 from tests.quantization.models import relative
 
@@ -31,7 +31,7 @@ def test_a_language_model_shrinks_and_agrees_with_its_file(
     stories: Task, target: str, bits: int, size: float, tmp_path: object
 ) -> None:
     whole = paredown.export(stories.model, stories, target=target, path=f"{tmp_path}/whole.onnx")
-    model = paredown.quantize(stories, Quantize(kind="weight_only", bits=bits, embeddings=True))
+    model = paredown.quantize(stories, Quantize(kind="weight_only", bits=bits, weights=Weights(embeddings=True)))
     small = paredown.export(model, stories, target=target, path=f"{tmp_path}/small.onnx")
     assert small.precision == f"int{bits}" and small.size_bytes < size * whole.size_bytes
 
@@ -39,7 +39,7 @@ def test_a_language_model_shrinks_and_agrees_with_its_file(
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gptq", "awq", "hqq"])
 def test_every_method_reaches_the_file(stories: Task, method: str, tmp_path: object) -> None:
-    model = paredown.quantize(stories, Quantize(kind="weight_only", bits=4, method=method))  # type: ignore[arg-type]
+    model = paredown.quantize(stories, Quantize(kind="weight_only", bits=4, weights=Weights(method=method)))  # type: ignore[arg-type]
     assert 0.01 < relative(stories.model, model, stories.inputs[0]) < 0.2  # type: ignore[index,arg-type]  # a tuple
     assert paredown.export(model, stories, path=f"{tmp_path}/m.onnx").precision == "int4"
 
@@ -54,7 +54,7 @@ def test_rows_that_are_no_multiple_of_the_group_agree_too(pattern_task: Task, ta
 
 
 def test_a_checkpoint_loads_into_a_fresh_model(pattern_task: Task, tmp_path: object) -> None:
-    model = paredown.quantize(pattern_task, Quantize(kind="weight_only", bits=4, group=64))
+    model = paredown.quantize(pattern_task, Quantize(kind="weight_only", bits=4, weights=Weights(group=64)))
     loaded = paredown.load_checkpoint(paredown.save_checkpoint(model, f"{tmp_path}/c"), SmallResNet(16))
     x = pattern_task.inputs[0]  # type: ignore[index]  # a tuple
     with torch.no_grad():

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import paredown
-from paredown import MixedBits, Quantize, Task
+from paredown import Activations, MixedBits, Quantize, Task
 from paredown.core.report import LayerBits
 from paredown.quantization.bits import layer_bits
 from paredown.quantization.model import QuantizedModel
@@ -18,7 +18,7 @@ def rows_of(task: Task, config: Quantize) -> dict[str, LayerBits]:
 
 
 def test_static_layers_have_their_bits_and_no_note(pattern_task: Task) -> None:
-    rows = rows_of(pattern_task, Quantize(bits=3, activation_bits=4))
+    rows = rows_of(pattern_task, Quantize(bits=3, activations=Activations(bits=4)))
     assert rows["block2.conv2"] == LayerBits("block2.conv2", "conv2d", 32 * 32 * 9, 3, 4)
     assert rows["stem.0"].weight_bits == rows["stem.0"].activation_bits == 8
     assert not any(row.note for row in rows.values())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from paredown.core.steps import Quantize
+from paredown.core.steps import Activations, Quantize
 from paredown.quantization.equalization import equalize_, equalizing_scales
 from paredown.quantization.layers import layers_of, unquantized
 from paredown.quantization.model import QuantizedModel
@@ -71,7 +71,9 @@ def prepared(model: nn.Module, x: Tensor) -> tuple[QuantizedModel, Task]:
         metric=lambda o, _: o.mean((1, 2, 3)),
         loss=lambda o, _: o.square().mean(),
     )
-    return prepare(model, (x[:4],), Quantize(observer="minmax"), reduced=False, scheme=Scheme(BitWidths(8, 8))), task
+    return prepare(
+        model, (x[:4],), Quantize(activations=Activations(observer="minmax")), reduced=False, scheme=Scheme(BitWidths(8, 8))
+    ), task
 
 
 def test_it_rescues_a_model_whose_channels_have_different_ranges() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from paredown.core.steps import Quantize
 from paredown.quantization.layers import input_node, layers_of, part_of, unquantized, values_at, write_rounded_
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.reconstruction import blocks_of
+from paredown.quantization.reconstruction import parts_of
 from paredown.quantization.static import prepare, quantize_model
 from tests.conftest import make_small_resnet
 from tests.quantization.models import mixed, mixed_inputs
@@ -38,7 +38,7 @@ def test_quantizers_are_on_again_afterwards() -> None:
 
 def test_parts_give_what_they_give_in_the_model() -> None:
     model, x = small(), data()[0][0]
-    for block in blocks_of(model):
+    for block in parts_of(model, ("block1", "block2")):
         part = part_of(model, block.nodes)
         *sources, given = values_at(model, [*part.sources, part.result], x)
         with torch.no_grad():

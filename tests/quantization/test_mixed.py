@@ -1,6 +1,7 @@
 """Mixed precision: the exact optimum, limits kept, the real metric has the last word."""
 
 import itertools
+import operator
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from paredown.core.errors import BudgetError
 from paredown.core.steps import Quantize
+from paredown.measure.latency_table import LatencyTable
 from paredown.quantization.layers import layers_of
 from paredown.quantization.mixed import (
     Facts,
@@ -22,6 +24,7 @@ from paredown.quantization.mixed import (
     choose,
     cost_of,
     facts_of,
+    latency_table,
     repair,
     rule_of_thumb,
     scheme_of,
@@ -81,6 +84,7 @@ def test_costs_count_what_files_store() -> None:
     facts = [Facts("a", 1000, 10, 50_000)]
     assert size_table(facts, [*CHOICES, BitWidths(32), BitWidths(4, 8, 32)]).tolist() == [[290, 440, 540, 1040, 4000, 660]]
     assert bops_table(facts, [BitWidths(4, 8)]).tolist() == [[50_000 * 32]]
+    assert latency_table(facts, [BitWidths(8), BitWidths(32)], LatencyTable(3.0, {"a": {32: 5.0}})).tolist() == [[3, 5]]
     assert average_bits([*facts, Facts("b", 3000, 10, 1)], CHOICES, (0, 3)) == 6.5
 
 
@@ -101,10 +105,17 @@ def test_repair_finds_what_the_additive_model_got_wrong() -> None:
     def measure(assignment: tuple[int, ...]) -> float:
         return {(1, 1, 0): 0.1, (0, 1, 1): 0.3}.get(assignment, 0.5)
 
-    verified = repair(first, sensitivity, {"size": cost}, {"size": 5.0}, measure)
-    assert (verified.assignment, verified.drop, verified.first_drop) == ((1, 1, 0), 0.1, 0.5)
-    assert repair(first, sensitivity, {"size": cost}, {"size": 5.0}, measure, evaluations=1).assignment == first
-    assert repair(first, sensitivity, {"size": cost}, {"size": 5.0}, measure, accept=0.5).evaluations == 1
+    verified = repair(first, sensitivity, {"size": cost}, {"size": 5.0}, measure, operator.lt)
+    assert (verified.assignment, verified.result, verified.first) == ((1, 1, 0), 0.1, 0.5)
+    assert repair(first, sensitivity, {"size": cost}, {"size": 5.0}, measure, operator.lt, evaluations=1).assignment == first
+
+
+def test_repair_stays_where_it_is_unless_the_gain_is_beyond_doubt() -> None:
+    sensitivity, cost = tables(0)
+    first = choose(sensitivity, {"size": cost}, {"size": 9.0})
+    noise = iter(np.random.default_rng(0).normal(size=99))
+    verified = repair(first, sensitivity, {"size": cost}, {"size": 9.0}, lambda _: next(noise), lambda a, b: a < b - 9)
+    assert verified.assignment == first and verified.evaluations == 20
 
 
 @settings(max_examples=20, deadline=None)
@@ -120,10 +131,10 @@ def test_repair_never_measures_what_breaks_a_limit_and_never_ends_worse(seed: in
 
     if float(cost.min(1).sum()) <= limits["size"]:
         verified = repair(
-            choose(sensitivity, {"size": cost}, limits), sensitivity, {"size": cost}, limits, measure, evaluations=9
+            choose(sensitivity, {"size": cost}, limits), sensitivity, {"size": cost}, limits, measure, operator.lt, evaluations=9
         )
         assert all(within_limits(a, {"size": cost}, limits) for a in seen)
-        assert verified.drop == min(measure(a) for a in dict.fromkeys(seen)) <= verified.first_drop
+        assert verified.result == min(measure(a) for a in dict.fromkeys(seen)) <= verified.first
         assert verified.evaluations <= 9
 
 

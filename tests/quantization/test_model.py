@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paredown.core.steps import Quantize
+from paredown.core.steps import Activations, Quantize
 from paredown.graph.trace import trace
 from paredown.quantization.model import FakeQuantizer, QuantizedModel
 from paredown.quantization.static import prepare, quantize_model
@@ -108,7 +108,7 @@ def test_named_inputs_and_nested_outputs_are_those_of_the_original() -> None:
     model, inputs = mixed(), mixed_inputs(4)
     batches = [(inputs, None)]
     task = Task(model, inputs, batches, [(inputs, torch.zeros(4))], metric=lambda o, t: o["logits"].sum(1))
-    quantized = quantize_model(model, task, Quantize(observer="minmax"), reduced=False)
+    quantized = quantize_model(model, task, Quantize(activations=Activations(observer="minmax")), reduced=False)
     other = mixed_inputs(9, seed=1)
     with torch.no_grad():
         expected, output = model(**other), quantized(**other)

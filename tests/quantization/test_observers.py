@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paredown.core.steps import Quantize
+from paredown.core.steps import Activations, Quantize
 from paredown.quantization.grid import ACTIVATIONS, Grid, dequantize, linear_grid, quantize, scale_and_zero_point
 from paredown.quantization.histogram import BINS
 from paredown.quantization.observers import (
@@ -90,8 +90,8 @@ def test_nothing_seen_gives_an_empty_range() -> None:
 
 
 def test_the_config_names_the_observer() -> None:
-    assert observer_of(Quantize(observer="minmax")) == MinMax()
-    percentile = observer_of(Quantize(observer="percentile", percentile=99.9))
+    assert observer_of(Quantize(activations=Activations(observer="minmax"))) == MinMax()
+    percentile = observer_of(Quantize(activations=Activations(percentile=99.9)))
     assert isinstance(percentile, Percentile)
     assert percentile.p == pytest.approx(0.999)
 

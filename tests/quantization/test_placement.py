@@ -62,6 +62,11 @@ def test_of_two_convolutions_openvino_leaves_the_later_unrounded() -> None:
     assert keys(placed(TwoConvolutions(), IMAGE, "openvino")) == ["a@0:input", "a@0:output", "c@0:input"]
 
 
+def test_a_protected_layer_may_feed_a_sum() -> None:
+    placement = placed(SmallResNet(), torch.randn(2, 1, 8, 8), protect=("stem",))
+    assert next(site.key for site in placement.activations) == "block1/conv1@0:input"
+
+
 def test_protected_modules_and_what_is_inside_them_stay_in_float() -> None:
     placement = placed(SmallResNet(), torch.randn(2, 1, 8, 8), protect=("block1", "head"))
     assert not [site.key for site in placement.weights if site.key.startswith(("block1/", "head"))]

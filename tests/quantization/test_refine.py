@@ -8,8 +8,10 @@ from torch import nn
 
 import paredown
 from paredown.core.errors import RecipeError
-from paredown.core.steps import Quantize
+from paredown.core.steps import Activations, Quantize, Weights
 from paredown.quantization import refine
+from paredown.quantization.model import QuantizedModel
+from paredown.quantization.reconstruction import reconstruct_
 from paredown.quantization.rounding import Rounding, adaround_
 from paredown.task.task import Task
 from tests.conftest import pattern_batches
@@ -37,7 +39,7 @@ def normed() -> Task:
 
 @pytest.mark.parametrize("observer", ["minmax", "percentile", "moving_average", "mse", "kl"])
 def test_every_observer_reaches_the_file(observer: str, pattern_task: Task, tmp_path: object) -> None:
-    model = paredown.quantize(pattern_task, Quantize(observer=observer, samples=128))  # type: ignore[arg-type]  # a parameter
+    model = paredown.quantize(pattern_task, Quantize(activations=Activations(observer=observer), samples=128))  # type: ignore[arg-type]  # a parameter
     artifact = paredown.export(model, pattern_task, path=f"{tmp_path}/model.onnx")
     assert artifact.precision == "int8"
 
@@ -59,11 +61,36 @@ def test_adaround_leaves_weights_on_their_grids_and_reaches_the_file(
     assert paredown.export(model, pattern_task, path=f"{tmp_path}/model.onnx").precision == "int8"
 
 
+def test_brecq_takes_the_blocks_of_the_float_model_and_reaches_the_file(
+    pattern_task: Task, tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, ...]] = []
+
+    def quick(model: QuantizedModel, batches: list[torch.Tensor], names: tuple[str, ...]) -> None:
+        done.append(reconstruct_(model, batches, names, Rounding(steps=20)))  # type: ignore[arg-type]  # inputs
+
+    monkeypatch.setattr(refine, "reconstruct_", quick)
+    model = paredown.quantize(pattern_task, Quantize(bits=4, samples=64, refine=("brecq",)))
+    assert done == [("stem.0", "block1", "block2", "head")]
+    weight, key = model.get_parameter("block1.conv1.weight"), "block1/conv1@0:weight"
+    assert torch.allclose(model.quantizer(key)(weight), weight, atol=1e-6), "weights lie on their grids"
+    assert paredown.export(model, pattern_task, path=f"{tmp_path}/model.onnx").precision == "int4/int8"
+
+
+def test_brecq_without_a_block_is_refused(pattern_task: Task) -> None:
+    x = torch.randn(4, 8)
+    task = Task(nn.Linear(8, 10), (x,), [(x, torch.zeros(4, dtype=torch.long))], [(x, torch.zeros(4, dtype=torch.long))])
+    with pytest.raises(RecipeError, match="brecq must find a block that everything passes through, got none in this model"):
+        paredown.quantize(task, Quantize(refine=("brecq",)))
+
+
 def test_smooth_lowers_the_error_of_a_model_with_outliers(normed: Task, tmp_path: object) -> None:
     x = normed.inputs[0]  # type: ignore[index]  # a tuple
     with torch.no_grad():
         wanted = normed.model(x)
-        plain, smooth = (paredown.quantize(normed, Quantize(observer="minmax", refine=r)) for r in ((), ("smooth",)))
+        plain, smooth = (
+            paredown.quantize(normed, Quantize(activations=Activations(observer="minmax"), refine=r)) for r in ((), ("smooth",))
+        )
         assert (smooth(x) - wanted).norm() < 0.6 * (plain(x) - wanted).norm()
     assert paredown.export(smooth, normed, path=f"{tmp_path}/model.onnx").precision == "int8"
 
@@ -94,15 +121,18 @@ def test_memory_of_refinements_is_bounded(pattern_task: Task) -> None:
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"refine": ("adaquant",)}, "refine must be one of smooth, equalization, adaround, bias_correction"),
+        ({"refine": ("adaquant",)}, "refine must be one of smooth, equalization, adaround, brecq, bias_correction"),
         ({"refine": "adaround"}, "refine must be a tuple"),
-        ({"observer": "entropy"}, "observer must be one of minmax, percentile, moving_average, mse, kl"),
         ({"bits": 5}, "bits of a static step must be 8, 4, 3 or 2, or MixedBits, got 5; write bits=4"),
         ({"kind": "weight_only", "bits": 3}, "bits of a weight_only step must be 8 or 4, got 3"),
         ({"kind": "weight_only", "refine": ("adaround",)}, "refine belongs to kind static"),
-        ({"kind": "weight_only", "group": 48}, "group must be 32, 64 or 128, got 48"),
-        ({"method": "gptq"}, "method belongs to kind weight_only"),
-        ({"kind": "int4"}, "kind must be one of static, dynamic, weight_only"),
+        (
+            {"weights": Weights(method="gptq")},
+            "weights.method belongs to kind weight_only, got weights.method='gptq' with kind='static'",
+        ),
+        ({"weights": "int8"}, "weights must be a Weights, got 'int8'"),
+        ({"kind": "dynamic", "weights": Weights(symmetric=False)}, "weights.symmetric belongs to kind static"),
+        ({"kind": "int4"}, "kind must be one of static, dynamic, weight_only, palette, fp16, bf16"),
     ],
 )
 def test_bad_fields_are_refused(fields: dict[str, object], message: str) -> None:

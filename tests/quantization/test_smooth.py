@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import RecipeError
-from paredown.core.steps import Quantize
+from paredown.core.steps import Activations, Quantize
 from paredown.quantization.layers import unquantized
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.smooth import smooth_, smoothing_scales
@@ -32,7 +32,7 @@ def with_outliers(storyteller: nn.Module) -> nn.Module:
 def quantized(model: nn.Module, stories: list[Tensor], alpha: float | None) -> QuantizedModel:
     batches = [(x, None) for x in stories[:2]]
     task = Task(model, (stories[0],), batches, [(stories[0], stories[0])], metric=lambda o, _: o.mean((1, 2)))
-    made = prepare(model, (stories[0],), Quantize(observer="minmax"), reduced=False)
+    made = prepare(model, (stories[0],), Quantize(activations=Activations(observer="minmax")), reduced=False)
     if alpha is not None:
         assert smooth_(made, stories[:2], alpha=alpha) == 10
         with unquantized(made):

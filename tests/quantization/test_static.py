@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.core.errors import BatchError, NotFiniteError, NothingToQuantizeError, RecipeError, TraceError
-from paredown.core.steps import Quantize
+from paredown.core.steps import Activations, Quantize
 from paredown.graph.manifest import Manifest, attach_
 from paredown.quantization.static import prepare, quantize_model
 from paredown.task.batches import Batch
@@ -43,7 +43,9 @@ def test_result_is_close_to_the_original(target: str | None, reduced: bool) -> N
 @pytest.mark.parametrize("model, shape", [(PaddedShortcut(), (3, 8, 8)), (Attention(), (6, 8))])
 def test_other_architectures_are_close_too(model: nn.Module, shape: tuple[int, ...]) -> None:
     batches = data(shape=shape)
-    quantized = quantize_model(model.eval(), task_of(model, batches), Quantize(observer="minmax"), reduced=False)
+    quantized = quantize_model(
+        model.eval(), task_of(model, batches), Quantize(activations=Activations(observer="minmax")), reduced=False
+    )
     with torch.no_grad():
         expected = model(batches[0][0])
         assert 0 < (quantized(batches[0][0]) - expected).norm() / expected.norm() < 0.06
@@ -127,7 +129,9 @@ def test_an_outlier_is_clipped_by_the_percentile_alone() -> None:
     model, batches = make_small_resnet(), data()
     batches[0][0][0, 0, 0, 0] = 1000.0
     scales = [
-        quantize_model(model, task_of(model, batches), Quantize(observer=observer, percentile=99.9), reduced=True)
+        quantize_model(
+            model, task_of(model, batches), Quantize(activations=Activations(observer=observer, percentile=99.9)), reduced=True
+        )
         .quantizer("stem/0@0:input")
         .scale.item()
         for observer in ("minmax", "percentile")

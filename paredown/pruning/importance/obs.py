@@ -26,4 +26,5 @@ def obs(gates: Tensor, *, damping: float = 0.01) -> Tensor:
     floor = damping * gates.square().mean().clamp_min(1e-60)
     inner = gates @ gates.T + pieces * floor * torch.eye(pieces, dtype=gates.dtype)  # (pieces, pieces)
     explained = (gates * torch.linalg.solve(inner, gates)).sum(0)  # (size,), in [0, 1)
-    return floor / (2 * (1 - explained).clamp_min(1e-12))
+    scores: Tensor = floor / (2 * (1 - explained).clamp_min(1e-12))
+    return scores

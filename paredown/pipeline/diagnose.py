@@ -1,0 +1,90 @@
+"""What quantization does to a task's model layer by layer, in the simulation and in the runtime, and what would mend it."""
+
+import tempfile
+from pathlib import Path
+
+from paredown.core.errors import RecipeError
+from paredown.core.progress import Progress, silent
+from paredown.core.report import NoisyLayer
+from paredown.core.steps import MixedBits, Quantize, Weights
+from paredown.core.target import Target
+from paredown.deploy.onnx import export_onnx
+from paredown.deploy.per_layer import LayerRun, layer_runs
+from paredown.pipeline.steps import quantize
+from paredown.quantization.noise import LayerNoise, layer_noise
+from paredown.quantization.refine import held_batches
+from paredown.task.task import Task
+
+_SAMPLES = 64  # of training data, in torch
+_RUN_SAMPLES = 8  # of these in the runtime, whose values are all held
+_FINE_DB, _HOPELESS_DB = 20.0, 6.0  # an error of 1 % of the signal's power; of a quarter of it
+_MUCH = 1e-3  # of what is read, clipped
+_MOST_DB = 150.0  # what stands for no noise at all
+
+
+def diagnose(task: Task, config: Quantize, target: Target | str, *, progress: Progress = silent) -> tuple[NoisyLayer, ...]:
+    """One row for each layer on an integer grid, the noisiest first. Nothing of the task is changed; files are scratch.
+
+    Raises RecipeError for a kind without integer grids, and what `quantize` and the export raise.
+    """
+    if config.kind in ("fp16", "bf16", "palette"):
+        raise RecipeError("layers are looked at on integer grids", got=f"kind={config.kind!r}", remedy='write kind="static"')
+    where = Target.of(target)
+    model = quantize(task, config, target=where, progress=progress)
+    batches = held_batches(model, task, _SAMPLES)
+    progress("layer by layer", 0.0)
+    noises = layer_noise(model, batches)
+    few = held_batches(model, task, _RUN_SAMPLES)[0]
+    with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(model, few, path, target=where, dynamic=task.dynamic)
+        runs = {run.module: run for run in layer_runs(model, few, path, where, dynamic=task.dynamic)}
+    progress("layer by layer", 1.0)
+    rows = (_row(noise, runs.get(noise.path), config, reduced=model.reduced) for noise in noises)
+    return tuple(sorted(rows, key=lambda row: row.simulated_db))
+
+
+def _row(noise: LayerNoise, run: LayerRun | None, config: Quantize, *, reduced: bool) -> NoisyLayer:
+    saturated = 0 if run is None else run.saturated
+    return NoisyLayer(
+        module=noise.path,
+        operator=noise.operator,
+        simulated_db=min(noise.both if run is None else run.simulated_db, _MOST_DB),
+        runtime_db=None if run is None else run.runtime_db,
+        clipped=noise.clipped,
+        saturated=saturated,
+        remedy=remedy(noise, saturated, config, reduced=reduced),
+    )
+
+
+def remedy(noise: LayerNoise, saturated: int, config: Quantize, *, reduced: bool) -> str:
+    """What to write in the step; empty where the layer is fine."""
+    kept = f'protect=("{noise.path}",)'
+    if saturated:
+        return kept if reduced or not config.weights.symmetric else 'weights=Weights(range="reduced")'
+    if noise.both >= _FINE_DB:
+        return ""
+    coarse = noise.activations < noise.weights
+    if coarse and noise.clipped > _MUCH:
+        return 'activations=Activations(observer="minmax")'
+    if noise.both < _HOPELESS_DB:
+        return kept
+    return _for_activations(noise, config) if coarse else _for_weights(config) or kept
+
+
+def _for_activations(noise: LayerNoise, config: Quantize) -> str:
+    """A range that lets go of outliers."""
+    if config.activations.observer != "percentile":
+        return 'activations=Activations(observer="percentile")'
+    return "activations=Activations(percentile=99.9)" if config.activations.percentile > 99.9 else f'protect=("{noise.path}",)'
+
+
+def _for_weights(config: Quantize) -> str:
+    """Scales for fewer numbers, or better rounding; empty where both are there already."""
+    if config.kind == "weight_only":
+        finer = config.weights.group > Weights.group
+        return f"weights=Weights(group={Weights.group})" if finer else 'weights=Weights(method="gptq")'
+    if config.kind == "static" and not {"adaround", "brecq"}.intersection(config.refine):
+        return 'refine=("adaround",)'
+    few = isinstance(config.bits, MixedBits) or config.bits < 8
+    return "bits=8" if few else ""
