@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from paredown.core.knowledge import AttentionMaps as AttentionMaps
     from paredown.core.knowledge import AttentionTransfer as AttentionTransfer
     from paredown.core.knowledge import Blocks as Blocks
+    from paredown.core.knowledge import Contrastive as Contrastive
+    from paredown.core.knowledge import Embedding as Embedding
     from paredown.core.knowledge import Hint as Hint
     from paredown.core.knowledge import Relational as Relational
+    from paredown.core.knowledge import SequenceLevel as SequenceLevel
     from paredown.core.knowledge import Similarity as Similarity
+    from paredown.core.knowledge import TokenLevel as TokenLevel
     from paredown.core.knowledge import ValueRelations as ValueRelations
     from paredown.core.measurement import Measurement as Measurement
     from paredown.core.recipe import Recipe
@@ -52,7 +56,8 @@ _HOME = {
     "Widths": "core.steps", "MixedBits": "core.steps", "Recipe": "core.recipe",
     "AttentionMaps": "core.knowledge", "ValueRelations": "core.knowledge", "Blocks": "core.knowledge",
     "Hint": "core.knowledge", "AttentionTransfer": "core.knowledge", "Similarity": "core.knowledge",
-    "Relational": "core.knowledge", "propose_pairs": "distillation.compared",
+    "Embedding": "core.knowledge", "Contrastive": "core.knowledge", "TokenLevel": "core.knowledge",
+    "SequenceLevel": "core.knowledge", "Relational": "core.knowledge", "propose_pairs": "distillation.compared",
     "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",
     "top1": "task.metric", "Task": "task.task", "load": "deploy.session", "analyze": "pipeline.analyze",
     "apply": "pipeline.apply", "load_checkpoint": "pipeline.checkpoint", "save_checkpoint": "pipeline.checkpoint",

@@ -12,16 +12,18 @@ from typing import Any
 
 from torch import nn
 
-from paredown.core.errors import TaskError
-from paredown.core.knowledge import Blocks, Combine
+from paredown.core.errors import RecipeError, TaskError
+from paredown.core.knowledge import Blocks, Combine, SequenceLevel
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill
 from paredown.distillation.attended import attend
 from paredown.distillation.blockwise import learn_blocks_
 from paredown.distillation.compared import attached, compare
+from paredown.distillation.language import Writer
 from paredown.distillation.objective import Objective
 from paredown.distillation.reconstruct import reconstruct_
-from paredown.distillation.teachers import Given, models_of, teacher_of
+from paredown.distillation.teacher import Asked
+from paredown.distillation.teachers import Given, OwnAverage, models_of, teacher_of
 from paredown.task.batches import device_of, each
 from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_
@@ -95,12 +97,23 @@ def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, 
     if not config.features and (config.soft is None or config.hard_weight == 1):
         return Objective(task, config)
     asked = teacher_of(teacher, student, task.model, combine=combine, batches_per_pass=length(task.train))
+    writer = _writer(asked, config)
     if not config.features:
-        return Objective(task, config, asked)
+        return Objective(task, config, asked, writer=writer)
     with seeded(seed):
         inputs, _ = next(each(task.train, "train", device_of(student)))
     attended = attend(config, asked.model, student, inputs)
-    return Objective(task, config, asked, compare(config, asked, student, inputs), attended)
+    return Objective(task, config, asked, compare(config, asked, student, inputs), attended, writer)
+
+
+def _writer(asked: Asked, config: Distill) -> Writer | None:
+    if not isinstance(config.soft, SequenceLevel) or config.hard_weight == 1:
+        return None
+    if isinstance(asked, OwnAverage):
+        raise RecipeError(
+            "text is written by a teacher that stays as it is", got='teacher="ema"', remedy="write soft=TokenLevel()"
+        )
+    return Writer(asked, config.soft)
 
 
 def _recovered(model: Any) -> nn.Module:

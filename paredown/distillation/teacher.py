@@ -30,6 +30,9 @@ class Asked(Protocol):
     def __call__(self, inputs: Inputs) -> list[Tensor]:
         """The floating-point tensors of the outputs, in order."""
 
+    def compute(self, inputs: Inputs) -> list[Tensor]:
+        """The same, computed and not remembered."""
+
     def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The same, and what the named modules of `model` give."""
 
@@ -61,7 +64,7 @@ class Teacher:
     def __call__(self, inputs: Inputs) -> list[Tensor]:
         """The floating-point tensors of the outputs, in order, each with the samples on dimension 0."""
         if not self.remembers:
-            return self._compute(inputs)
+            return self.compute(inputs)
         keys, known = digests(inputs), self._known  # what is forgotten meanwhile still serves this call
         missing = [row for row, key in enumerate(keys) if key not in known]
         self._count(len(keys), len(keys) - len(missing))
@@ -80,13 +83,14 @@ class Teacher:
         return ask(self.model, inputs, names)
 
     @torch.no_grad()
-    def _compute(self, inputs: Inputs) -> list[Tensor]:
+    def compute(self, inputs: Inputs) -> list[Tensor]:
+        """The outputs; neither looked up nor remembered."""
         self.computed += batch_size(inputs)
         return floating(call(placed(self.model, inputs), inputs))
 
     def _learn(self, keys: list[bytes], rows: Any, inputs: Inputs) -> tuple[list[Tensor], dict[bytes, _Known]]:
         """Computes `inputs`, the samples at `rows` of the batch, and remembers them while there is room."""
-        outputs = self._compute(inputs)
+        outputs = self.compute(inputs)
         fresh = {keys[row]: _Known(outputs, place) for place, row in enumerate(rows)}
         if any(tensor.dim() == 0 or tensor.shape[0] != len(rows) for tensor in outputs):
             self._forget()

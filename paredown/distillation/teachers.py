@@ -43,6 +43,9 @@ class Several:
     def __call__(self, inputs: Inputs) -> list[Tensor]:
         return combined([teacher(inputs) for teacher in self._teachers], self._combine)
 
+    def compute(self, inputs: Inputs) -> list[Tensor]:
+        return combined([teacher.compute(inputs) for teacher in self._teachers], self._combine)
+
     def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         first, found = self._teachers[0].features(inputs, names)
         return combined([first, *(teacher(inputs) for teacher in self._teachers[1:])], self._combine), found
@@ -56,8 +59,12 @@ class OwnAverage:
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
         self._follow()
-        with torch.no_grad():
-            return floating(call(self.model, inputs))
+        return self.compute(inputs)
+
+    @torch.no_grad()
+    def compute(self, inputs: Inputs) -> list[Tensor]:
+        """By the average as it stands: no step is taken in."""
+        return floating(call(self.model, inputs))
 
     def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         self._follow()
