@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from paredown.core.steps import Slimming as Slimming
     from paredown.core.steps import Widths as Widths
     from paredown.core.target import Target
+    from paredown.core.training import Resume as Resume
     from paredown.core.training import Training
     from paredown.deploy.session import load
     from paredown.distillation.compared import propose_pairs as propose_pairs
+    from paredown.distillation.teachers import Cached as Cached
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
@@ -52,7 +54,8 @@ _HOME = {
     "Artifact": "core.artifact", "Candidate": "core.artifact", "Budget": "core.budget", "Effort": "core.effort",
     "ParedownError": "core.errors", "Measurement": "core.measurement", "Report": "core.report", "Target": "core.target",
     "Distill": "core.steps", "Prune": "core.steps", "Quantize": "core.steps", "Sparsify": "core.steps",
-    "Training": "core.training", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
+    "Training": "core.training", "Resume": "core.training", "Cached": "distillation.teachers",
+    "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
     "Widths": "core.steps", "MixedBits": "core.steps", "Recipe": "core.recipe",
     "AttentionMaps": "core.knowledge", "ValueRelations": "core.knowledge", "Blocks": "core.knowledge",
     "Hint": "core.knowledge", "AttentionTransfer": "core.knowledge", "Similarity": "core.knowledge",

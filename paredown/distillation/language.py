@@ -4,6 +4,7 @@ The paper's teacher writes by beam search, the mode of its distribution; here it
 draws at a temperature. It goes on from the sample's own first tokens, so that each sample gives another text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,23 @@ class Writer:
             self._known.update(fresh)
         written = torch.stack(rows).to(tokens.device)
         return Written(_replaced(inputs, written, config.mask), written, _until(written, config))
+
+    def keep(self) -> dict[str, Tensor]:
+        """What was written (`train.state.Carried`)."""
+        keys = torch.frombuffer(bytearray(b"".join(key for key, _ in self._known)), dtype=torch.uint8) if self._known else None
+        if keys is None:
+            return {}
+        lengths = torch.tensor([length for _, length in self._known])
+        return {"keys": keys.view(len(lengths), -1), "lengths": lengths, "tokens": torch.cat(list(self._known.values()))}
+
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        if not kept:
+            return
+        lengths = kept["lengths"].tolist()
+        texts = torch.split(kept["tokens"], lengths)
+        keys = [(key.tobytes(), length) for key, length in zip(kept["keys"].numpy(), lengths, strict=True)]
+        self._known = dict(zip(keys, texts, strict=True))
+        self._room = _REMEMBERED - sum(lengths)
 
     @torch.no_grad()
     def _write(self, inputs: Inputs, rows: Tensor, seeds: list[bytes]) -> Tensor:
@@ -134,7 +152,8 @@ def _cut(tensor: Tensor, whole: Tensor, rows: Tensor, length: int) -> Tensor:
 def _replaced(inputs: Inputs, tokens: Tensor, mask: str | int | None) -> Inputs:
     """The inputs with these tokens, and a mask of ones."""
     old, masked = tokens_of(inputs, mask), None if mask is None else _named(inputs, mask)
-    return apply_tensors(inputs, lambda t: tokens if t is old else torch.ones_like(t) if t is masked else t)
+    replaced: Inputs = apply_tensors(inputs, lambda t: tokens if t is old else torch.ones_like(t) if t is masked else t)
+    return replaced
 
 
 def _until(tokens: Tensor, config: SequenceLevel) -> Tensor:

@@ -28,6 +28,7 @@ from paredown.distillation.outputs import hard_loss, logits_of, soft_loss
 from paredown.distillation.teacher import Asked
 from paredown.task.batches import Batch, Inputs, batch_size, call
 from paredown.task.task import Task
+from paredown.train.state import under
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,19 @@ class Objective:
             self.scales = self._scales(student, base, terms)
         scaled = [scale * term for scale, term in zip(self.scales, terms, strict=True)]
         return torch.stack([*scaled, *([] if base is None else [base])]).sum()
+
+    def keep(self) -> dict[str, Tensor]:
+        """What must be kept to go on later (`train.state.Carried`)."""
+        found = {} if self.scales is None else {"scales": torch.tensor(self.scales, dtype=torch.float64)}
+        for name, part in (("teacher", self.teacher), ("text", self.writer)):
+            found |= {} if part is None else {f"{name}/{key}": tensor for key, tensor in part.keep().items()}
+        return found
+
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        self.scales = kept["scales"].tolist() if "scales" in kept else None
+        for name, part in (("teacher", self.teacher), ("text", self.writer)):
+            if part is not None:
+                part.take_up_(under(f"{name}/", kept))
 
     def _look(self, student: nn.Module, teacher: Asked, inputs: Inputs) -> tuple["_Seen", "_Seen"]:
         """What both give on the batch; nothing where they are compared on the teacher's text alone."""
