@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from paredown.distillation.teachers import Cached as Cached
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
+    from paredown.pipeline.chain import distill_chain
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
     from paredown.pipeline.steps import distill, export, prune, quantize, sparsify
@@ -64,7 +65,8 @@ _HOME = {
     "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",
     "top1": "task.metric", "Task": "task.task", "load": "deploy.session", "analyze": "pipeline.analyze",
     "apply": "pipeline.apply", "load_checkpoint": "pipeline.checkpoint", "save_checkpoint": "pipeline.checkpoint",
-    "compress": "pipeline.compress", "distill": "pipeline.steps", "export": "pipeline.steps", "prune": "pipeline.steps",
+    "compress": "pipeline.compress", "distill": "pipeline.steps", "distill_chain": "pipeline.chain",
+    "export": "pipeline.steps", "prune": "pipeline.steps",
     "quantize": "pipeline.steps", "layer_bits": "quantization.bits", "sparsify": "pipeline.steps",
 }  # fmt: skip
 
@@ -87,6 +89,7 @@ __all__ = [
     "apply",
     "compress",
     "distill",
+    "distill_chain",
     "export",
     "load",
     "load_checkpoint",
