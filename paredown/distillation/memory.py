@@ -41,6 +41,7 @@ class Memory:
         self.known: dict[bytes, Known] = {}
         self._room, self._folder = bytes_at_most, folder
         self._unwritten: list[tuple[list[bytes], list[Tensor]]] = []
+        self._written: list[Path] = []
         for file in sorted(folder.glob("*.safetensors")) if folder is not None else []:
             self._room -= self._read(file)
         self.inherited = bool(self.known)
@@ -67,12 +68,15 @@ class Memory:
             tensors[f"{i}.keys"] = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, _DIGEST)
             tensors |= {f"{i}.{j}": output for j, output in enumerate(outputs)}
         write_tensors(file, tensors, {})
+        self._written.append(file)
         self._unwritten = []
         self._read(file)
 
     def forget(self) -> None:
-        """Nothing is known any more; what lies on disk stays there."""
+        """Nothing is known any more, and the files that this process wrote are gone."""
         self.known, self._unwritten = {}, []
+        for file in self._written:
+            file.unlink(missing_ok=True)
 
     def _read(self, file: Path) -> int:
         """Maps a file. -> bytes"""

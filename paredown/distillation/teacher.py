@@ -90,7 +90,8 @@ class Teacher:
         rows = [fresh.get(key) or known[key] for key in keys]
         device = tensors(inputs)[0].device
         found = [torch.stack([each.outputs[i][each.row].to(device) for each in rows]) for i in range(len(rows[0].outputs))]
-        self._compare_once(inputs, next(row for row in range(len(keys)) if row not in missing), found)
+        if self._doubted:
+            self._compare(inputs, next(row for row in range(len(keys)) if row not in missing), found)
         return found
 
     def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -124,10 +125,8 @@ class Teacher:
             self._memory.add(fresh, keys, outputs)
         return outputs, fresh
 
-    def _compare_once(self, inputs: Inputs, row: int, found: list[Tensor]) -> None:
+    def _compare(self, inputs: Inputs, row: int, found: list[Tensor]) -> None:
         """Outputs that another process left are this model's own? Its code may have changed, which no digest of weights tells."""
-        if not self._doubted:
-            return
         self._doubted = False
         computed = self.compute(_rows(inputs, [row]))
         same = len(computed) == len(found) and all(

@@ -19,7 +19,7 @@ from torch import nn
 from paredown.core.artifact import Artifact, Candidate
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
-from paredown.core.errors import CertificationError, NothingToPruneError, NothingToQuantizeError, ParedownError
+from paredown.core.errors import CertificationError, NothingToPruneError, NothingToQuantizeError, OutputError, ParedownError
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
 from paredown.core.report import Barrier, LayerBits, Parity, Report, SensitivityCurve, Stage
@@ -214,6 +214,8 @@ def _applied(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate, progr
     place, model = run.store.unfinished(whole), run.model_of(previous)
     try:
         return apply(run.task, steps, model=model, target=run.target, seed=run.seed, progress=progress, resume=place)
+    except OutputError:  # a full disk, say
+        raise
     except ParedownError:
         shutil.rmtree(place, ignore_errors=True)
         raise

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from paredown.core.artifact import Artifact
-from paredown.core.errors import OrderError, RecipeError
+from paredown.core.errors import OrderError, RecipeError, TrainingDivergedError
 from paredown.core.fields import choice
 from paredown.core.knowledge import Combine
 from paredown.core.progress import Progress, silent
@@ -82,10 +82,18 @@ def distill(
     given = Panel(tuple(teacher), combine) if isinstance(teacher, list | tuple | nn.ModuleList) else teacher
     place = None if resume is None else Resume.of(resume)
     source = task.model if model is None else model
-    found = distill_resumable(task, config, source, given, seed=seed, progress=progress, resume=place)
+    try:
+        found = distill_resumable(task, config, source, given, seed=seed, progress=progress, resume=place)
+    except TrainingDivergedError:  # it would diverge again from there
+        _forget(place)
+        raise
+    _forget(place)
+    return found
+
+
+def _forget(place: Resume | None) -> None:
     if place is not None:
         forget_training(place.folder)
-    return found
 
 
 def distill_resumable(

@@ -193,7 +193,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], header: dict[str, s
         plain = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
         safetensors.torch.save_file(plain, unfinished, metadata=header)
         unfinished.replace(file)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise OutputError("the folder must be one that can be written to", got=str(error), remedy="name another") from None
 
 

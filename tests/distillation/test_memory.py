@@ -51,6 +51,14 @@ def test_samples_that_are_new_are_computed_and_added(small_resnet: nn.Module, tm
         teacher.keep()
 
 
+def test_what_never_comes_again_is_not_left_on_disk(small_resnet: nn.Module, tmp_path: Path) -> None:
+    teacher = Teacher(small_resnet, folder=tmp_path, batches_per_pass=2)
+    for call in range(4):
+        teacher(X + call)
+        teacher.keep()
+    assert not teacher.remembers and not list(tmp_path.rglob("*.safetensors"))
+
+
 class Scaled(nn.Module):
     """Its code can change while its weights don't."""
 

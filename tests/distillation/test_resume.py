@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import paredown
 from paredown import Distill, Task, Training
 from paredown.core.effort import Effort
-from paredown.core.errors import OutputError
+from paredown.core.errors import OutputError, TrainingDivergedError
 from paredown.core.knowledge import AttentionTransfer, Blocks, Hint, SequenceLevel
 from paredown.core.training import Resume
 from tests.conftest import make_small_resnet
@@ -139,6 +139,17 @@ def test_only_what_is_ours_is_removed_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("ten years")
     paredown.distill(task_of(), SOFT, model=student(), resume=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_training_that_diverged_is_not_taken_up(tmp_path: Path) -> None:
+    stopping = Stopping(lambda: None)
+
+    def diverging(output: Tensor, target: Tensor) -> Tensor:
+        return stopping(output, target) * (float("nan") if stopping.steps > STOP else 1)
+
+    with pytest.raises(TrainingDivergedError):
+        paredown.distill(task_of(diverging), SOFT, model=student(), resume=Resume(tmp_path / "run", steps=3))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_folder_of_another_student_is_refused(tmp_path: Path) -> None:

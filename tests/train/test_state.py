@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from paredown.core.effort import Effort
-from paredown.core.errors import ArtifactError, OutputError, RecipeError
+from paredown.core.errors import ArtifactError, OutputError, RecipeError, TaskError
 from paredown.core.training import Resume, Training
 from paredown.task.batches import Batch, Batches
 from paredown.train.loop import Loss, fit_
@@ -154,6 +154,12 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(small_resnet: nn.Module,
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="name another"):
         fit_(small_resnet, loader(), dropped, SHORT, keeping=Keeping(Resume(tmp_path / "file" / "inside", steps=1)))
+
+
+def test_several_processes_are_refused(small_resnet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    with pytest.raises(TaskError, match="one process only, got 2; leave resume out"):
+        fit_(small_resnet, loader(), dropped, SHORT, keeping=Keeping(Resume(tmp_path)))
 
 
 def test_seconds_before_the_interruption_count() -> None:
