@@ -83,8 +83,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "ema": 0.9}, {"channels_last": False, "clip": None}])
-@pytest.mark.parametrize("batches", [loader(), Drawing(), [(X, Y), (X.flip(0), Y.flip(0))]], ids=["shuffled", "drawing", "fixed"])
+@pytest.mark.parametrize(
+    ("batches", "changes"),
+    [
+        (loader(), {"optimizer": "adamw", "ema": 0.9}),
+        (Drawing(), {}),
+        ([(X, Y), (X.flip(0), Y.flip(0))], {"channels_last": False, "clip": None}),
+    ],
+    ids=["shuffled", "drawing", "fixed"],
+)
 def test_an_interrupted_training_ends_with_the_same_weights_bit_for_bit(
     small_resnet: nn.Module, batches: Batches, changes: dict[str, object], tmp_path: Path
 ) -> None:
