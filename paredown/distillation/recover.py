@@ -8,7 +8,7 @@ feature losses: no teacher is asked, a plain fine-tuning; with a `train_step` th
 import contextlib
 import copy
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from paredown.distillation.language import Writer
 from paredown.distillation.objective import Objective
 from paredown.distillation.reconstruct import reconstruct_
 from paredown.distillation.teacher import Asked
-from paredown.distillation.teachers import Given, OwnAverage, models_of, teacher_of
+from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, teacher_of
 from paredown.task.batches import device_of, each
 from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_
@@ -65,7 +65,8 @@ def distill_model(
     """
     task.require_trainable(model)
     teachers = models_of(teacher, task.model)
-    student, keeping = copy.deepcopy(model), _keeping(resume, model, teachers, config, seed)
+    key = "" if resume is None else _key((model, *teachers), teacher, config, seed)
+    student, keeping = copy.deepcopy(model), None if resume is None else Keeping(resume, key)
     with seeded(seed):
         _prepare_(student, teachers[0], task, config, seed, progress, keeping)
     if task.recover is not None:
@@ -94,11 +95,10 @@ def forget_training(folder: Path) -> None:
         folder.rmdir()
 
 
-def _keeping(resume: Resume | None, model: nn.Module, teachers: list[nn.Module], config: Distill, seed: int) -> Keeping | None:
-    if resume is None:
-        return None
-    models = " ".join(model_digest(each) for each in (model, *teachers))
-    return Keeping(resume, f"{models} {config!r} {seed}")
+def _key(models: Sequence[nn.Module], teacher: Given, config: Distill, seed: int) -> str:
+    """Of all that a training depends on but the batches."""
+    how = teacher if isinstance(teacher, str) else teacher.combine if isinstance(teacher, Panel) else ""
+    return " ".join([*map(model_digest, models), how, repr(config), str(seed)])
 
 
 @contextmanager

@@ -156,8 +156,13 @@ def test_the_folder_of_another_student_is_refused(tmp_path: Path) -> None:
     place = Resume(tmp_path, steps=3)
     with pytest.raises(Killed):
         paredown.distill(task_of(Stopping(killed)), SOFT, model=student(), resume=place)
-    with pytest.raises(OutputError, match="this very training"):
-        paredown.distill(task_of(), SOFT, model=make_small_resnet(8, seed=2), resume=place)
+    for other in (
+        {"model": make_small_resnet(8, seed=2)},
+        {"model": student(), "teacher": "ema"},
+        {"model": student(), "seed": 1},
+    ):
+        with pytest.raises(OutputError, match="this very training"):
+            paredown.distill(task_of(), SOFT, resume=place, **other)  # type: ignore[arg-type]  # of the right types
 
 
 if __name__ == "__main__":
