@@ -26,14 +26,13 @@ from paredown.pipeline.evaluate import compare_latency
 METHODS: tuple[SparseMethod, ...] = ("magnitude", "sensitivity", "wanda", "sparsegpt")
 GOALS: tuple[dict[str, Any], ...] = ({"ratio": 0.5}, {"pattern": "2:4"}, {"pattern": "4:8"})
 _ROWS = 64
-_CACHE = pathlib.Path("runs/bench/stories")
 
 
 def texts(llama: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Of each text the rows that methods see, and the rows that they are measured on."""
     halves = [stories.text_rows("tinyshakespeare", _ROWS, skip=skip) for skip in (0, 500_000)]
     return {
-        "stories": (_told(llama, 1), _told(llama, 2)),
+        "stories": (stories.told(llama, _ROWS, 1), stories.told(llama, _ROWS, 2)),
         "shakespeare": (halves[0], halves[1]),
     }
 
@@ -87,16 +86,6 @@ def worth(llama: nn.Module, found: dict[str, tuple[Tensor, Tensor]]) -> list[dic
         rows += [row(name, Measurement(f"{metric}_ratio", value, "x")) for metric, value in ratios.items()]
         rows.append(row(name, latency))
     return rows
-
-
-def _told(llama: nn.Module, seed: int) -> Tensor:
-    """Stories, kept beside the other benchmarks' results of long work."""
-    file = _CACHE / f"{_ROWS}-{seed}.txt"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        told = stories.sampled_rows(llama, _ROWS, seed)
-        file.write_text("\n".join(" ".join(map(str, line)) for line in told.tolist()))
-    return torch.tensor([[int(token) for token in line.split()] for line in file.read_text().splitlines()])
 
 
 def _perplexity(name: str, llama: nn.Module, text: str, tokens: Tensor, **extra: Any) -> dict[str, Any]:

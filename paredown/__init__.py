@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from paredown.core.knowledge import AttentionMaps as AttentionMaps
     from paredown.core.knowledge import AttentionTransfer as AttentionTransfer
     from paredown.core.knowledge import Blocks as Blocks
+    from paredown.core.knowledge import Contrastive as Contrastive
+    from paredown.core.knowledge import Embedding as Embedding
     from paredown.core.knowledge import Hint as Hint
     from paredown.core.knowledge import Relational as Relational
+    from paredown.core.knowledge import SequenceLevel as SequenceLevel
     from paredown.core.knowledge import Similarity as Similarity
+    from paredown.core.knowledge import TokenLevel as TokenLevel
     from paredown.core.knowledge import ValueRelations as ValueRelations
     from paredown.core.measurement import Measurement as Measurement
     from paredown.core.recipe import Recipe
@@ -32,11 +36,14 @@ if TYPE_CHECKING:
     from paredown.core.steps import Weights as Weights
     from paredown.core.steps import Widths as Widths
     from paredown.core.target import Target
+    from paredown.core.training import Resume as Resume
     from paredown.core.training import Training
     from paredown.deploy.session import load
     from paredown.distillation.compared import propose_pairs as propose_pairs
+    from paredown.distillation.teachers import Cached as Cached
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
+    from paredown.pipeline.chain import distill_chain
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
     from paredown.pipeline.steps import distill, export, prune, quantize, sparsify
@@ -50,16 +57,19 @@ _HOME = {
     "Artifact": "core.artifact", "Candidate": "core.artifact", "Budget": "core.budget", "Effort": "core.effort",
     "ParedownError": "core.errors", "Measurement": "core.measurement", "Report": "core.report", "Target": "core.target",
     "Distill": "core.steps", "Prune": "core.steps", "Quantize": "core.steps", "Sparsify": "core.steps",
-    "Training": "core.training", "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
+    "Training": "core.training", "Resume": "core.training", "Cached": "distillation.teachers",
+    "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
     "Widths": "core.steps", "MixedBits": "core.steps", "Activations": "core.steps", "Weights": "core.steps",
     "Recipe": "core.recipe",
     "AttentionMaps": "core.knowledge", "ValueRelations": "core.knowledge", "Blocks": "core.knowledge",
     "Hint": "core.knowledge", "AttentionTransfer": "core.knowledge", "Similarity": "core.knowledge",
-    "Relational": "core.knowledge", "propose_pairs": "distillation.compared",
+    "Embedding": "core.knowledge", "Contrastive": "core.knowledge", "TokenLevel": "core.knowledge",
+    "SequenceLevel": "core.knowledge", "Relational": "core.knowledge", "propose_pairs": "distillation.compared",
     "CORPUS": "task.metric", "PER_SAMPLE": "task.metric", "Metric": "task.metric",
     "top1": "task.metric", "Task": "task.task", "load": "deploy.session", "analyze": "pipeline.analyze",
     "apply": "pipeline.apply", "load_checkpoint": "pipeline.checkpoint", "save_checkpoint": "pipeline.checkpoint",
-    "compress": "pipeline.compress", "distill": "pipeline.steps", "export": "pipeline.steps", "prune": "pipeline.steps",
+    "compress": "pipeline.compress", "distill": "pipeline.steps", "distill_chain": "pipeline.chain",
+    "export": "pipeline.steps", "prune": "pipeline.steps",
     "quantize": "pipeline.steps", "layer_bits": "quantization.bits", "sparsify": "pipeline.steps",
 }  # fmt: skip
 
@@ -82,6 +92,7 @@ __all__ = [
     "apply",
     "compress",
     "distill",
+    "distill_chain",
     "export",
     "load",
     "load_checkpoint",

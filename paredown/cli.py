@@ -46,7 +46,9 @@ def compress(  # noqa: PLR0913, PLR0917 (typer reads a command's options from it
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/run"),
     effort: Annotated[str, typer.Option(help='of each recovery: "3 epochs", "200 steps", "60 s"')] = "3 epochs",
     seed: int = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="take up the finished stages in --out")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="take up the finished stages in --out, and the one that was running")
+    ] = False,
     sensitivity: Sensitivity = False,
 ) -> None:
     """Compress a task under a budget; write model, checkpoint, recipe and report to --out."""

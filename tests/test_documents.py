@@ -1,12 +1,18 @@
 """The documents say what the program does: the same commands in both languages, options that exist, examples that parse."""
 
+import dataclasses
 import pathlib
 import re
 
 import pytest
+import torch
 import typer.main
+from torch import nn
 
+import paredown
 from paredown.cli import app
+from paredown.task.task import Task
+from tests.conftest import make_small_resnet
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README.zh-CN.md")
@@ -37,6 +43,18 @@ def test_both_readmes_have_the_same_sections_tables_and_figures() -> None:
     for pattern in (r"^## ", r"^\|", r"^- ", r"\{\{\w+\}\}", r"`--[a-z-]+`"):
         counts = [len(re.findall(pattern, text, re.MULTILINE)) for text in texts]
         assert counts[0] == counts[1], pattern
+
+
+def test_the_examples_of_distillation_run(pattern_task: Task, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, but for their length."""
+    monkeypatch.chdir(tmp_path)
+    x = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    short = dataclasses.replace(pattern_task, train=[(x[:16], torch.arange(16) % 10), (x[16:], torch.arange(16) % 10)])
+    pruned = paredown.prune(short, paredown.Prune(ratio=0.4))
+    names = {"task": short, "pruned": pruned, "middle": make_small_resnet(12), "small": make_small_resnet(8), "print": str}
+    code = "".join(blocks("docs/distillation.md", "python"))
+    exec(re.sub(r'"\d epochs"', '"1 steps"', code), names)
+    assert isinstance(names["student"], nn.Module) and len(names["students"]) == 2  # type: ignore[arg-type]  # a list
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -70,6 +88,6 @@ def test_make_targets_named_in_documents_exist(name: str) -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for name in (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"):
+    for name in (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/distillation.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert (ROOT / name).parent.joinpath(link).exists(), (name, link)

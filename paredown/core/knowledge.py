@@ -1,6 +1,6 @@
-"""What a student may learn from a teacher's hidden layers, beside its outputs: one frozen config for each loss.
+"""What a student may learn from a teacher: of its outputs, of the text that it writes, of its hidden layers; a config for each.
 
-Each loss is the mean over the pairs of layers that it compares, so that a weight means the same for any number of pairs.
+A loss of hidden layers is the mean over the pairs that it compares, so that a weight means the same for any number of pairs.
 """
 
 from dataclasses import dataclass, field
@@ -13,12 +13,56 @@ from paredown.core.errors import RecipeError
 from paredown.core.fields import choice, count, instance, names, positive, within
 from paredown.core.training import Training
 
-Soft = Literal["soft_labels", "logit_mse", "standardized", "dkd", "multi_label", "regression"]
+Soft = Literal["soft_labels", "logit_mse", "standardized", "dkd", "multi_label", "regression", "embedding", "contrastive"]
 Combine = Literal["mean", "confidence"]
 Layers = Literal["all", "last"]
 Relation = Literal["values", "queries", "keys"]
 
 _FORBID = pydantic.ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class TokenLevel:
+    """Soft labels token by token, of a language model (`losses/language.py`): of the outputs the first is compared, which must be
+    logits (batch, sequence, vocabulary). The mean goes over the tokens that count.
+
+    mask: an input, by its name or its position, (batch, sequence), 0 at tokens that don't count. padding: a token that doesn't.
+    Without either all count.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    mask: str | int | None = None
+    padding: int | None = None
+    kind: Literal["token_level"] = "token_level"
+
+    def __post_init__(self) -> None:
+        which_input("mask", self.mask)
+        token("padding", self.padding)
+
+
+@dataclass(frozen=True)
+class SequenceLevel:
+    """Text that the teacher writes (`losses/language.py`): it goes on from the first tokens of each sample, to the sample's
+    length, and the student learns to tell the next token there. Outputs as for TokenLevel; tokens are the first input of whole
+    numbers, (batch, sequence). Written once a sample, and remembered.
+
+    prompt: tokens of the sample that stay. sampling: the temperature at which the teacher draws; None: it takes the most probable
+    token. end: a token after which nothing counts. mask: an input, as for TokenLevel, which becomes 1 throughout.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    prompt: int = 8
+    sampling: float | None = None
+    end: int | None = None
+    mask: str | int | None = None
+    kind: Literal["sequence_level"] = "sequence_level"
+
+    def __post_init__(self) -> None:
+        count("prompt", self.prompt)
+        if self.sampling is not None:
+            positive("sampling", self.sampling)
+        token("end", self.end)
+        which_input("mask", self.mask)
 
 
 @dataclass(frozen=True)
@@ -77,6 +121,36 @@ class Relational:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """The direction of the features at each position, by cosine (`losses/embedding.py`). Channels as for Hint."""
+
+    __pydantic_config__: ClassVar = _FORBID
+    weight: float = 1.0
+    kind: Literal["embedding"] = "embedding"
+
+    def __post_init__(self) -> None:
+        positive("weight", self.weight)
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """Which sample of the batch is which (`losses/contrastive.py`), of features averaged over their positions; large batches are
+    better. Channels as for Hint.
+
+    temperature: of the softmax over the batch.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    weight: float = 0.8
+    temperature: float = 0.1
+    kind: Literal["contrastive"] = "contrastive"
+
+    def __post_init__(self) -> None:
+        positive("weight", self.weight)
+        positive("temperature", self.temperature)
+
+
+@dataclass(frozen=True)
 class AttentionMaps:
     """Which tokens a transformer's attention heads look at, head by head (`losses/attention_maps.py`); as many heads in both.
 
@@ -125,7 +199,8 @@ class ValueRelations:
             count("heads", self.heads)
 
 
-OfLayer = Hint | AttentionTransfer | Similarity | Relational
+OfText = TokenLevel | SequenceLevel
+OfLayer = Hint | AttentionTransfer | Similarity | Relational | Embedding | Contrastive
 OfAttention = AttentionMaps | ValueRelations
 Feature = OfLayer | OfAttention
 
@@ -149,6 +224,27 @@ class Blocks:
         instance("training", self.training, Training)
         choice("inputs", self.inputs, Literal["student", "teacher"])
         instance("solve", self.solve, bool)
+
+
+def which_input(name: str, value: object) -> None:
+    """An input of the model: its name, its position, or None."""
+    known = isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+    if value is not None and not known:
+        raise RecipeError(
+            f"{name} must be the name or the position of an input", got=repr(value), remedy=f'write {name}="attention_mask"'
+        )
+
+
+def token(name: str, value: object) -> None:
+    """The number of a token, or None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise RecipeError(f"{name} must be the number of a token", got=repr(value), remedy=f"write {name}=0")
+
+
+def checked_soft(value: object) -> None:
+    """What is compared of the outputs. Raises RecipeError."""
+    if value is not None and not isinstance(value, OfText):
+        choice("soft", value, Soft)
 
 
 def checked_features(value: object) -> tuple[Feature, ...]:

@@ -10,7 +10,7 @@ from paredown.core.budget import Limit, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
 from paredown.core.fields import choice, count, fraction, instance, names, positive, within
-from paredown.core.knowledge import Blocks, Feature, Soft, checked_features
+from paredown.core.knowledge import Blocks, Feature, OfText, Soft, checked_features, checked_soft
 from paredown.core.precision import Activations as Activations  # noqa: PLC0414 (every step is imported from here)
 from paredown.core.precision import MixedBits as MixedBits  # noqa: PLC0414 (likewise)
 from paredown.core.precision import Quantize as Quantize  # noqa: PLC0414 (likewise)
@@ -261,6 +261,7 @@ class Distill:
     is no time to train (`distillation/reconstruct.py`). Blocks(): then each block is trained, all in one pass
     (`distillation/blockwise.py`). recalibrate: where no layer was solved, batch norms take new statistics.
     soft: what is compared of the outputs, one file each in `distillation/losses/`; "dkd" reads the labels. None: nothing is.
+    TokenLevel(), SequenceLevel(): of language models, token by token, or on text that the teacher writes.
     features: what is compared of hidden layers. pairs: (the student's module, the teacher's) whose features are compared; without
     any: stage ends, by lineage where the student descends from the teacher, else as `distillation/pairing.py` proposes.
     balance: feature losses are scaled so that on the first batch each has the gradient norm of soft and hard loss together; their
@@ -273,7 +274,7 @@ class Distill:
     training: Training = field(default_factory=Training)
     reconstruct: bool | Blocks = False
     recalibrate: bool = True
-    soft: Soft | None = "soft_labels"
+    soft: Soft | OfText | None = "soft_labels"
     features: tuple[Feature, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     balance: bool = False
@@ -283,8 +284,7 @@ class Distill:
         positive("temperature", self.temperature)
         within("hard_weight", self.hard_weight, 0, 1)
         instance("reconstruct", self.reconstruct, bool, Blocks)
-        if self.soft is not None:
-            choice("soft", self.soft, Soft)
+        checked_soft(self.soft)
         object.__setattr__(self, "features", checked_features(self.features))
         object.__setattr__(self, "pairs", _pairs(self.pairs))
         if not self.features and (self.pairs or self.balance):

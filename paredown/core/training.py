@@ -1,12 +1,14 @@
-"""How a step trains, as frozen data that checks itself."""
+"""How a step trains, and where it is kept how far it got, as frozen data that checks itself."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pydantic
 
 from paredown.core.effort import Effort
-from paredown.core.fields import choice, positive, within
+from paredown.core.errors import RecipeError
+from paredown.core.fields import choice, count, positive, within
 
 Optimizer = Literal["sgd", "adamw"]
 
@@ -43,3 +45,30 @@ class Training:
             within("ema", self.ema, 0, 1)
         if self.clip is not None:
             positive("clip", self.clip)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where it is kept how far a training got, so that a process that was killed goes on from there, with the same final weights,
+    bit for bit on one thread.
+
+    seconds: between two writes at least; more where writing takes more than a twentieth of the time. steps: instead, writes after
+    every so many steps.
+    """
+
+    folder: Path
+    seconds: float = 30.0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.folder, str | Path) or not str(self.folder):
+            raise RecipeError("resume must name a folder", got=repr(self.folder), remedy='write resume="runs/student"')
+        object.__setattr__(self, "folder", Path(self.folder))
+        positive("seconds", self.seconds)
+        if self.steps is not None:
+            count("steps", self.steps)
+
+    @classmethod
+    def of(cls, value: "Resume | str | Path") -> "Resume":
+        """A folder alone is accepted too."""
+        return value if isinstance(value, Resume) else cls(value)  # type: ignore[arg-type]  # __post_init__ makes it a Path

@@ -40,24 +40,32 @@ from paredown.graph.surgery import take
 from paredown.task.batches import Batch, apply_tensors, call, evaluating, tensors, unfused
 from paredown.task.task import Task
 from paredown.train.loop import fit_
+from paredown.train.state import Keeping
 
 _SMALLEST = 1e-12  # of a mean square that is divided by
 
 
 def learn_blocks_(
-    student: nn.Module, teacher: nn.Module, task: Task, config: Blocks, *, seed: int = 0, progress: Progress = silent
+    student: nn.Module,
+    teacher: nn.Module,
+    task: Task,
+    config: Blocks,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    keeping: Keeping | None = None,
 ) -> tuple[str, ...]:
     """Trains the blocks where they stand, in place. -> their names, in the order in which they run.
 
     student: cut from the teacher, or quantized, or sparse. Left alone: what `task.protect` names, what lies outside of blocks,
-    and blocks that share a weight with another. The teacher is not touched.
+    and blocks that share a weight with another. The teacher is not touched. keeping: as `fit_` takes it.
     Raises TaskError for a student that doesn't descend from the teacher, or where nothing is a block; TraceError where
     torch.export can't follow the teacher; what training raises.
     """
     blocks = _learning(student, teacher, task)
     local = _Local(blocks, frozen_copy(teacher), config.inputs == "teacher")
     with local.listening(student) as trained:
-        fit_(trained, task.train, local, config.training, frozen=task.protect, seed=seed, progress=progress)
+        fit_(trained, task.train, local, config.training, frozen=task.protect, seed=seed, progress=progress, keeping=keeping)
     student.eval()
     return tuple(block.name for block in blocks)
 

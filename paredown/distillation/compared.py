@@ -2,6 +2,7 @@
 
 Without pairs of the user's own: stage ends (see `pairing.py`), by lineage where the student descends from the teacher, where
 kept channels are known and hints need no adapter; else as proposed from a batch, where hints go through a learned 1x1 adapter.
+So do the other losses that compare channel by channel.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import TaskError
-from paredown.core.knowledge import AttentionTransfer, Hint, OfAttention, OfLayer, Relational, Similarity
+from paredown.core.knowledge import (
+    AttentionTransfer,
+    Contrastive,
+    Embedding,
+    Hint,
+    OfAttention,
+    OfLayer,
+    Relational,
+    Similarity,
+)
 from paredown.core.steps import Distill
 from paredown.distillation.axes import channel_axes
 from paredown.distillation.features import with_features
 from paredown.distillation.lineage import Pair, lineage
 from paredown.distillation.losses.attention_transfer import attention_transfer_loss
+from paredown.distillation.losses.contrastive import contrastive_loss
+from paredown.distillation.losses.embedding import embedding_loss
 from paredown.distillation.losses.hint import adapter, hint_loss
 from paredown.distillation.losses.relational import angle_loss, distance_loss
 from paredown.distillation.losses.similarity import similarity_loss
 from paredown.distillation.pairing import lineage_ends, propose
 from paredown.distillation.teacher import Asked
 from paredown.task.batches import Inputs, evaluating, unfused
+
+_CHANNEL_BY_CHANNEL = (Hint, Embedding, Contrastive)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +55,10 @@ class Compared:
         """The teacher's features with their channels where the student has its own."""
         return teacher if self.teacher_axis is None else teacher.movedim(self.teacher_axis, self.pair.axis)
 
+    def alike(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Both with channels that correspond: the student's through the adapter, of the teacher's those that were kept."""
+        return student if self.adapter is None else self.adapter(student), self.pair.like(teacher)
+
 
 def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs) -> list[Compared]:
     """What the config's features compare; nothing where it names none. Neither model is touched.
@@ -55,7 +73,7 @@ def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs)
     with evaluating(student), torch.no_grad(), unfused():
         _, ours = with_features(student, inputs, [pair.student for pair in pairs])
     _, theirs = teacher.features(inputs, [pair.teacher for pair in pairs])
-    learns = any(isinstance(feature, Hint) for feature in features)
+    learns = any(isinstance(feature, _CHANNEL_BY_CHANNEL) for feature in features)
     axes = [{} if all(pair.exact for pair in pairs) else channel_axes(model, inputs) for model in (student, teacher.model)]
     return [
         Compared(pair)
@@ -69,7 +87,7 @@ def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs)
 
 
 def _adapted(pair: Pair, teacher_axis: int, student: Tensor, teacher: Tensor, learns: bool) -> Compared:
-    """learns: a hint is among the losses, so that channels that don't correspond need an adapter."""
+    """learns: a loss compares channel by channel, so that channels that don't correspond need an adapter."""
     compared = Compared(pair, None, None if teacher_axis == pair.axis else teacher_axis)
     return replace(compared, adapter=adapter(student, compared.laid_out(teacher), axis=pair.axis)) if learns else compared
 
@@ -112,8 +130,12 @@ def _loss(feature: OfLayer, compared: Compared, student: Tensor, teacher: Tensor
     axis, teacher = compared.pair.axis, compared.laid_out(teacher)
     match feature:
         case Hint():
-            adapted = student if compared.adapter is None else compared.adapter(student)
-            return hint_loss(adapted, compared.pair.like(teacher), axis=axis)
+            return hint_loss(*compared.alike(student, teacher), axis=axis)
+        case Embedding():
+            return embedding_loss(*compared.alike(student, teacher), axis=axis)
+        case Contrastive():
+            s, t = (_pooled(x, axis) for x in compared.alike(student, teacher))
+            return contrastive_loss(s, t, feature.temperature)
         case AttentionTransfer():
             if min(student.dim(), teacher.dim()) < 3:
                 raise TaskError(

@@ -7,37 +7,44 @@ that of the first two terms together (of the first feature loss, where there are
 one. A loss that has no gradient on that batch keeps its weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paredown.core.errors import TaskError
-from paredown.core.knowledge import OfAttention, Soft
+from paredown.core.knowledge import OfAttention, SequenceLevel, TokenLevel
 from paredown.core.steps import Distill
 from paredown.distillation.attended import Attended, attended_loss
 from paredown.distillation.attention import Attention, attentions
 from paredown.distillation.compared import Compared, feature_loss
 from paredown.distillation.features import with_features
-from paredown.distillation.losses.dkd import dkd_loss
-from paredown.distillation.losses.logit_mse import logit_mse_loss
-from paredown.distillation.losses.multi_label import multi_label_loss
-from paredown.distillation.losses.regression import regression_loss
-from paredown.distillation.losses.soft_labels import blend, soft_label_loss
-from paredown.distillation.losses.standardized import standardized_loss
-from paredown.distillation.teacher import Asked, floating
+from paredown.distillation.language import Writer, counted_tokens
+from paredown.distillation.losses.language import sequence_loss, token_loss
+from paredown.distillation.losses.soft_labels import blend
+from paredown.distillation.outputs import hard_loss, logits_of, soft_loss
+from paredown.distillation.teacher import Asked
 from paredown.task.batches import Batch, Inputs, batch_size, call
 from paredown.task.task import Task
+from paredown.train.state import under
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one model gives on a batch: its output, the features of its modules, its attentions."""
+
+    output: Any = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    attentions: list[Attention] = field(default_factory=list)
 
 
 @dataclass
 class Objective:
     """A loss for the training loop. teacher: None where nothing is asked of one.
 
-    compared, attended: the pairs of the feature losses.
+    compared, attended: the pairs of the feature losses. writer: of the text for a SequenceLevel.
     """
 
     task: Task
@@ -45,35 +52,74 @@ class Objective:
     teacher: Asked | None = None
     compared: Sequence[Compared] = ()
     attended: Sequence[Attended] = ()
+    writer: Writer | None = None
     scales: list[float] | None = None
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
-        config = self.config
         if self.teacher is None:
-            return config.hard_weight * hard_loss(self.task, student, batch, None)
-        samples = batch_size(batch[0])
-        with _watching(self.attended, samples) as our_attentions:
-            output, ours = _seen(student, batch[0], [each.pair.student for each in self.compared])
-        with _watching(self.attended, samples) as their_attentions:
-            wanted, theirs = self._asked(self.teacher, batch[0])
-        base: Tensor | None = None
-        if config.soft is not None and config.hard_weight < 1:
-            base = soft_loss(config.soft, output, wanted, batch[1], config.temperature)
-        if config.hard_weight > 0:
-            hard = hard_loss(self.task, student, batch, output)
-            base = config.hard_weight * hard if base is None else blend(base, hard, config.hard_weight)
-        if not config.features and base is not None:
+            return self.config.hard_weight * hard_loss(self.task, student, batch, None)
+        ours, theirs = self._look(student, self.teacher, batch[0])
+        base = self._base(student, batch, ours.output, theirs.output)
+        if not self.config.features and base is not None:
             return base
         terms = [
-            attended_loss(feature, self.attended, our_attentions, their_attentions)
+            attended_loss(feature, self.attended, ours.attentions, theirs.attentions)
             if isinstance(feature, OfAttention)
-            else feature_loss(feature, self.compared, ours, theirs)
-            for feature in config.features
+            else feature_loss(feature, self.compared, ours.features, theirs.features)
+            for feature in self.config.features
         ]
         if self.scales is None:
             self.scales = self._scales(student, base, terms)
         scaled = [scale * term for scale, term in zip(self.scales, terms, strict=True)]
         return torch.stack([*scaled, *([] if base is None else [base])]).sum()
+
+    def keep(self) -> dict[str, Tensor]:
+        """What must be kept to go on later (`train.state.Carried`)."""
+        found = {} if self.scales is None else {"scales": torch.tensor(self.scales, dtype=torch.float64)}
+        for name, part in (("teacher", self.teacher), ("text", self.writer)):
+            found |= {} if part is None else {f"{name}/{key}": tensor for key, tensor in part.keep().items()}
+        return found
+
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        self.scales = kept["scales"].tolist() if "scales" in kept else None
+        for name, part in (("teacher", self.teacher), ("text", self.writer)):
+            if part is not None:
+                part.take_up_(under(f"{name}/", kept))
+
+    def _look(self, student: nn.Module, teacher: Asked, inputs: Inputs) -> tuple["_Seen", "_Seen"]:
+        """What both give on the batch; nothing where they are compared on the teacher's text alone."""
+        if self.writer is not None and not self.config.features:
+            return _Seen(), _Seen()
+        samples = batch_size(inputs)
+        with _watching(self.attended, samples) as our_attentions:
+            output, ours = _seen(student, inputs, [each.pair.student for each in self.compared])
+        with _watching(self.attended, samples) as their_attentions:
+            wanted, theirs = self._asked(teacher, inputs)
+        return _Seen(output, ours, our_attentions), _Seen(wanted, theirs, their_attentions)
+
+    def _base(self, student: nn.Module, batch: Batch, output: Any, wanted: Any) -> Tensor | None:
+        """Soft and hard loss by their weights; None where there is neither."""
+        config, base = self.config, None
+        if config.soft is not None and config.hard_weight < 1:
+            base = self._soft(student, batch, output, wanted)
+        if config.hard_weight > 0:
+            hard = hard_loss(self.task, student, batch, output)
+            base = config.hard_weight * hard if base is None else blend(base, hard, config.hard_weight)
+        return base
+
+    def _soft(self, student: nn.Module, batch: Batch, output: Any, wanted: Any) -> Tensor:
+        match self.config.soft:
+            case SequenceLevel():
+                assert self.writer is not None  # made with the objective
+                text = self.writer(batch[0])
+                return sequence_loss(logits_of(call(student, text.inputs)), text.tokens, text.counted)
+            case TokenLevel():
+                mask = counted_tokens(batch[0], self.config.soft)
+                return token_loss(logits_of(output), logits_of(wanted), mask, temperature=self.config.temperature)
+            case None:
+                raise AssertionError("without a soft loss none is asked for")
+            case kind:
+                return soft_loss(kind, output, wanted, batch[1], self.config.temperature)
 
     def _asked(self, teacher: Asked, inputs: Inputs) -> tuple[list[Tensor], dict[str, Tensor]]:
         names = [each.pair.teacher for each in self.compared]
@@ -117,53 +163,3 @@ def _watching(attended: Sequence[Attended], samples: int) -> AbstractContextMana
 
 def _seen(student: nn.Module, inputs: Inputs, names: list[str]) -> tuple[Any, dict[str, Tensor]]:
     return with_features(student, inputs, names) if names else (call(student, inputs), {})
-
-
-def soft_loss(kind: Soft, output: Any, teacher: Sequence[Tensor], target: Any, temperature: float) -> Tensor:
-    """The mean over the floating-point tensors that both give. target: read by "dkd" only.
-
-    Raises TaskError where the outputs differ in number or shape, or the target is missing that "dkd" reads.
-    """
-    student = floating(output)
-    if len(student) != len(teacher) or not student:
-        raise TaskError(
-            "teacher and student must give the same outputs",
-            got=f"{len(teacher)} and {len(student)} floating-point tensors",
-            remedy="return the same outputs in training and in evaluation mode, or set hard_weight=1",
-        )
-    losses = [_soft(kind, s, t, target, temperature) for s, t in zip(student, teacher, strict=True)]
-    return torch.stack(losses).mean()
-
-
-def _soft(kind: Soft, student: Tensor, teacher: Tensor, target: Any, temperature: float) -> Tensor:
-    match kind:
-        case "soft_labels":
-            return soft_label_loss(student, teacher, temperature)
-        case "standardized":
-            return standardized_loss(student, teacher, temperature)
-        case "logit_mse":
-            return logit_mse_loss(student, teacher)
-        case "multi_label":
-            return multi_label_loss(student, teacher, temperature)
-        case "regression":
-            return regression_loss(student, teacher)
-        case "dkd":
-            if not isinstance(target, Tensor):
-                raise TaskError(
-                    'soft="dkd" needs a target',
-                    got=f"target {target} in train",
-                    remedy='write soft="soft_labels", which needs none',
-                )
-            return dkd_loss(student, teacher, target, temperature=temperature)
-
-
-def hard_loss(task: Task, student: nn.Module, batch: Batch, output: Any) -> Tensor:
-    """The task's own loss. output: the student's, where it has been computed already."""
-    if task.train_step is not None:
-        return task.train_step(student, batch)
-    inputs, target = batch
-    if target is None:
-        raise TaskError(
-            "the hard loss needs a target", got="target None in train", remedy="set hard_weight=0 to distill without labels"
-        )
-    return task.loss(call(student, inputs) if output is None else output, target)

@@ -5,29 +5,38 @@ is one, which then runs a forward pass of its own. hard_weight 0: targets are ne
 feature losses: no teacher is asked, a plain fine-tuning; with a `train_step` that alone is used.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from paredown.core.errors import TaskError
-from paredown.core.knowledge import Blocks, Combine
+from paredown.core.errors import RecipeError, TaskError
+from paredown.core.knowledge import Blocks, SequenceLevel
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill
+from paredown.core.training import Resume
 from paredown.distillation.attended import attend
 from paredown.distillation.blockwise import learn_blocks_
 from paredown.distillation.compared import attached, compare
+from paredown.distillation.language import Writer
 from paredown.distillation.objective import Objective
 from paredown.distillation.reconstruct import reconstruct_
-from paredown.distillation.teachers import Given, models_of, teacher_of
+from paredown.distillation.teacher import Asked
+from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, teacher_of
 from paredown.task.batches import device_of, each
 from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_
 from paredown.train.loop import Loss, fit_
 from paredown.train.schedule import length
 from paredown.train.seeds import seeded
+from paredown.train.state import Keeping, model_digest
+
+_TRAINING, _BLOCKS, _OUTPUTS = "training", "blocks", "outputs"  # folders of a training that can be taken up
 
 Learning = Callable[[nn.Module], AbstractContextManager[Callable[[Loss], Loss]]]
 
@@ -38,29 +47,33 @@ def distill_model(
     config: Distill,
     *,
     teacher: Given = None,
-    combine: Combine = "mean",
     seed: int = 0,
     progress: Progress = silent,
     learning: Learning | None = None,
+    resume: Resume | None = None,
 ) -> nn.Module:
     """A trained copy of the model, in evaluation mode. Neither the model nor a teacher is touched.
 
-    teacher: None: the task's own model; several: their outputs are combined as `combine` says, hidden layers are the first
+    teacher: None: the task's own model; several: their outputs are combined, hidden layers are the first
     one's; "ema": the moving average of the student itself. Where the task has a `recover`, that is called on the copy and
     nothing else is done but what `config.reconstruct` and `config.recalibrate` say.
     learning: a context around the training of the copy, which gives what has to be done to the loss: quantization learns
     its scales so.
+    resume: where it is kept how far the training got; what it leaves there, `forget_training` removes.
     Raises NotTrainableError; TaskError where the outputs of teacher and student differ in shape, hidden layers can't be
     compared, or a target is missing that a loss needs; RecipeError for a teacher that is none; TrainingDivergedError.
     """
     task.require_trainable(model)
-    student, original = copy.deepcopy(model), models_of(teacher, task.model)[0]
-    _prepare_(student, original, task, config, seed, progress)
+    teachers = models_of(teacher, task.model)
+    key = "" if resume is None else _key((model, *teachers), teacher, config, seed)
+    student, keeping = copy.deepcopy(model), None if resume is None else Keeping(resume, key)
+    with seeded(seed):
+        _prepare_(student, teachers[0], task, config, seed, progress, keeping)
     if task.recover is not None:
         return _recovered(task.recover(student))
-    loss = _objective(task, config, student, teacher, combine, seed)
+    loss = _objective(task, config, student, teacher, seed, None if resume is None else resume.folder / _OUTPUTS)
     with attached(student, loss.compared), (learning or _unchanged)(student) as changed:
-        return fit_(
+        fit_(
             student,
             task.train,
             changed(loss),
@@ -68,7 +81,24 @@ def distill_model(
             frozen=task.protect,
             seed=seed,
             progress=lambda _, fraction: progress("distill", fraction),
+            keeping=None if keeping is None else keeping.within(_TRAINING, loss),
         )
+    loss.keep()  # what teachers gave is on disk now, where it is to be
+    return student
+
+
+def forget_training(folder: Path) -> None:
+    """Removes what a resumable distillation left in a folder, and the folder where nothing else is in it."""
+    for name in (_TRAINING, _BLOCKS, _OUTPUTS):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds something, or isn't there
+        folder.rmdir()
+
+
+def _key(models: Sequence[nn.Module], teacher: Given, config: Distill, seed: int) -> str:
+    """Of all that a training depends on but the batches."""
+    how = teacher if isinstance(teacher, str) else teacher.combine if isinstance(teacher, Panel) else ""
+    return " ".join([*map(model_digest, models), how, repr(config), str(seed)])
 
 
 @contextmanager
@@ -76,7 +106,9 @@ def _unchanged(_student: nn.Module) -> Iterator[Callable[[Loss], Loss]]:
     yield lambda loss: loss
 
 
-def _prepare_(student: nn.Module, original: nn.Module, task: Task, config: Distill, seed: int, progress: Progress) -> None:
+def _prepare_(
+    student: nn.Module, original: nn.Module, task: Task, config: Distill, seed: int, progress: Progress, keeping: Keeping | None
+) -> None:
     """What comes before the training from end to end: layers solved or batch norms recalibrated, then blocks trained."""
     blocks = config.reconstruct if isinstance(config.reconstruct, Blocks) else None
     solve = blocks.solve if blocks is not None else config.reconstruct
@@ -85,22 +117,41 @@ def _prepare_(student: nn.Module, original: nn.Module, task: Task, config: Disti
         recalibrate_(student, task.train, frozen=task.protect)
     if blocks is None:
         return
-    learn_blocks_(student, original, task, blocks, seed=seed, progress=lambda _, fraction: progress("blocks", fraction))
+    learn_blocks_(
+        student,
+        original,
+        task,
+        blocks,
+        seed=seed,
+        progress=lambda _, fraction: progress("blocks", fraction),
+        keeping=None if keeping is None else keeping.within(_BLOCKS),
+    )
     if config.recalibrate and blocks.inputs == "teacher":  # statistics so far are those of inputs that no block will get
         recalibrate_(student, task.train, frozen=task.protect)
 
 
-def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, combine: Combine, seed: int) -> Objective:
-    """The loss; a teacher is made only where it will be asked."""
+def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, seed: int, folder: Path | None) -> Objective:
+    """The loss; a teacher is made only where it will be asked. folder: where its outputs are kept."""
     if not config.features and (config.soft is None or config.hard_weight == 1):
         return Objective(task, config)
-    asked = teacher_of(teacher, student, task.model, combine=combine, batches_per_pass=length(task.train))
+    asked = teacher_of(teacher, student, task.model, batches_per_pass=length(task.train), folder=folder)
+    writer = _writer(asked, config)
     if not config.features:
-        return Objective(task, config, asked)
+        return Objective(task, config, asked, writer=writer)
     with seeded(seed):
         inputs, _ = next(each(task.train, "train", device_of(student)))
     attended = attend(config, asked.model, student, inputs)
-    return Objective(task, config, asked, compare(config, asked, student, inputs), attended)
+    return Objective(task, config, asked, compare(config, asked, student, inputs), attended, writer)
+
+
+def _writer(asked: Asked, config: Distill) -> Writer | None:
+    if not isinstance(config.soft, SequenceLevel) or config.hard_weight == 1:
+        return None
+    if isinstance(asked, OwnAverage):
+        raise RecipeError(
+            "text is written by a teacher that stays as it is", got='teacher="ema"', remedy="write soft=TokenLevel()"
+        )
+    return Writer(asked, config.soft)
 
 
 def _recovered(model: Any) -> nn.Module:

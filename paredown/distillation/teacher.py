@@ -5,19 +5,22 @@ never come twice: after a whole pass with next to no hit nothing is remembered a
 """
 
 import copy
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from paredown.core.errors import ArtifactError
 from paredown.distillation.features import with_features
+from paredown.distillation.memory import Known, Memory
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, device_of, digests, tensors, unfused
+from paredown.train.state import model_digest
 
 _BYTES_AT_MOST = 256 << 20
-_BYTES_PER_SAMPLE = 300  # of a dictionary's entry, beside the outputs themselves
 _LEAST_HITS = 0.01  # share of a pass's samples
+_LIKE = 1e-3  # of the largest output: batches of another size are computed in another order
 
 
 class Asked(Protocol):
@@ -30,16 +33,17 @@ class Asked(Protocol):
     def __call__(self, inputs: Inputs) -> list[Tensor]:
         """The floating-point tensors of the outputs, in order."""
 
+    def compute(self, inputs: Inputs) -> list[Tensor]:
+        """The same, computed and not remembered."""
+
     def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The same, and what the named modules of `model` give."""
 
+    def keep(self) -> dict[str, Tensor]:
+        """What must be kept to go on later (`train.state.Carried`)."""
 
-@dataclass(frozen=True)
-class _Known:
-    """One row of the outputs that were computed together."""
-
-    outputs: list[Tensor]
-    row: int
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        """Goes on from what `keep` gave."""
 
 
 class Teacher:
@@ -47,32 +51,48 @@ class Teacher:
 
     batches_per_pass: a pass of as many calls with next to no hit, the first aside, ends the remembering; None: nothing does.
     bytes_at_most: of what is remembered; further samples are computed each time.
+    folder: where it is remembered for other processes too, in a folder of the model's own; the first that is taken from there is
+    computed once more, and held against it.
     Inputs and outputs have the samples on dimension 0; where outputs don't, nothing is remembered.
     """
 
-    def __init__(self, model: nn.Module, *, batches_per_pass: int | None = None, bytes_at_most: int = _BYTES_AT_MOST) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        batches_per_pass: int | None = None,
+        bytes_at_most: int = _BYTES_AT_MOST,
+        folder: Path | None = None,
+    ) -> None:
         self.model = frozen(model)
-        self._known: dict[bytes, _Known] = {}
-        self._batches_per_pass, self._room = batches_per_pass, bytes_at_most
+        self._memory = Memory(bytes_at_most, None if folder is None else folder / model_digest(model)[:16])
+        self._doubted = self._memory.inherited
+        self._batches_per_pass = batches_per_pass
         self._calls = self._samples = self._hits = 0
         self.computed = 0  # samples that the model ran on
         self.remembers = True
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
-        """The floating-point tensors of the outputs, in order, each with the samples on dimension 0."""
+        """The floating-point tensors of the outputs, in order, each with the samples on dimension 0.
+
+        Raises ArtifactError where the outputs in the folder are not this model's.
+        """
         if not self.remembers:
-            return self._compute(inputs)
-        keys, known = digests(inputs), self._known  # what is forgotten meanwhile still serves this call
+            return self.compute(inputs)
+        keys, known = digests(inputs), self._memory.known  # what is forgotten meanwhile still serves this call
         missing = [row for row, key in enumerate(keys) if key not in known]
         self._count(len(keys), len(keys) - len(missing))
         if len(missing) == len(keys) or not _by_row(inputs, len(keys)):
-            return self._learn(keys, range(len(keys)), inputs)[0]
-        fresh: dict[bytes, _Known] = {}
+            return self._learn(keys, inputs)[0]
+        fresh: dict[bytes, Known] = {}
         if missing:
-            index = torch.tensor(missing, device=tensors(inputs)[0].device)
-            _, fresh = self._learn(keys, missing, apply_tensors(inputs, lambda t: t[index]))
+            fresh = self._learn([keys[row] for row in missing], _rows(inputs, missing))[1]
         rows = [fresh.get(key) or known[key] for key in keys]
-        return [torch.stack([found.outputs[i][found.row] for found in rows]) for i in range(len(rows[0].outputs))]
+        device = tensors(inputs)[0].device
+        found = [torch.stack([each.outputs[i][each.row].to(device) for each in rows]) for i in range(len(rows[0].outputs))]
+        if self._doubted:
+            self._compare(inputs, next(row for row in range(len(keys)) if row not in missing), found)
+        return found
 
     def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The outputs, and the first tensor that each named module gives; computed at every call, features aren't remembered."""
@@ -80,21 +100,45 @@ class Teacher:
         return ask(self.model, inputs, names)
 
     @torch.no_grad()
-    def _compute(self, inputs: Inputs) -> list[Tensor]:
+    def compute(self, inputs: Inputs) -> list[Tensor]:
+        """The outputs; neither looked up nor remembered."""
         self.computed += batch_size(inputs)
         return floating(call(placed(self.model, inputs), inputs))
 
-    def _learn(self, keys: list[bytes], rows: Any, inputs: Inputs) -> tuple[list[Tensor], dict[bytes, _Known]]:
-        """Computes `inputs`, the samples at `rows` of the batch, and remembers them while there is room."""
-        outputs = self._compute(inputs)
-        fresh = {keys[row]: _Known(outputs, place) for place, row in enumerate(rows)}
-        if any(tensor.dim() == 0 or tensor.shape[0] != len(rows) for tensor in outputs):
+    def keep(self) -> dict[str, Tensor]:
+        """Counts; what is remembered is on disk afterwards, where there is a folder."""
+        self._memory.flush()
+        return {"counts": torch.tensor([self._calls, self._samples, self._hits, int(self.remembers)])}
+
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        self._calls, self._samples, self._hits, remembers = kept["counts"].tolist()
+        if not remembers:
             self._forget()
-        size = sum(t.numel() * t.element_size() for t in outputs) + _BYTES_PER_SAMPLE * len(rows)
-        if self.remembers and size <= self._room:
-            self._room -= size
-            self._known.update(fresh)
+
+    def _learn(self, keys: list[bytes], inputs: Inputs) -> tuple[list[Tensor], dict[bytes, Known]]:
+        """Computes `inputs`, samples of these digests, and remembers them while there is room."""
+        outputs = self.compute(inputs)
+        fresh = {key: Known(outputs, row) for row, key in enumerate(keys)}
+        if any(tensor.dim() == 0 or tensor.shape[0] != len(keys) for tensor in outputs):
+            self._forget()
+        if self.remembers:
+            self._memory.add(fresh, keys, outputs)
         return outputs, fresh
+
+    def _compare(self, inputs: Inputs, row: int, found: list[Tensor]) -> None:
+        """Outputs that another process left are this model's own? Its code may have changed, which no digest of weights tells."""
+        self._doubted = False
+        computed = self.compute(_rows(inputs, [row]))
+        same = len(computed) == len(found) and all(
+            c.shape[1:] == f.shape[1:] and bool((c[0] - f[row]).abs().max() <= _LIKE * c.abs().max())
+            for c, f in zip(computed, found, strict=True)
+        )
+        if not same:
+            raise ArtifactError(
+                "outputs in a teacher's folder must be what the teacher gives",
+                got="others",
+                remedy="delete the folder: the model's code has changed since",
+            )
 
     def _count(self, samples: int, hits: int) -> None:
         """At the end of every pass but the first: was it worth it?"""
@@ -107,7 +151,14 @@ class Teacher:
 
     def _forget(self) -> None:
         self.remembers = False
-        self._known = {}
+        self._memory.forget()
+
+
+def _rows(inputs: Inputs, rows: list[int]) -> Inputs:
+    """These samples of a batch."""
+    index = torch.tensor(rows, device=tensors(inputs)[0].device)
+    chosen: Inputs = apply_tensors(inputs, lambda t: t[index])
+    return chosen
 
 
 def _by_row(inputs: Inputs, samples: int) -> bool:

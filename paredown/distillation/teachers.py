@@ -12,7 +12,9 @@ decay_t = min(decay, (1 + t) / (10 + t)): the first steps count less.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,12 +22,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.core.errors import RecipeError, TaskError
+from paredown.core.fields import count
 from paredown.core.knowledge import Combine
 from paredown.distillation.losses.shapes import class_axis
 from paredown.distillation.teacher import Asked, Teacher, ask, floating, frozen
 from paredown.task.batches import Inputs, call
+from paredown.train.state import named_tensors, under
 
-Given = nn.Module | Sequence[nn.Module] | Literal["ema"] | None  # None: the task's own model
+
+@dataclass(frozen=True)
+class Cached:
+    """A teacher whose outputs are kept in a folder, by the digests of model and sample, and read from there, mapped into memory:
+    by a later run, or by the next of several students. Worth it where samples come again unchanged: what is augmented anew in
+    every pass is never found.
+
+    bytes_at_most: of what is kept.
+    """
+
+    model: nn.Module
+    folder: str | Path
+    bytes_at_most: int = 4 << 30
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise RecipeError("a teacher must be a module", got=type(self.model).__name__, remedy="write Cached(model, folder)")
+        if not isinstance(self.folder, str | Path) or not str(self.folder):
+            raise RecipeError("outputs are kept in a folder", got=repr(self.folder), remedy='write Cached(model, "runs/teacher")')
+        count("bytes_at_most", self.bytes_at_most)
+
+
+One = nn.Module | Cached
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Several teachers, and how their outputs are combined."""
+
+    teachers: Sequence[One]
+    combine: Combine = "mean"
+
+
+Given = One | Sequence[One] | Panel | Literal["ema"] | None  # None: the task's own model
 
 _SMALLEST = 1e-6  # added to a confidence, so that teachers that all guess count the same
 
@@ -43,9 +80,19 @@ class Several:
     def __call__(self, inputs: Inputs) -> list[Tensor]:
         return combined([teacher(inputs) for teacher in self._teachers], self._combine)
 
+    def compute(self, inputs: Inputs) -> list[Tensor]:
+        return combined([teacher.compute(inputs) for teacher in self._teachers], self._combine)
+
     def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         first, found = self._teachers[0].features(inputs, names)
         return combined([first, *(teacher(inputs) for teacher in self._teachers[1:])], self._combine), found
+
+    def keep(self) -> dict[str, Tensor]:
+        return {f"{i}/{name}": tensor for i, teacher in enumerate(self._teachers) for name, tensor in teacher.keep().items()}
+
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        for i, teacher in enumerate(self._teachers):
+            teacher.take_up_(under(f"{i}/", kept))
 
 
 class OwnAverage:
@@ -56,12 +103,25 @@ class OwnAverage:
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
         self._follow()
-        with torch.no_grad():
-            return floating(call(self.model, inputs))
+        return self.compute(inputs)
+
+    @torch.no_grad()
+    def compute(self, inputs: Inputs) -> list[Tensor]:
+        """By the average as it stands: no step is taken in."""
+        return floating(call(self.model, inputs))
 
     def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         self._follow()
         return ask(self.model, inputs, names)
+
+    def keep(self) -> dict[str, Tensor]:
+        return {"steps": torch.tensor(self._steps), **{f"model/{n}": t for n, t in named_tensors(self.model).items()}}
+
+    @torch.no_grad()
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        self._steps = int(kept["steps"])
+        for name, tensor in named_tensors(self.model).items():
+            tensor.copy_(kept[f"model/{name}"])
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -80,34 +140,46 @@ def models_of(given: Given, original: nn.Module) -> list[nn.Module]:
 
     Raises RecipeError where it is neither a module, nor a sequence of some, nor "ema".
     """
+    if given is None or (isinstance(given, str) and given == "ema"):
+        return [original]
+    return [each.model if isinstance(each, Cached) else each for each in _each(given)]
+
+
+def _each(given: object) -> list[One]:
     match given:
-        case None | "ema":
-            return [original]
-        case nn.ModuleList():
-            models = list(given)
-        case nn.Module():
-            return [given]
-        case list() | tuple():
-            models = list(given)
+        case nn.ModuleList() | list() | tuple():
+            found = list(given)
+        case nn.Module() | Cached():
+            found = [given]
+        case Panel(teachers=teachers):
+            found = _each(teachers)
         case _:
-            models = []
-    if not models or not all(isinstance(model, nn.Module) for model in models):
+            found = []
+    if not found or not all(isinstance(each, nn.Module | Cached) for each in found):
         raise RecipeError(
             'teacher must be a module, a sequence of modules, or "ema"',
             got=given if isinstance(given, str) else type(given).__name__,
             remedy="leave it out for the task's own model",
         )
-    return models
+    return found
 
 
 def teacher_of(
-    given: Given, student: nn.Module, original: nn.Module, *, combine: Combine = "mean", batches_per_pass: int | None
+    given: Given, student: nn.Module, original: nn.Module, *, batches_per_pass: int | None, folder: Path | None = None
 ) -> Asked:
-    """Who is asked. student: the module that will be trained; its average is the teacher where "ema" is given."""
+    """Who is asked. student: the module that will be trained; its average is the teacher where "ema" is given.
+
+    folder: where outputs are kept that are kept nowhere else.
+    """
     if isinstance(given, str) and given == "ema":
         return OwnAverage(student)
-    teachers = [Teacher(model, batches_per_pass=batches_per_pass) for model in models_of(given, original)]
-    return teachers[0] if len(teachers) == 1 else Several(teachers, combine)
+    teachers = [
+        Teacher(each.model, batches_per_pass=batches_per_pass, bytes_at_most=each.bytes_at_most, folder=Path(each.folder))
+        if isinstance(each, Cached)
+        else Teacher(each, batches_per_pass=batches_per_pass, folder=folder)
+        for each in ([original] if given is None else _each(given))
+    ]
+    return teachers[0] if len(teachers) == 1 else Several(teachers, given.combine if isinstance(given, Panel) else "mean")
 
 
 def combined(outputs: Sequence[Sequence[Tensor]], combine: Combine) -> list[Tensor]:

@@ -17,6 +17,7 @@ from paredown.graph.inline import inline_
 from paredown.task.batches import Inputs, evaluating, unfused
 
 Dynamic = dict[str, dict[int, str]]
+_LIMIT = re.compile(r"(\w+) = Dim\('\w+'(?:, min=\d+)?, max=(\d+)\)")  # what torch.export proposes
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 
@@ -26,16 +27,27 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> E
     inputs: at least 2 samples. The program shares its parameters with the model. The model's mode is left as it was.
     Raises TraceError, naming the user's source line, where torch.export can't follow the model.
     """
-    args, kwargs = as_call(inputs)
     try:
         with warnings.catch_warnings(), evaluating(model), unfused():
             warnings.simplefilter("ignore")
-            return inline_(torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, inputs, dynamic)))
+            return inline_(_exported(model, inputs, dynamic))
     except Exception as error:
         raise TraceError(
             "torch.export must be able to follow the model", got=f"{_line(error)}{_first_sentence(error)}",
             remedy="replace control flow on tensor values by torch.where, and literal batch sizes by x.shape[0]",
         ) from error  # fmt: skip
+
+
+def _exported(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None) -> ExportedProgram:
+    """A dynamic dimension that the model itself limits, by a table of 512 positions say, is exported with that limit."""
+    args, kwargs = as_call(inputs)
+    try:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, inputs, dynamic, {}))
+    except Exception as error:
+        limits = {name: int(most) for name, most in _LIMIT.findall(str(error))}
+        if not limits:
+            raise
+        return torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, inputs, dynamic, limits))
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -63,10 +75,10 @@ def source_line(node: fx.Node) -> str:
     return _place((own or frames)[-1]) if frames else ""
 
 
-def _shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None) -> Any:
-    """For each input tensor {0: batch, ...}. Names that `dynamic` repeats become one dimension."""
+def _shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None, limits: dict[str, int]) -> Any:
+    """For each input tensor {0: batch, ...}. Names that `dynamic` repeats become one dimension. limits: the largest sizes."""
     batch = Dim("batch")
-    named = {name: Dim(name) for dims in (dynamic or {}).values() for name in dims.values()}
+    named = {name: Dim(name, max=limits.get(name)) for dims in (dynamic or {}).values() for name in dims.values()}
 
     def of(name: str, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

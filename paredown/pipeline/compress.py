@@ -2,11 +2,13 @@
 
     baseline -> (plan -> apply -> recover -> export -> verify and measure -> gate)* -> choose -> report
 
-A stage is on disk before the next begins, so a killed run is taken up where it stopped.
+A stage is on disk before the next begins, and so is each step of the one that runs, and how far its distillation got: a killed
+run is taken up where it stopped.
 """
 
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from torch import nn
 from paredown.core.artifact import Artifact, Candidate
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
-from paredown.core.errors import CertificationError, NothingToPruneError, NothingToQuantizeError
+from paredown.core.errors import CertificationError, NothingToPruneError, NothingToQuantizeError, OutputError, ParedownError
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
 from paredown.core.report import Barrier, LayerBits, Parity, Report, SensitivityCurve, Stage
@@ -62,7 +64,7 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     """The smallest drop that meets the budget, as a file in `out`, with the report of how it was found.
 
     recipe: a fixed one; None: planned from the budget. effort: of each recovery that the plan holds.
-    existing: what to do where `out` is not empty: refuse, resume (take up finished stages) or replace.
+    existing: what to do where `out` is not empty: refuse, resume (take up finished stages and the one that was running), replace.
     sensitivity: put into the report what masking more and more of each dependency group costs (`group_sensitivity`).
 
     Raises CertificationError where the validation set is too small for the drop asked; OutputError; and what a step raises.
@@ -194,9 +196,7 @@ def _follow(run: _Run, recipe: Recipe) -> Stored:
 def _execute(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate) -> Stored:
     """One stage: apply its steps, export, check, measure, judge, and put it on disk."""
     began, label = time.monotonic(), str(whole)
-    model = apply(
-        run.task, steps, model=run.model_of(previous), target=run.target, seed=run.seed, progress=_labelled(run.progress, label)
-    )
+    model = _applied(run, steps, whole, previous, _labelled(run.progress, label))
     with scratch_folder(run.store.folder(whole)) as scratch:
         run.progress(f"{label}: measure", 0.0)
         artifact, parity = export_checked(model, run.task, run.target, scratch / "model.onnx")
@@ -207,6 +207,18 @@ def _execute(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate) -> St
         rows = tuple(dataclasses.replace(row, candidate=candidate.name) for row in parity)
         run.progress(f"{label}: measure", 1.0)
         return run.store.save(whole, Stored(stage, rows), model, scratch / "model.onnx")
+
+
+def _applied(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate, progress: Progress) -> nn.Module:
+    """The steps of a stage, from where a run that was killed had got. What a refused step leaves is of no use to anybody."""
+    place, model = run.store.unfinished(whole), run.model_of(previous)
+    try:
+        return apply(run.task, steps, model=model, target=run.target, seed=run.seed, progress=progress, resume=place)
+    except OutputError:  # a full disk, say
+        raise
+    except ParedownError:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
 
 
 def _judged(run: _Run, steps: Recipe, candidate: Candidate, previous: Candidate, began: float) -> Stage:

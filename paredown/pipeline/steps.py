@@ -10,17 +10,18 @@ from typing import assert_never
 from torch import nn
 
 from paredown.core.artifact import Artifact
-from paredown.core.errors import OrderError, RecipeError
+from paredown.core.errors import OrderError, RecipeError, TrainingDivergedError
 from paredown.core.fields import choice
 from paredown.core.knowledge import Combine
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill, MixedBits, Prune, Quantize, Sparsify
 from paredown.core.target import Target
+from paredown.core.training import Resume
 from paredown.deploy.capabilities import has_vnni
 from paredown.deploy.onnx import export_onnx
 from paredown.deploy.parity import check_parity
-from paredown.distillation.recover import distill_model
-from paredown.distillation.teachers import Given
+from paredown.distillation.recover import distill_model, forget_training
+from paredown.distillation.teachers import Given, Panel
 from paredown.measure.latency_table import LatencyTable
 from paredown.pipeline.schedule import prune_by_schedule
 from paredown.pipeline.timings import layer_latencies
@@ -68,20 +69,52 @@ def distill(
     combine: Combine = "mean",
     seed: int = 0,
     progress: Progress = silent,
+    resume: Resume | str | Path | None = None,
 ) -> nn.Module:
     """The model trained against a teacher; first its layers are solved, or batch norms recalibrated.
 
     teacher: None for `task.model`; a module of any class and widths that gives the same outputs; a sequence of some, whose
     outputs are combined ("mean", or "confidence": the surer a teacher is of a sample, the more it counts there); or "ema",
-    the student's own moving average. Of a model quantized with `scales` "lsq" or "pact" those are trained too.
+    the student's own moving average. `Cached(module, folder)` in place of a module keeps its outputs on disk. Of a model
+    quantized with `scales` "lsq" or "pact" those are trained too.
+    resume: a folder, or Resume(folder, ...): where it is kept how far the training got. After the process was killed the same
+    call goes on from there, to the same weights, bit for bit on one thread. Emptied when the training has ended. The training
+    batches must be the same: what they hold is not checked.
     Targets are never read where `config.hard_weight` is 0 (and `config.soft` isn't "dkd").
     Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case); TaskError, RecipeError where
     teacher and student don't fit each other.
     """
     choice("combine", combine, Combine)
+    given = Panel(tuple(teacher), combine) if isinstance(teacher, list | tuple | nn.ModuleList) else teacher
+    place = None if resume is None else Resume.of(resume)
     source = task.model if model is None else model
+    try:
+        found = distill_resumable(task, config, source, given, seed=seed, progress=progress, resume=place)
+    except TrainingDivergedError:  # it would diverge again from there
+        _forget(place)
+        raise
+    _forget(place)
+    return found
+
+
+def _forget(place: Resume | None) -> None:
+    if place is not None:
+        forget_training(place.folder)
+
+
+def distill_resumable(
+    task: Task,
+    config: Distill,
+    model: nn.Module,
+    teacher: Given = None,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    resume: Resume | None = None,
+) -> nn.Module:
+    """As `distill`; what is in the folder of `resume` at the end stays there, until the student lies on disk."""
     return distill_model(
-        source, task, config, teacher=teacher, combine=combine, seed=seed, progress=progress, learning=_learning(source)
+        model, task, config, teacher=teacher, seed=seed, progress=progress, learning=_learning(model), resume=resume
     )
 
 

@@ -3,6 +3,7 @@
     out/
       model.onnx  checkpoint/  recipe.yaml  report.json  report.html     the result
       stages/<key>/  model.onnx  checkpoint/  stage.json                  one finished stage each
+      stages/<key>.unfinished/                                            the stage that was running: steps, and how far it got
 
 A key is a digest of everything that a stage depends on: model, data, target, budget, seed, and the steps up to it.
 """
@@ -30,6 +31,7 @@ from paredown.pipeline.checkpoint import save_checkpoint
 from paredown.pipeline.evaluate import scratch_folder
 from paredown.task.batches import each, tensors
 from paredown.task.task import Task
+from paredown.train.state import model_digest
 
 Existing = Literal["refuse", "resume", "replace"]
 _SCRATCH = ".result-"  # of a run that was killed while it wrote its result
@@ -81,6 +83,10 @@ class Store:
     def folder(self, recipe: Recipe) -> Path:
         return self.out / "stages" / self.key(recipe)
 
+    def unfinished(self, recipe: Recipe) -> Path:
+        """Where `apply` keeps what it has of a stage; gone when the stage is saved."""
+        return self.out / "stages" / f"{self.key(recipe)}.unfinished"
+
     def find(self, recipe: Recipe) -> Stored | None:
         """The finished stage, its paths made absolute; None where there is none, or where its files are not as they were."""
         folder = self.folder(recipe)
@@ -109,6 +115,7 @@ class Store:
             if folder.exists():
                 shutil.rmtree(folder)
             ready.rename(folder)
+        shutil.rmtree(self.unfinished(recipe), ignore_errors=True)
         return Stored(relocated(stage, lambda path: str(folder / path)), stored.parity)
 
     def publish(self, report: Report, render: Callable[[Report], str]) -> Report:
@@ -144,22 +151,15 @@ def identity(task: Task, budget: Budget, target: Target, seed: int) -> str:
     """A digest of the model's class and weights, the validation split, the metric, the loss and the user's own functions, the
     budget, the target and the seed. Of the training split only its length: what it draws may be random.
     """
-    digest = hashlib.sha256(type(task.model).__qualname__.encode())
-    for name, tensor in sorted(task.model.state_dict().items()):
-        digest.update(name.encode())
-        _update(digest, tensor)
+    digest = hashlib.sha256(model_digest(task.model).encode())
     for batch in each(task.validation, "validation"):
         for tensor in tensors(batch):
-            _update(digest, tensor)
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     functions = [_described(f) for f in (task.scorer.fn, task.loss, task.train_step, task.recover)]
     settings = [dataclasses.asdict(budget), dataclasses.asdict(target), seed, sorted(task.protect), task.dynamic, functions]
     scorer, length = task.scorer, len(task.train) if isinstance(task.train, Sized) else None
     digest.update(json.dumps([*settings, scorer.name, scorer.kind.value, scorer.higher_is_better, length], default=str).encode())
     return digest.hexdigest()
-
-
-def _update(digest: Any, tensor: torch.Tensor) -> None:
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def _described(function: Any) -> str:

@@ -3,6 +3,8 @@
 shadow <- shadow + (1 - decay_t) (weights - shadow), decay_t = min(decay, (1 + t) / (10 + t)): the first steps count less.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,17 @@ class Average:
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
         torch._foreach_lerp_(self._shadow, _floating(model), 1 - decay)
+
+    def keep(self) -> dict[str, Tensor]:
+        """What must be kept to go on later."""
+        return {"steps": torch.tensor(self._steps), **{str(i): tensor for i, tensor in enumerate(self._shadow)}}
+
+    @torch.no_grad()
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        """Goes on from what `keep` gave."""
+        self._steps = int(kept["steps"])
+        for i, tensor in enumerate(self._shadow):
+            tensor.copy_(kept[str(i)])
 
     @torch.no_grad()
     def write_(self, model: nn.Module) -> None:

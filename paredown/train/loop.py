@@ -4,7 +4,6 @@ With several processes each takes every so-many-th batch, gradients are averaged
 passes of all processes together.
 """
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -14,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paredown.core.errors import BatchError, NotTrainableError, TaskError, TrainingDivergedError
+from paredown.core.errors import NotTrainableError, TaskError, TrainingDivergedError
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Training
-from paredown.task.batches import Batch, Batches, apply_tensors, device_of, each
+from paredown.task.batches import Batch, Batches, apply_tensors, device_of
 from paredown.train.average import Average
 from paredown.train.batchnorm import needing_two_samples
 from paredown.train.masks import Masks
+from paredown.train.passes import Passes, announce
 from paredown.train.schedule import Clock, clock_of, rate
 from paredown.train.seeds import seeded
+from paredown.train.state import Keeping, Point, State, named_tensors
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
@@ -39,6 +40,7 @@ def fit_(
     frozen: Collection[str] = (),
     seed: int = 0,
     progress: Progress = silent,
+    keeping: Keeping | None = None,
 ) -> nn.Module:
     """Trains the model where it stands and returns it in evaluation mode.
 
@@ -47,27 +49,34 @@ def fit_(
     loss: (model, (inputs, target)) -> scalar tensor; the batch is on the model's device. Call the model that is passed in.
     batches: their `set_epoch(epoch)`, or their sampler's, is called before each pass where there is one, and with 0 at the end.
     The same seed gives the same weights, bit for bit on one thread, if the batches draw from the global generators only.
+    keeping: where it is kept how far the training got; one that was killed goes on from there. In one process only.
 
     Raises TrainingDivergedError (a loss that is NaN or infinite), NotTrainableError, BatchError, TaskError. On any error the
     model keeps the weights, buffers and modes from before.
     """
-    kept = [module for name, module in model.named_modules() if name in frozen]
+    still = [module for name, module in model.named_modules() if name in frozen]
     try:
-        with _unharmed(model), _without_gradient(kept), _prepared_once(model), seeded(seed):
+        with _unharmed(model), _without_gradient(still), _prepared_once(model), seeded(seed):
             if not any(parameter.requires_grad for parameter in model.parameters()):
                 raise NotTrainableError(
                     "training needs parameters that require a gradient",
                     got="none",
                     remedy="call model.requires_grad_(True), or protect less",
                 )
-            _run_(model, kept, batches, loss, training, progress)
+            _run_(model, still, batches, loss, training, progress, keeping)
     finally:
-        _announce(batches, 0)  # what comes next sees the batches as a resumed run would
+        announce(batches, 0)  # what comes next sees the batches as a resumed run would
     return model.eval()
 
 
 def _run_(
-    model: nn.Module, frozen: list[nn.Module], batches: Batches, loss: Loss, training: Training, progress: Progress
+    model: nn.Module,
+    frozen: list[nn.Module],
+    batches: Batches,
+    loss: Loss,
+    training: Training,
+    progress: Progress,
+    keeping: Keeping | None,
 ) -> None:
     from accelerate import Accelerator
 
@@ -79,11 +88,17 @@ def _run_(
     clock = clock_of(training.effort, batches, accelerator.num_processes)
     optimizer, masks = _prepared(_optimizer(model, training), accelerator), Masks(model)
     average = None if training.ema is None else Average(model, training.ema)
+    passes = Passes(batches, device_of(model), accelerator)
+    state = None if keeping is None else _state(keeping, model, training, optimizer, average, passes, accelerator)
+    point = Point() if state is None else state.restore_()
+    if point.finished:
+        return
+    clock = clock.after(point.spent)
     parallel = accelerator.prepare_model(model.train())
     for module in frozen:
         module.eval()
-    weights, last, shown = list(model.parameters()), math.nan, 0.0
-    for step, batch in enumerate(_endless(batches, device_of(model), accelerator)):
+    weights, last, shown = list(model.parameters()), point.last, 0.0
+    for step, batch in enumerate(passes, point.step):
         fraction = _agreed(clock, step, accelerator)
         if fraction >= 1 and step > 0:  # however short, one step at least
             break
@@ -98,12 +113,16 @@ def _run_(
         optimizer.zero_grad()
         if average is not None:
             average.update(model)
+        if state is not None:
+            state.save_if_due(Point(step + 1, clock.spent(), last))
         if time.monotonic() - shown > _EVERY:
             progress(_LABEL, fraction)
             shown = time.monotonic()
     if average is not None:
         average.write_(model)
     _check_weights(model, last, training)
+    if state is not None:
+        state.finish()
     progress(_LABEL, 1.0)
 
 
@@ -120,6 +139,22 @@ def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=fused)
 
 
+def _state(
+    keeping: Keeping,
+    model: nn.Module,
+    training: Training,
+    optimizer: Any,
+    average: Average | None,
+    passes: Passes,
+    accelerator: Any,
+) -> State:
+    if accelerator.num_processes > 1:
+        raise TaskError(
+            "how far a training got is kept in one process only", got=accelerator.num_processes, remedy="leave resume out"
+        )
+    return State(keeping, model, training, optimizer, average, passes)
+
+
 def _prepared(optimizer: torch.optim.Optimizer, accelerator: Any) -> Any:
     """Accelerate's wrapper where it has something to do; in one process without loss scaling it only costs 0.5 ms a step.
 
@@ -133,30 +168,6 @@ def _prepared(optimizer: torch.optim.Optimizer, accelerator: Any) -> Any:
 def _set_rate(optimizer: Any, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def _endless(batches: Batches, device: torch.device, accelerator: Any) -> Iterator[Batch]:
-    """Pass after pass over the batches, of which this process takes its share."""
-    for epoch in itertools.count():
-        _announce(batches, epoch)
-        share = itertools.islice(each(batches, "train", device), accelerator.process_index, None, accelerator.num_processes)
-        first = next(share, None)
-        if first is None:
-            raise BatchError(
-                "train must hold at least one batch for each process",
-                got=f"{accelerator.num_processes} processes",
-                remedy="use fewer processes or smaller batches",
-            )
-        yield first
-        yield from share
-
-
-def _announce(batches: Any, epoch: int) -> None:
-    """Tells the batches, or the sampler of a DataLoader, which pass begins."""
-    for owner in (batches, getattr(batches, "sampler", None)):
-        set_epoch = getattr(owner, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
 
 
 def _agreed(clock: Clock, step: int, accelerator: Any) -> float:
@@ -223,13 +234,13 @@ def _to_channels_last_(model: nn.Module) -> None:
 def _unharmed(model: nn.Module) -> Iterator[None]:
     """Gradients gone and weights contiguous afterwards; after an error values and modes as before."""
     modes = [(module, module.training) for module in model.modules()]
-    before = {name: tensor.detach().clone() for name, tensor in _named_tensors(model).items()}
+    before = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
     model.zero_grad(set_to_none=True)
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for name, tensor in _named_tensors(model).items():
+            for name, tensor in named_tensors(model).items():
                 tensor.copy_(before[name])
         for module, mode in modes:
             module.training = mode
@@ -250,10 +261,6 @@ def _without_gradient(modules: list[nn.Module]) -> Iterator[None]:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-
-
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 @contextmanager

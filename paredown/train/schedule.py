@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paredown.core.effort import Effort
 from paredown.task.batches import Batches
@@ -21,7 +21,15 @@ class Clock:
         if self.steps is not None:
             return min(1.0, step / self.steps)
         assert self.seconds is not None  # one of the two is given
-        return min(1.0, (time.monotonic() - self.start) / self.seconds)
+        return min(1.0, self.spent() / self.seconds)
+
+    def spent(self) -> float:
+        """Seconds since the start, in which the time before an interruption counts; 0 where steps are counted."""
+        return 0.0 if self.steps is not None else time.monotonic() - self.start
+
+    def after(self, spent: float) -> "Clock":
+        """The clock of a training that had spent so many seconds before it was interrupted."""
+        return self if self.steps is not None else replace(self, start=time.monotonic() - spent)
 
 
 def clock_of(effort: Effort, batches: Batches, processes: int = 1) -> Clock:

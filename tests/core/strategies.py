@@ -4,7 +4,19 @@ from hypothesis import strategies as st
 
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
-from paredown.core.knowledge import AttentionMaps, AttentionTransfer, Blocks, Hint, Relational, Similarity, ValueRelations
+from paredown.core.knowledge import (
+    AttentionMaps,
+    AttentionTransfer,
+    Blocks,
+    Contrastive,
+    Embedding,
+    Hint,
+    Relational,
+    SequenceLevel,
+    Similarity,
+    TokenLevel,
+    ValueRelations,
+)
 from paredown.core.recipe import Recipe
 from paredown.core.steps import (
     Activations,
@@ -71,6 +83,8 @@ features = st.lists(
         st.builds(AttentionTransfer, weight=amounts),
         st.builds(Similarity, weight=amounts),
         st.builds(Relational, weight=amounts, angle=fractions),
+        st.builds(Embedding, weight=amounts),
+        st.builds(Contrastive, weight=amounts, temperature=amounts),
         st.builds(
             AttentionMaps,
             weight=amounts,
@@ -91,7 +105,14 @@ modules = st.text(min_size=1, max_size=12)
 comparisons = st.fixed_dictionaries(
     {"features": features, "pairs": st.lists(st.tuples(modules, modules), max_size=3).map(tuple), "balance": st.booleans()}
 )
-softs = st.none() | st.sampled_from(["soft_labels", "logit_mse", "standardized", "dkd", "multi_label", "regression"])
+inputs = st.none() | st.sampled_from(["attention_mask", 1])
+tokens = st.none() | st.integers(0, 10**6)
+softs = st.one_of(
+    st.none(),
+    st.sampled_from(["soft_labels", "logit_mse", "standardized", "dkd", "multi_label", "regression", "embedding", "contrastive"]),
+    st.builds(TokenLevel, mask=inputs, padding=tokens),
+    st.builds(SequenceLevel, prompt=st.integers(1, 999), sampling=st.none() | amounts, end=tokens, mask=inputs),
+)
 distills = st.builds(
     lambda temperature, hard_weight, training, reconstruct, recalibrate, soft, compared: Distill(
         temperature, hard_weight, training, reconstruct, recalibrate, soft, **compared

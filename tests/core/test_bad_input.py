@@ -7,6 +7,7 @@ import pytest
 from paredown.core.budget import Budget, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import BudgetError, ParedownError, RecipeError, TargetError
+from paredown.core.knowledge import Contrastive, SequenceLevel, TokenLevel
 from paredown.core.recipe import Recipe
 from paredown.core.steps import Activations, Distill, MixedBits, Prune, Quantize, Schedule, Sparsify, Training, Weights, Widths
 from paredown.core.target import Target
@@ -52,6 +53,12 @@ RECIPES: dict[str, Case] = {
     "two goals of sparsity": (lambda: Sparsify(ratio=0.5, pattern="2:4"), RecipeError, "pattern", "Sparsify(ratio=0.5)"),
     "sparsity in percent": (lambda: Sparsify(ratio=50), RecipeError, "got 50", "did you mean 0.5?"),
     "temperature of 0": (lambda: Distill(temperature=0), RecipeError, "got 0", "leave it out"),
+    "unknown loss of outputs": (lambda: Distill(soft="tokens"), RecipeError, "'tokens'", 'soft="soft_labels"'),  # type: ignore[arg-type]
+    "negative position of a mask": (lambda: TokenLevel(mask=-1), RecipeError, "-1", 'mask="attention_mask"'),
+    "padding as text": (lambda: TokenLevel(padding="<pad>"), RecipeError, "'<pad>'", "write padding=0"),  # type: ignore[arg-type]
+    "no prompt": (lambda: SequenceLevel(prompt=0), RecipeError, "got 0", "write prompt=1"),
+    "sampling at 0": (lambda: SequenceLevel(sampling=0.0), RecipeError, "got 0.0", "leave it out"),
+    "contrast at temperature 0": (lambda: Contrastive(temperature=0), RecipeError, "got 0", "leave it out"),
     "hard weight of 2": (lambda: Distill(hard_weight=2), RecipeError, "got 2", "leave it out"),
     "infinite learning rate": (lambda: Training(learning_rate=float("inf")), RecipeError, "got inf", "leave it out"),
     "5 bits": (lambda: Quantize(bits=5), RecipeError, "got 5", "write bits=4"),

@@ -13,18 +13,19 @@ import paredown
 from paredown import Distill, Prune, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError, TaskError
-from paredown.core.knowledge import AttentionTransfer, Feature, Hint, Relational, Similarity
+from paredown.core.knowledge import AttentionTransfer, Contrastive, Embedding, Feature, Hint, Relational, Similarity
 from paredown.core.steps import Soft
 from paredown.distillation.compared import attached, compare, feature_loss
 from paredown.distillation.features import with_features
-from paredown.distillation.objective import Objective, balanced, soft_loss
+from paredown.distillation.objective import Objective, balanced
+from paredown.distillation.outputs import soft_loss
 from paredown.distillation.teacher import Teacher
 from paredown.train.batchnorm import recalibrate_
 from tests.conftest import SmallResNet, make_small_resnet
 
 X = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(32) % 10
-ALL: tuple[Feature, ...] = (Hint(), AttentionTransfer(), Similarity(), Relational())
+ALL: tuple[Feature, ...] = (Hint(), AttentionTransfer(), Similarity(), Relational(), Embedding(), Contrastive())
 LONGER = Training(effort=Effort(25, "steps"), learning_rate=0.05)
 each_feature = pytest.mark.parametrize("feature", ALL, ids=lambda feature: feature.kind)
 
@@ -162,7 +163,9 @@ def test_balance_is_measured_once_on_the_first_batch() -> None:
     assert first is not None and objective.scales is first and all(scale > 0 for scale in first)
 
 
-@pytest.mark.parametrize("soft", ["soft_labels", "logit_mse", "standardized", "multi_label", "regression", "dkd"])
+@pytest.mark.parametrize(
+    "soft", ["soft_labels", "logit_mse", "standardized", "multi_label", "regression", "dkd", "embedding", "contrastive"]
+)
 def test_each_loss_of_outputs_brings_the_student_nearer(soft: Soft) -> None:
     torch.manual_seed(0)
     teacher, student = make_small_resnet(8), Plain().eval()

@@ -74,6 +74,27 @@ def test_a_literal_batch_size_is_an_error_with_its_remedy() -> None:
     assert "x.shape[0]" in caught.value.remedy
 
 
+class Positions(nn.Module):
+    """A table of positions, as BERT has it: no sequence may be longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[: x.shape[1]]
+
+
+def test_a_dynamic_length_is_limited_where_the_model_limits_it() -> None:
+    model = Positions()
+    program = trace(model, torch.randn(2, 5, 4), {"x": {1: "length"}})
+    for length in (3, 16):
+        x = torch.randn(3, length, 4)
+        assert torch.equal(program.module()(x), model(x))
+    with pytest.raises(Exception, match="16"):
+        program.module()(torch.randn(3, 17, 4))
+
+
 def test_nodes_know_their_module_and_the_users_line() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -1,6 +1,7 @@
 """The main job on a small net: files, gate, front, resume, and that nothing is left half-written."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import paredown
 from paredown import Budget, Distill, Prune, Quantize, Recipe, Report, Sparsify, Target, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.errors import CertificationError, ExportError, NothingToPruneError, OutputError
+from paredown.core.training import Resume
+from paredown.pipeline import apply as doing
 from paredown.pipeline import compress as main_job
 from paredown.pipeline.store import read_report
 
@@ -143,7 +146,9 @@ def test_killed_run_is_taken_up_where_it_stopped(pattern_task: Task, tmp_path: P
 
     def counts(task: Task, recipe: Recipe, **options: Any) -> torch.nn.Module:
         done.append(str(recipe))
-        return real(task, recipe, **options)
+        result = real(task, recipe, **options)
+        assert names(options["resume"]) == {"0-quantize"} and options["resume"].parent == out / "stages"
+        return result
 
     monkeypatch.setattr(main_job, "apply", stops_at_quantize)
     with pytest.raises(KeyboardInterrupt):
@@ -152,7 +157,49 @@ def test_killed_run_is_taken_up_where_it_stopped(pattern_task: Task, tmp_path: P
     monkeypatch.setattr(main_job, "apply", counts)
     report = paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=FULL, existing="resume")
     assert done == ["quantize"]
-    assert report.met and names(out) == RESULT
+    assert report.met and names(out) == RESULT and not list(out.glob("stages/*.unfinished"))
+
+
+class Interrupting:
+    """The task's loss; it stops the run in a step of the distillation."""
+
+    def __init__(self, at: int = 10**9) -> None:
+        self.at, self.steps = at, 0
+
+    def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.steps += output.requires_grad
+        if self.steps > self.at:
+            raise KeyboardInterrupt
+        return torch.nn.functional.cross_entropy(output, target)
+
+
+@pytest.mark.slow
+def test_run_killed_in_a_distillation_goes_on_from_there_to_the_same_weights(
+    pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, cut, threads = Recipe((Prune(ratio=0.4), RECOVERY)), [], torch.get_num_threads()
+    monkeypatch.setattr(doing, "Resume", functools.partial(Resume, steps=5))
+
+    def run(out: str, loss: Interrupting, existing: Any = "refuse") -> Report:
+        task = dataclasses.replace(pattern_task, loss=loss)
+        return paredown.compress(task, SIZE_ONLY, target=TARGET, out=tmp_path / out, recipe=recipe, existing=existing)
+
+    def weights(report: Report) -> bytes:
+        return Path(str(report.best.checkpoint), "model.safetensors").read_bytes()
+
+    torch.set_num_threads(1)
+    try:
+        whole = run("whole", Interrupting())
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", Interrupting(at=12))
+        monkeypatch.setattr(doing, "prune", lambda *_, **__: cut.append(1))
+        rest = Interrupting()
+        resumed = run("killed", rest, "resume")
+    finally:
+        torch.set_num_threads(threads)
+    assert weights(resumed) == weights(whole)
+    assert not cut and rest.steps == 10  # of 20; 10 were kept
+    assert not list((tmp_path / "killed" / "stages").glob("*.unfinished"))
 
 
 def test_stage_whose_file_was_changed_is_done_again(pattern_task: Task, tmp_path: Path) -> None:

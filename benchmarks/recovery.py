@@ -1,0 +1,205 @@
+"""What each scheme of distillation recovers per second: ResNet-56 at 0.35x of its MACs, CIFAR-10.
+
+    python -m benchmarks.recovery                        72 trainings of 5.6 hours, on two cores; goes on where it stopped
+    python -m benchmarks.recovery cell hints 180 0       one cell: scheme, seconds, seed
+    python -m benchmarks.recovery table                  the cells that are done, into benchmarks/results/recovery.csv
+    python -m benchmarks.recovery smoke                  two steps of every scheme; nothing is written
+
+Every student begins as the same cut with the same recalibrated batch norms. `seconds` is what is spent on training; of the
+schemes that train blocks first a third goes there. Tracing and proposals come on top: `wall_seconds` is everything. Of the
+learning rates of plain fine-tuning the means are of the one that is best on the validation images; the other schemes have one
+rate, that of the other benchmarks. Drops are on the 5,000 validation images, which choose, and on the 5,000 of the test.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+import paredown
+from benchmarks.cifar import SEEDS
+from benchmarks.record import row, write
+from examples.cifar10_resnet20 import task as cifar_task
+from paredown import AttentionTransfer, Blocks, Distill, Hint, Training
+from paredown.core.effort import Effort
+from paredown.core.measurement import Measurement
+from paredown.measure.cost import count_macs
+from paredown.measure.quality import Scores, drop, score
+from paredown.task.batches import call, evaluating
+from paredown.train.batchnorm import recalibrate_
+
+FOLDER = pathlib.Path("runs/bench/recovery")
+KEPT, SECONDS = 0.35, (60, 180, 600)
+RATE, PLAIN_RATES = 0.05, (0.02, 0.05, 0.1)
+SCHEMES = ("plain", "soft_labels", "attention_transfer", "hints", "blocks", "combination")
+SPLITS = ("validation", "test")
+_BLOCKS = 1 / 3  # of the time
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training: how, how long, with which seed and learning rate."""
+
+    scheme: str
+    effort: Effort
+    seed: int
+    rate: float = RATE
+
+    @property
+    def file(self) -> pathlib.Path:
+        return FOLDER / f"{hashlib.sha256(f'{self.config()!r} {self.seed}'.encode()).hexdigest()[:12]}.json"
+
+    def config(self) -> Distill:
+        """Batch norms are recalibrated already, once for all."""
+        features: dict[str, tuple[Any, ...]] = {"attention_transfer": (AttentionTransfer(),), "hints": (Hint(),)}
+        features["combination"] = features["attention_transfer"] + features["hints"]
+        blocks = self.scheme in ("blocks", "combination")
+        return Distill(
+            hard_weight=1.0 if self.scheme == "plain" else 0.1,
+            training=self._training(1 - _BLOCKS if blocks else 1.0),
+            reconstruct=Blocks(training=self._training(_BLOCKS), solve=False) if blocks else False,
+            recalibrate=False,
+            features=features.get(self.scheme, ()),
+            balance=self.scheme == "combination",
+        )
+
+    def _training(self, share: float) -> Training:
+        amount = self.effort.amount * share
+        return Training(effort=Effort(max(1, amount), self.effort.unit), learning_rate=self.rate)
+
+
+def cells() -> Iterator[Cell]:
+    """Short ones first, each scheme with every seed."""
+    for seconds in SECONDS:
+        for scheme in SCHEMES:
+            for rate in PLAIN_RATES if scheme == "plain" else (RATE,):
+                yield from (Cell(scheme, Effort(seconds, "seconds"), seed, rate) for seed in SEEDS)
+
+
+def cut(task: paredown.Task) -> nn.Module:
+    """Where every student begins; kept, so that all do."""
+    folder = FOLDER / "cut"
+    if not folder.exists():
+        pruned = paredown.prune(task, paredown.Prune(ratio=1 - KEPT, widths=paredown.Widths(round_to=4)))
+        recalibrate_(pruned, task.train)
+        paredown.save_checkpoint(pruned, folder)
+    return paredown.load_checkpoint(folder, task.model)
+
+
+def baseline(task: paredown.Task, split: str) -> Scores:
+    """The original's scores; right and wrong answers are kept, since asking takes a minute."""
+    file = FOLDER / f"baseline-{split}.json"
+    if not file.exists():
+        found = _scores(task, task.model, split)
+        assert found.values is not None  # top-1 is per sample
+        _write(file, {"digest": found.digest, "values": found.values.tolist()})
+    kept = json.loads(file.read_text())
+    values = np.array(kept["values"])
+    return Scores(task.scorer, float(values.mean()), len(values), kept["digest"], values)
+
+
+def _scores(task: paredown.Task, model: nn.Module, split: str) -> Scores:
+    with evaluating(model):
+        return score(lambda inputs: call(model, inputs), task, split)
+
+
+def run(task: paredown.Task, cell: Cell) -> dict[str, Any]:
+    """What a cell gave; trained only where it wasn't before, and from where it was killed."""
+    if not cell.file.exists():
+        start, began = cut(task), time.monotonic()
+        resume = cell.file.with_suffix("")
+        student = paredown.distill(task, cell.config(), model=start, seed=cell.seed, resume=resume)
+        found: dict[str, Any] = {"wall_seconds": round(time.monotonic() - began, 1)}
+        for split in SPLITS:
+            found[split] = dataclasses.asdict(drop(baseline(task, split), _scores(task, student, split)))
+        found["macs_ratio"] = round(count_macs(student, task.inputs) / count_macs(task.model, task.inputs), 4)
+        _write(cell.file, found)
+    result: dict[str, Any] = json.loads(cell.file.read_text())
+    return result
+
+
+def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content))
+    unfinished.replace(file)
+
+
+def table() -> list[dict[str, Any]]:
+    """A row for each cell that is done and split, and the mean over seeds where all are; of plain fine-tuning the best rate's."""
+    rows, done = [], [cell for cell in cells() if cell.file.exists()]
+    groups = {(cell.scheme, cell.effort, cell.rate): [c for c in done if _group(c) == _group(cell)] for cell in done}
+    whole = {key: found for key, found in groups.items() if len(found) == len(SEEDS)}
+    for (scheme, effort, rate), found in groups.items():
+        for cell in found:
+            kept = json.loads(cell.file.read_text())
+            extra = {key: kept[key] for key in ("macs_ratio", "wall_seconds")}
+            for split in SPLITS:
+                fields = {"scheme": scheme, "seconds": effort.amount, "learning_rate": rate, "split": split, "seed": cell.seed}
+                rows.append(row(_name(cell), Measurement(**kept[split]), **fields, **extra))
+    for key, found in whole.items():
+        if key == _best(whole, key):
+            rows += [_mean(found, split) for split in SPLITS]
+    return rows
+
+
+def _group(cell: Cell) -> tuple[str, Effort, float]:
+    return cell.scheme, cell.effort, cell.rate
+
+
+def _best(whole: dict[tuple[str, Effort, float], list[Cell]], key: tuple[str, Effort, float]) -> tuple[str, Effort, float]:
+    """Of the same scheme and time the learning rate with the least drop on the validation images."""
+    rivals = [other for other in whole if other[:2] == key[:2]]
+    return min(rivals, key=lambda other: np.mean(_drops(whole[other], "validation")))
+
+
+def _drops(found: list[Cell], split: str) -> list[float]:
+    return [json.loads(cell.file.read_text())[split]["value"] for cell in found]
+
+
+def _mean(found: list[Cell], split: str) -> dict[str, Any]:
+    values, cell = _drops(found, split), found[0]
+    mean = Measurement("mean drop", float(np.mean(values)), "", len(values), min(values), max(values))
+    fields = {"scheme": cell.scheme, "seconds": cell.effort.amount, "learning_rate": cell.rate, "split": split, "seed": "mean"}
+    return row(_name(cell), mean, **fields, standard_deviation=round(float(np.std(values, ddof=1)), 5))
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.scheme} {cell.effort}"
+
+
+def smoke(task: paredown.Task) -> None:
+    """Every scheme for two steps from the recalibrated cut."""
+    start = paredown.prune(task, paredown.Prune(ratio=1 - KEPT, importance="magnitude", widths=paredown.Widths(round_to=4)))
+    for scheme in SCHEMES:
+        student = paredown.distill(task, Cell(scheme, Effort(2, "steps"), 0).config(), model=start)
+        print(f"{scheme}: {count_macs(student, task.inputs) / count_macs(task.model, task.inputs):.3f}x MACs")
+
+
+def main(words: list[str]) -> None:
+    match words:
+        case ["cell", scheme, seconds, seed] if scheme in SCHEMES:
+            for rate in PLAIN_RATES if scheme == "plain" else (RATE,):
+                print(run(cifar_task(56), Cell(scheme, Effort(float(seconds), "seconds"), int(seed), rate)))
+        case ["table"]:
+            print(write("recovery.csv", table()))
+        case ["smoke"]:
+            smoke(cifar_task(56, 512))
+        case []:
+            task = cifar_task(56)
+            for cell in cells():
+                run(task, cell)
+                print(write("recovery.csv", table()))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,87 @@
+"""What the outputs of student and teacher are compared by, and the task's own loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paredown.core.errors import TaskError
+from paredown.core.knowledge import Soft
+from paredown.distillation.losses.contrastive import contrastive_loss
+from paredown.distillation.losses.dkd import dkd_loss
+from paredown.distillation.losses.embedding import embedding_loss
+from paredown.distillation.losses.logit_mse import logit_mse_loss
+from paredown.distillation.losses.multi_label import multi_label_loss
+from paredown.distillation.losses.regression import regression_loss
+from paredown.distillation.losses.soft_labels import soft_label_loss
+from paredown.distillation.losses.standardized import standardized_loss
+from paredown.distillation.teacher import floating
+from paredown.task.batches import Batch, call
+from paredown.task.task import Task
+
+
+def soft_loss(kind: Soft, output: Any, teacher: Sequence[Tensor], target: Any, temperature: float) -> Tensor:
+    """The mean over the floating-point tensors that both give. target: read by "dkd" only.
+
+    Raises TaskError where the outputs differ in number or shape, or the target is missing that "dkd" reads.
+    """
+    student = floating(output)
+    if len(student) != len(teacher) or not student:
+        raise TaskError(
+            "teacher and student must give the same outputs",
+            got=f"{len(teacher)} and {len(student)} floating-point tensors",
+            remedy="return the same outputs in training and in evaluation mode, or set hard_weight=1",
+        )
+    losses = [_soft(kind, s, t, target, temperature) for s, t in zip(student, teacher, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def _soft(kind: Soft, student: Tensor, teacher: Tensor, target: Any, temperature: float) -> Tensor:  # noqa: PLR0911 (one a kind)
+    match kind:
+        case "soft_labels":
+            return soft_label_loss(student, teacher, temperature)
+        case "standardized":
+            return standardized_loss(student, teacher, temperature)
+        case "logit_mse":
+            return logit_mse_loss(student, teacher)
+        case "multi_label":
+            return multi_label_loss(student, teacher, temperature)
+        case "regression":
+            return regression_loss(student, teacher)
+        case "embedding":
+            return embedding_loss(student, teacher)
+        case "contrastive":
+            return contrastive_loss(student, teacher)
+        case "dkd":
+            if not isinstance(target, Tensor):
+                raise TaskError(
+                    'soft="dkd" needs a target',
+                    got=f"target {target} in train",
+                    remedy='write soft="soft_labels", which needs none',
+                )
+            return dkd_loss(student, teacher, target, temperature=temperature)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The first output of a language model, (batch, sequence, vocabulary). Raises TaskError where it isn't that."""
+    first = next(iter(floating(output)), None)
+    if first is None or first.dim() != 3:
+        raise TaskError(
+            "token-level and sequence-level losses need logits (batch, sequence, vocabulary) as the first output",
+            got="none" if first is None else tuple(first.shape),
+            remedy='write soft="soft_labels" for outputs of another form',
+        )
+    return first
+
+
+def hard_loss(task: Task, student: nn.Module, batch: Batch, output: Any) -> Tensor:
+    """The task's own loss. output: the student's, where it has been computed already."""
+    if task.train_step is not None:
+        return task.train_step(student, batch)
+    inputs, target = batch
+    if target is None:
+        raise TaskError(
+            "the hard loss needs a target", got="target None in train", remedy="set hard_weight=0 to distill without labels"
+        )
+    return task.loss(call(student, inputs) if output is None else output, target)

@@ -1,0 +1,53 @@
+"""The table of `benchmarks/recovery.py`, from cells that were trained somewhere else."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from benchmarks import recovery
+from paredown.core.effort import Effort
+from paredown.core.measurement import Measurement
+
+MINUTE = Effort(60, "seconds")
+
+
+def done(cell: recovery.Cell, validation: float, test: float) -> None:
+    drops = {name: dataclasses.asdict(Measurement("drop", value)) for name, value in (("validation", validation), ("test", test))}
+    cell.file.write_text(json.dumps({**drops, "macs_ratio": 0.35, "wall_seconds": 61.0}))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovery, "FOLDER", tmp_path)
+
+
+def test_cells_are_told_apart_by_all_that_they_depend_on() -> None:
+    cells = list(recovery.cells())
+    assert len({cell.file for cell in cells}) == len(cells) == 72
+
+
+def test_plain_fine_tuning_is_given_its_best_rate_by_the_validation_images() -> None:
+    for rate, validation, test in ((0.02, 0.06, 0.01), (0.05, 0.04, 0.05), (0.1, 0.05, 0.04)):
+        for seed in recovery.SEEDS:
+            done(recovery.Cell("plain", MINUTE, seed, rate), validation + 0.001 * seed, test)
+    rows = recovery.table()
+    means = {row["split"]: row for row in rows if row["seed"] == "mean"}
+    assert len(rows) == 3 * 3 * 2 + 2
+    assert {row["learning_rate"] for row in means.values()} == {0.05}
+    assert means["test"]["value"] == pytest.approx(0.05) and means["validation"]["value"] == pytest.approx(0.041)
+    assert means["validation"]["standard_deviation"] == pytest.approx(0.001)
+
+
+def test_no_mean_is_taken_before_all_seeds_are_done() -> None:
+    for seed in recovery.SEEDS[:2]:
+        done(recovery.Cell("hints", MINUTE, seed), 0.03, 0.03)
+    assert [row["seed"] for row in recovery.table()] == [0, 0, 1, 1]
+
+
+def test_a_third_of_the_time_goes_to_the_blocks_where_there_are_some() -> None:
+    config = recovery.Cell("combination", MINUTE, 0).config()
+    assert isinstance(config.reconstruct, recovery.Blocks)
+    assert config.reconstruct.training.effort == Effort(20, "seconds") and config.training.effort.amount == pytest.approx(40)
+    assert recovery.Cell("plain", MINUTE, 0).config().hard_weight == 1.0
