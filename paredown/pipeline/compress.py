@@ -26,6 +26,7 @@ from paredown.core.report import Barrier, LayerBits, Parity, Report, Sensitivity
 from paredown.core.steps import Sparsify
 from paredown.core.target import Target
 from paredown.deploy.capabilities import environment
+from paredown.distillation.suited import suited
 from paredown.graph.groups import dependency_groups
 from paredown.measure.cost import compressed_bytes
 from paredown.measure.quality import Scores, samples_needed, smallest_drop
@@ -157,7 +158,7 @@ def _plan(run: _Run, effort: Effort) -> None:
     absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
     limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
     screen = Screen(run.task, baseline, run.target, run.store, run.seed, run.progress)
-    planner = Planner(limits, effort, screen)
+    planner = Planner(limits, effort, screen, recovery=suited(run.task))
     while (proposal := planner.ask()) is not None:
         try:
             planner.tell(_outcome(run, proposal, _follow(run, proposal)))
