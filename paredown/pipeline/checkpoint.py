@@ -97,6 +97,15 @@ def load_checkpoint(path: str | Path, fresh_model: nn.Module) -> nn.Module:
 
 def _describe(model: nn.Module) -> dict[str, Any]:
     quantized = model if isinstance(model, QuantizedModel) else None
+def is_whole(path: str | Path) -> bool:
+    """Whether a checkpoint is there, and its weights are as they were saved."""
+    folder = Path(path)
+    try:
+        return bool(file_digest(folder / _WEIGHTS) == _read(folder)["sha256"])
+    except (OSError, CheckpointError):
+        return False
+
+
     manifest = quantized.manifest if quantized is not None else manifest_of(model)
     return {
         "format": _FORMAT,

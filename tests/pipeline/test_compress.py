@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from paredown.core.errors import CertificationError, ExportError, NothingToPrune
 from paredown.core.training import Resume
 from paredown.pipeline import apply as doing
 from paredown.pipeline import compress as main_job
-from paredown.pipeline.store import read_report
+from paredown.pipeline.store import Store, identity, read_report
 
 TARGET = Target("onnxruntime", batch=16, threads=1)
 SIZE_ONLY = Budget(max_drop=0.05, size="0.9x")  # no latency: a verdict must not hang on this machine's noise
@@ -209,6 +210,16 @@ def test_stage_whose_file_was_changed_is_done_again(pattern_task: Task, tmp_path
     broken.write_bytes(broken.read_bytes()[:-10])
     again = paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=recipe, existing="resume")
     assert again.met and again.best.artifact.digest == first.best.artifact.digest
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "stage.json", "checkpoint/model.safetensors", "checkpoint/manifest.json"])
+def test_damaged_stage_is_not_taken_up(finished: tuple[Report, Path, Task], tmp_path: Path, name: str) -> None:
+    _, out, task = finished
+    copied = Store(Path(shutil.copytree(out, tmp_path / "run")), identity(task, SIZE_ONLY, TARGET, 0))
+    assert copied.find(FULL) is not None
+    broken = copied.folder(FULL) / name
+    broken.write_bytes(broken.read_bytes()[:-10])
+    assert copied.find(FULL) is None
 
 
 def test_failing_step_leaves_nothing_half_written(pattern_task: Task, tmp_path: Path) -> None:
