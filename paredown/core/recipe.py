@@ -27,6 +27,12 @@ class Recipe:
     steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.steps, tuple) or not all(isinstance(step, Step) for step in self.steps):
+            raise RecipeError(
+                "a recipe's steps must be a tuple of Prune, Sparsify, Distill and Quantize",
+                got=_short(self.steps),
+                remedy="write Recipe((Prune(ratio=0.5), Distill()))",
+            )
         names = [step_name(step) for step in self.steps]
         if "quantize" in names and {"prune", "sparsify"}.intersection(names[names.index("quantize") :]):
             raise RecipeError(
@@ -43,6 +49,17 @@ class Recipe:
                     got=f"quantize > {after}",
                     remedy='put a distill step behind quantize, or write scales="fixed"',
                 )
+
+    @classmethod
+    def of(cls, value: object) -> "Recipe":
+        """A Recipe passes through; a tuple or list of steps becomes one. Raises RecipeError for anything else."""
+        if isinstance(value, Recipe):
+            return value
+        if isinstance(value, tuple | list):
+            return cls(tuple(value))
+        raise RecipeError(
+            "recipe must be a Recipe", got=type(value).__name__, remedy="write paredown.Recipe((...)), or Recipe.parse(text)"
+        )
 
     def stages(self) -> tuple["Recipe", ...]:
         """The recipe cut into stages, each a recipe of its own, in order."""

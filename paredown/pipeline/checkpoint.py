@@ -46,9 +46,11 @@ _ATTRIBUTES = (
 def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     """A pruned, quantized or untouched model as a folder, whole or not at all. An existing checkpoint there is replaced.
 
-    Raises OutputError where `path` is something else than a checkpoint.
+    Raises OutputError where `path` is something else than a checkpoint, CheckpointError where `model` is no module.
     """
     folder = Path(path)
+    if not isinstance(model, nn.Module):
+        raise CheckpointError("model must be a torch.nn.Module", got=type(model).__name__, remedy="pass what a step returned")
     if folder.exists() and not (folder / _MANIFEST).is_file():
         raise OutputError("a checkpoint is a folder of its own", got=folder.name, remedy="name a folder that doesn't exist yet")
     with scratch_folder(folder) as scratch:

@@ -105,6 +105,8 @@ MISTYPED: dict[str, Case] = {
         lambda: Prune(ratio=0.5, protect="stem"), RecipeError, "'stem'", 'protect=("head",)',  # type: ignore[arg-type]
     ),
     "samples as text": (lambda: Quantize(samples="3"), RecipeError, "'3'", "leave it out"),  # type: ignore[arg-type]
+    "one step for a recipe": (lambda: Recipe(Quantize()), RecipeError, "Quantize(", "Recipe(("),  # type: ignore[arg-type]
+    "a class for a step": (lambda: Recipe((Quantize,)), RecipeError, "Quantize", "Recipe(("),  # type: ignore[arg-type]
     "floor as text": (lambda: Widths(floor="a tenth"), RecipeError, "'a tenth'", "leave it out"),  # type: ignore[arg-type]
     "effort as text only": (lambda: Effort("3"), BudgetError, "3", 'write "3 epochs"'),  # type: ignore[arg-type]
     "effort of a training": (lambda: Training(effort="3 parsecs"), BudgetError, "3 parsecs", "60 s"),  # type: ignore[arg-type]
