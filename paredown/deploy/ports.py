@@ -54,7 +54,7 @@ def bind(inputs: tuple[Port, ...], arrays: tuple[Array, ...], named: Mapping[str
     for port in inputs:
         _check(port, given[port.name])
     _check_batch(inputs, given)
-    return {name: np.ascontiguousarray(given[name]) for name in names}
+    return {name: np.asarray(given[name], order="C") for name in names}  # ascontiguousarray would make 1 dimension of none
 
 
 def _check(port: Port, array: object) -> None:

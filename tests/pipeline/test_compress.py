@@ -252,11 +252,12 @@ def test_few_samples_of_a_metric_that_is_not_right_or_wrong_are_refused(pattern_
         paredown.compress(few, Budget(max_drop=0.01, size="0.5x"), target=TARGET, out=tmp_path / "run")
 
 
-def test_weights_in_bfloat16_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    x = torch.randn(4, 8, dtype=torch.bfloat16)
-    model = torch.nn.Linear(8, 2, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_16_bits_are_refused_with_the_remedy(dtype: torch.dtype, tmp_path: Path) -> None:
+    x = torch.randn(4, 8, dtype=dtype)
+    model = torch.nn.Linear(8, 2, dtype=dtype)
     task = Task(model, (x,), train=[(x, torch.zeros(4).long())], validation=[(x, torch.zeros(4).long())])
-    with pytest.raises(ExportError, match=r"bfloat16; call model.float\(\)"):
+    with pytest.raises(ExportError, match=r"float16; call model.float\(\)"):
         paredown.export(model, task, path=tmp_path / "model.onnx")
 
 
