@@ -125,7 +125,9 @@ def _load(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that can't be
         raise RecipeError(
-            "a recipe must be valid YAML or JSON", got=str(error), remedy="see `recipe.yaml` of any finished run"
+            "a recipe must be valid YAML or JSON",
+            got=" ".join(str(error).split()),
+            remedy="see `recipe.yaml` of any finished run",
         ) from None
 
 
@@ -149,7 +151,7 @@ def step_from_dict(entry: Any) -> Step:
         fields["importance"] = Unavailable(str(fields.get("importance")))
     cls = _STEPS[entry["step"]]
     try:
-        return pydantic.TypeAdapter[Step](cls).validate_python(fields)
+        step = pydantic.TypeAdapter[Step](cls).validate_python(fields)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -159,6 +161,20 @@ def step_from_dict(entry: Any) -> Step:
             got=_short(first.get("input")),
             remedy=f"its fields are {known}",
         ) from None
+    _check_truths(entry["step"], fields, step)
+    return step
+
+
+def _check_truths(where: str, given: Any, found: Any) -> None:
+    """Raises RecipeError where a yes, no, true or false was taken for the number 1 or 0."""
+    if isinstance(given, bool) and not isinstance(found, bool):
+        raise RecipeError(f"{where} must be a number", got=given, remedy="write the number")
+    if isinstance(given, dict) and dataclasses.is_dataclass(found):
+        for name, value in given.items():
+            _check_truths(f"{where}: {name}", value, getattr(found, name, None))
+    if isinstance(given, list) and isinstance(found, tuple):
+        for value, item in zip(given, found, strict=False):
+            _check_truths(where, value, item)
 
 
 def _changed(config: Any) -> dict[str, Any]:
