@@ -88,7 +88,7 @@ def load_checkpoint(path: str | Path, fresh_model: nn.Module) -> nn.Module:
         mark_sparse_(model, _sparse(description, model))
     except CheckpointError:
         raise
-    except (ParedownError, RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (ParedownError, RuntimeError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"this checkpoint must fit a fresh {expected}",
             got=str(error).splitlines()[0][:200],
@@ -97,8 +97,6 @@ def load_checkpoint(path: str | Path, fresh_model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _describe(model: nn.Module) -> dict[str, Any]:
-    quantized = model if isinstance(model, QuantizedModel) else None
 def is_whole(path: str | Path) -> bool:
     """Whether a checkpoint is there, and its weights are as they were saved."""
     folder = Path(path)
@@ -108,6 +106,8 @@ def is_whole(path: str | Path) -> bool:
         return False
 
 
+def _describe(model: nn.Module) -> dict[str, Any]:
+    quantized = model if isinstance(model, QuantizedModel) else None
     manifest = quantized.manifest if quantized is not None else manifest_of(model)
     return {
         "format": _FORMAT,
