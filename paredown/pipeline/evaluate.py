@@ -44,12 +44,13 @@ def export_checked(model: nn.Module, task: Task, target: Target, path: Path) -> 
 def predictor(session: Session, task: Task) -> Callable[[Inputs], Any]:
     """The file as a function of torch inputs, giving outputs in the form in which the model gives them."""
     with torch.no_grad(), evaluating(task.model):
-        _, form = pytree.tree_flatten(call(task.model, task.inputs))
+        parts, form = pytree.tree_flatten(call(task.model, task.inputs))
 
     def predict(inputs: Inputs) -> Any:
         outputs = session(*arrays_of(arranged(inputs, task.inputs)))
-        leaves = outputs if isinstance(outputs, tuple) else (outputs,)
-        return pytree.tree_unflatten([torch.from_numpy(leaf) for leaf in leaves], form)
+        arrays = iter(outputs if isinstance(outputs, tuple) else (outputs,))
+        whole = [torch.from_numpy(next(arrays)) if isinstance(part, Tensor) else part for part in parts]  # None is in no file
+        return pytree.tree_unflatten(whole, form)
 
     return predict
 

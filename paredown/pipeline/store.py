@@ -13,10 +13,10 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 from torch import nn
@@ -166,9 +166,17 @@ def identity(task: Task, budget: Budget, target: Target, seed: int) -> str:
     functions = [described(f) for f in (task.scorer.fn, task.loss, task.train_step, task.recover)]
     functions += [*described_model(task.model), described([(tuple(t.shape), t.dtype) for t in tensors(task.inputs)])]
     settings = [dataclasses.asdict(budget), dataclasses.asdict(target), seed, sorted(task.protect), task.dynamic, functions]
-    scorer, length = task.scorer, len(task.train) if isinstance(task.train, Sized) else None
+    scorer, length = task.scorer, _length(task.train)
     digest.update(json.dumps([*settings, scorer.name, scorer.kind.value, scorer.higher_is_better, length], default=str).encode())
     return digest.hexdigest()
+
+
+def _length(batches: Any) -> int | None:
+    """None where they can't tell; a DataLoader over a stream has a length that raises."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
 
 
 def read_report(out: str | Path) -> Report:

@@ -99,3 +99,18 @@ def test_an_input_that_is_one_number_for_the_whole_batch_goes_through_every_step
     pruned = paredown.prune(given, paredown.Prune(ratio=0.4, widths=paredown.Widths(round_to=1)))
     artifact = paredown.export(paredown.quantize(given, paredown.Quantize(), model=pruned), given, path=tmp_path / "model.onnx")
     assert score_file(given, Path(artifact.path), Target(threads=1), "validation").n == 60
+
+
+class Absent(nn.Linear):
+    def forward(self, x: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, super().forward(x)
+
+
+def test_an_output_that_is_none_stays_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 4)
+    second = paredown.Metric(lambda output, target: (output[1].argmax(1) == target).double())
+    batch = (x, x.argmax(1) % 2)
+    given = Task(Absent(4, 2), (x[:2],), [batch], [batch], metric=second, loss=lambda output, _: output[1].sum())
+    artifact = paredown.export(given.model, given, path=tmp_path / "model.onnx")
+    assert score_file(given, Path(artifact.path), Target(threads=1), "validation").n == 60

@@ -2,19 +2,21 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from paredown import Budget, Metric, Task
 from paredown.core.errors import OutputError
 from paredown.core.target import Target
 from paredown.pipeline.evaluate import scratch_folder
 from paredown.pipeline.store import Store, identity
+from tests.conftest import pattern_batches
 
 BUDGET = Budget(max_drop=0.05, size="0.5x")
 
@@ -62,6 +64,16 @@ def test_stages_of_another_task_are_not_taken_up(pattern_task: Task, change: Cal
     same = identity(dataclasses.replace(task), BUDGET, Target(), 0)
     assert identity(task, BUDGET, Target(), 0) == same
     assert identity(change(task), BUDGET, Target(), 0) != same
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(pattern_batches(64, seed=1))
+
+
+def test_a_stream_of_training_data_has_no_length_and_needs_none(pattern_task: Task) -> None:
+    task = dataclasses.replace(pattern_task, train=DataLoader(Stream(), batch_size=None))
+    assert identity(task, BUDGET, Target(), 0) == identity(task, BUDGET, Target(), 0)
 
 
 @pytest.mark.parametrize("existing", ["resume", "replace"])
