@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
+import torch
 from torch import nn
 
 from paredown.core.artifact import Artifact
-from paredown.core.errors import OrderError, RecipeError, TrainingDivergedError
+from paredown.core.errors import NothingToQuantizeError, OrderError, RecipeError, TrainingDivergedError
 from paredown.core.fields import choice
 from paredown.core.knowledge import Combine
 from paredown.core.progress import Progress, silent
@@ -165,6 +166,9 @@ def quantize(
     source = task.model if model is None else model
     if isinstance(source, QuantizedModel):
         raise OrderError("a model is quantized once", got="a QuantizedModel", remedy="quantize the float model it was made from")
+    other = sorted({str(p.dtype) for p in source.parameters() if p.is_floating_point() and p.dtype is not torch.float32})
+    if other:
+        raise NothingToQuantizeError("weights must be float32 to go on a grid", got=other[0], remedy="call model.float()")
     if config.target is None and target is not None:
         config = replace(config, target=Target.of(target).runtime)
     reduced = config.weights.range == "reduced" or (config.weights.range == "auto" and not has_vnni())

@@ -72,7 +72,11 @@ class Task:
         return tuple(dict.fromkeys((*names, *self.protect)))
 
     def require_trainable(self, model: nn.Module | None = None) -> None:
-        """Raises NotTrainableError where no parameter of the model requires a gradient."""
+        """Raises NotTrainableError where no parameter of the model requires a gradient, or none can be taken."""
+        if torch.is_inference_mode_enabled():
+            raise NotTrainableError(
+                "a step that trains needs gradients", got="torch.inference_mode()", remedy="call it outside of inference mode"
+            )
         if not any(p.requires_grad for p in (model or self.model).parameters()):
             raise NotTrainableError(
                 "a step that trains needs parameters that require a gradient",

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import paredown
 from paredown import Budget, Distill, Prune, Quantize, Recipe, Task
-from paredown.core.errors import OrderError, ParedownError, ParityError, RecipeError
+from paredown.core.errors import NothingToQuantizeError, OrderError, ParedownError, ParityError, RecipeError, TaskError
 from paredown.measure.cost import count_parameters
 from paredown.pipeline import schedule, steps, timings
 from paredown.pipeline.evaluate import latency_of
@@ -46,10 +47,32 @@ def test_argument_of_another_kind_is_a_typed_error(name: str, pattern_task: Task
     assert list(tmp_path.iterdir()) == []
 
 
+class Choice(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+def test_importance_by_outputs_needs_some_that_are_numbers() -> None:
+    x = torch.randn(8, 4)
+    batch = (x, torch.zeros(8))
+    model = nn.Sequential(nn.Linear(4, 8), Choice(8, 3))
+    given = Task(model, (x[:2],), [(x, None)], [batch], metric=lambda output, target: (output == target).double())
+    with pytest.raises(TaskError, match='importance="magnitude"'):
+        paredown.prune(given, Prune(ratio=0.3, widths=paredown.Widths(round_to=1)))
+
+
 def test_pruning_a_quantized_model_names_the_right_order(pattern_task: Task) -> None:
     quantized = paredown.quantize(pattern_task, Quantize(samples=64))
     with pytest.raises(OrderError, match="prune first"):
         paredown.prune(pattern_task, Prune(ratio=0.5), model=quantized)
+
+
+def test_weights_in_64_bits_are_not_quantized() -> None:
+    x = torch.randn(8, 4, dtype=torch.float64)
+    batch = (x, torch.zeros(8).long())
+    given = Task(nn.Linear(4, 2, dtype=torch.float64), (x[:2],), [batch], [batch])
+    with pytest.raises(NothingToQuantizeError, match=r"float64; call model.float\(\)"):
+        paredown.quantize(given, Quantize())
 
 
 def test_quantizing_twice_is_an_error(pattern_task: Task) -> None:

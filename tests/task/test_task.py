@@ -171,6 +171,11 @@ def test_a_frozen_model_makes_a_task_but_can_not_train() -> None:
         frozen.require_trainable()
 
 
+def test_nothing_trains_in_inference_mode() -> None:
+    with torch.inference_mode(), pytest.raises(NotTrainableError, match="outside of inference mode"):
+        task().require_trainable()
+
+
 def test_top1_is_one_where_the_largest_logit_is_the_label() -> None:
     values = paredown.top1.per_sample(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 1]), 2)
     assert values.tolist() == [1.0, 0.0]
