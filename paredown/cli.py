@@ -1,7 +1,9 @@
-"""The command line. Exit status: 0 the budget is met, 1 it is not (the front is still written), 2 bad input."""
+"""The command line. Exit status: 0 budget met, 1 not met (the front is still written), 2 bad input, 3 something broke."""
 
 import importlib.util
+import io
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,8 +129,8 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="the --out
 
     found = read_report(folder)
     page = (folder if folder.is_dir() else folder.parent) / "report.html"
-    found.with_renderer(render_html).save_html(page)
     _out.print(summary(found))
+    found.with_renderer(render_html).save_html(page)
     _out.print(str(page), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -142,9 +144,9 @@ def load_task(spec: str) -> Any:
     path, _, name = spec.partition(":") if not Path(spec).is_file() else (spec, "", "")
     function = getattr(_module(Path(path)), name or "task", None)
     if not callable(function):
-        raise TaskError(
-            f"{Path(path).name} must define {name or 'task'}()", got="no such function", remedy="or name it: FILE.py:NAME"
-        )
+        got = "no such function" if function is None else f"a {type(function).__name__} of that name"
+        remedy = f"write def {name or 'task'}(): return paredown.Task(...), or name another: FILE.py:NAME"
+        raise TaskError(f"{Path(path).name} must define {name or 'task'}()", got=got, remedy=remedy)
     try:
         task = function()
     except ParedownError:
@@ -162,11 +164,19 @@ def load_task(spec: str) -> Any:
 
 def main() -> None:
     """The entry point."""
+    _replace_what_cannot_be_shown()
     sys.exit(run(sys.argv[1:]))
 
 
+def _replace_what_cannot_be_shown() -> None:
+    """A tick that the terminal's encoding lacks comes out as "?", not as an error at the end of a long run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def run(arguments: Sequence[str]) -> int:
-    """The exit status of one command line. paredown's own errors are one line on stderr and exit status 2."""
+    """Exit status of one command line. paredown's own errors are one line on stderr and status 2, others a traceback and 3."""
     try:
         return int(app(list(arguments), standalone_mode=False) or 0)
     except ParedownError as error:
@@ -176,7 +186,8 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except Exception as error:
         if not hasattr(error, "format_message"):
-            raise
+            traceback.print_exc()  # of the user's own functions, say: no status that speaks of the budget
+            return 3
         return _fail(error.format_message())  # the command line itself was wrong
 
 

@@ -1,10 +1,12 @@
 """The command line as a user meets it: exit status, what is written, and errors of one line with a remedy."""
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
-from paredown.cli import run
+from paredown.cli import main, run
 
 TASK = """
 import torch
@@ -17,6 +19,8 @@ def task():
         train=pattern_batches(256, 1), validation=pattern_batches(400, 2),
     )
 
+made = {}
+
 def number():
     return 3
 
@@ -25,6 +29,12 @@ def broken():
 
 def leaving():
     raise SystemExit(0)
+
+def failing():
+    made = task()
+    def recover(model):
+        raise ZeroDivisionError("in the user's own code")
+    return paredown.Task(made.model, made.example_inputs, made.train, made.validation, recover=recover)
 
 def beside():
     from net_beside_the_task import size
@@ -72,6 +82,26 @@ def test_budget_not_met_is_exit_status_1_and_the_front_is_written(task_file: Pat
     assert (out / "report.json").is_file() and (out / "model.onnx").is_file()
 
 
+def test_exception_of_the_users_own_code_is_a_traceback_and_exit_status_3(
+    task_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "distill.yaml"
+    recipe.write_text("steps:\n- step: distill\n")
+    arguments = ["compress", f"{task_file}:failing", "--max-drop", "0.2", "--size", "0.9x", "--recipe", str(recipe)]
+    assert run([*arguments, "--threads", "1", "--out", str(tmp_path / "run")]) == 3
+    assert "ZeroDivisionError: in the user's own code" in capsys.readouterr().err
+
+
+def test_signs_that_the_terminal_cannot_show_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    monkeypatch.setattr("sys.argv", ["paredown", "report", "✓"])
+    with pytest.raises(SystemExit):
+        main()
+    sys.stdout.write("✓ within\n")
+    assert written.getvalue() == b"? within\n"
+
+
 def test_doctor_lists_groups_and_barriers(task_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", str(task_file), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
@@ -96,6 +126,7 @@ BAD = [
     ("no such file", ["compress", "absent.py", "--size", "0.5x"], "TASK.py"),
     ("not Python", ["compress", "README.md", "--size", "0.5x"], "Python file"),
     ("no such function", ["compress", "{task}:nothing", "--size", "0.5x"], "must define nothing()"),
+    ("no function", ["doctor", "{task}:made"], "got a dict of that name; write def made(): return paredown.Task(...)"),
     ("function returns no task", ["compress", "{task}:number", "--size", "0.5x"], "got int"),
     ("function raises", ["compress", "{task}:broken", "--size", "0.5x"], "no data here"),
     ("function that exits", ["doctor", "{task}:leaving"], "got SystemExit"),

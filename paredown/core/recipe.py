@@ -27,6 +27,12 @@ class Recipe:
     steps: tuple[Step, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.steps, tuple) or not all(isinstance(step, Step) for step in self.steps):
+            raise RecipeError(
+                "a recipe's steps must be a tuple of Prune, Sparsify, Distill and Quantize",
+                got=_short(self.steps),
+                remedy="write Recipe((Prune(ratio=0.5), Distill()))",
+            )
         names = [step_name(step) for step in self.steps]
         if "quantize" in names and {"prune", "sparsify"}.intersection(names[names.index("quantize") :]):
             raise RecipeError(
@@ -43,6 +49,17 @@ class Recipe:
                     got=f"quantize > {after}",
                     remedy='put a distill step behind quantize, or write scales="fixed"',
                 )
+
+    @classmethod
+    def of(cls, value: object) -> "Recipe":
+        """A Recipe passes through; a tuple or list of steps becomes one. Raises RecipeError for anything else."""
+        if isinstance(value, Recipe):
+            return value
+        if isinstance(value, tuple | list):
+            return cls(tuple(value))
+        raise RecipeError(
+            "recipe must be a Recipe", got=type(value).__name__, remedy="write paredown.Recipe((...)), or Recipe.parse(text)"
+        )
 
     def stages(self) -> tuple["Recipe", ...]:
         """The recipe cut into stages, each a recipe of its own, in order."""
@@ -108,7 +125,9 @@ def _load(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that can't be
         raise RecipeError(
-            "a recipe must be valid YAML or JSON", got=str(error), remedy="see `recipe.yaml` of any finished run"
+            "a recipe must be valid YAML or JSON",
+            got=" ".join(str(error).split()),
+            remedy="see `recipe.yaml` of any finished run",
         ) from None
 
 
@@ -132,7 +151,7 @@ def step_from_dict(entry: Any) -> Step:
         fields["importance"] = Unavailable(str(fields.get("importance")))
     cls = _STEPS[entry["step"]]
     try:
-        return pydantic.TypeAdapter[Step](cls).validate_python(fields)
+        step = pydantic.TypeAdapter[Step](cls).validate_python(fields)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -142,6 +161,20 @@ def step_from_dict(entry: Any) -> Step:
             got=_short(first.get("input")),
             remedy=f"its fields are {known}",
         ) from None
+    _check_truths(entry["step"], fields, step)
+    return step
+
+
+def _check_truths(where: str, given: Any, found: Any) -> None:
+    """Raises RecipeError where a yes, no, true or false was taken for the number 1 or 0."""
+    if isinstance(given, bool) and not isinstance(found, bool):
+        raise RecipeError(f"{where} must be a number", got=given, remedy="write the number")
+    if isinstance(given, dict) and dataclasses.is_dataclass(found):
+        for name, value in given.items():
+            _check_truths(f"{where}: {name}", value, getattr(found, name, None))
+    if isinstance(given, list) and isinstance(found, tuple):
+        for value, item in zip(given, found, strict=False):
+            _check_truths(where, value, item)
 
 
 def _changed(config: Any) -> dict[str, Any]:

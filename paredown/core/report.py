@@ -1,6 +1,9 @@
 """What a run found: baseline, stages with the gate's verdicts, the front, the best candidate. Data only; `render` draws it."""
 
+import contextlib
 import dataclasses
+import errno
+import os
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +13,7 @@ import pydantic
 
 from paredown.core.artifact import Candidate
 from paredown.core.budget import Budget
-from paredown.core.errors import ArtifactError, ParedownError
+from paredown.core.errors import ArtifactError, OutputError, ParedownError
 from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
 from paredown.core.target import Target
@@ -243,15 +246,33 @@ class Report:
         return _read(Report, text, "report.json must be a report", "run `paredown compress` again")
 
     def save_html(self, path: str | pathlib.Path) -> pathlib.Path:
-        """One self-contained page that opens offline."""
+        """One self-contained page that opens offline, whole or not at all. Raises OutputError where it can't be written."""
         if self.render is None:
             raise ArtifactError("a report read from a file has no renderer", remedy="run `paredown report DIR`")
-        target = pathlib.Path(path)
-        target.write_text(self.render(self), encoding="utf-8")
+        target, page = pathlib.Path(path), self.render(self)
+        try:
+            _replace(target, page)
+        except OSError as error:
+            raise OutputError(
+                "the page must be writable", got=f"{target}: {error.strerror}", remedy="name a file in a folder that is there"
+            ) from error
         return target
 
     def with_renderer(self, render: Callable[["Report"], str]) -> "Report":
         return dataclasses.replace(self, render=render)
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Under another name first, then renamed, so that `path` never holds half a page."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    scratch = path.with_name(f".{path.name}.part")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
 
 
 def _read(cls: type[_T], text: str | bytes, what: str, remedy: str) -> _T:
@@ -261,7 +282,7 @@ def _read(cls: type[_T], text: str | bytes, what: str, remedy: str) -> _T:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{what} of paredown", got=f"{where}: {first['msg']}", remedy=remedy) from None
+        raise ArtifactError(f"{what} of paredown", got=f"{where}: {first['msg']}".removeprefix(": "), remedy=remedy) from None
     except ParedownError as error:
         raise ArtifactError(f"{what} of paredown", got=error.rule, remedy=remedy) from None
 

@@ -69,8 +69,12 @@ def export_onnx(
 
 def build(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> Built:
     """The ONNX model of `model`, checked, in memory. Raises TraceError or ExportError."""
-    if any(parameter.dtype is torch.bfloat16 for parameter in model.parameters()):
-        raise ExportError("weights must be of a type that runtimes compute in", got="bfloat16", remedy="call model.float()")
+    narrow = {parameter.dtype for parameter in model.parameters()} & {torch.bfloat16, torch.float16}
+    if narrow:  # bfloat16 doesn't run; float16 is further from torch than parity allows
+        got = str(min(narrow, key=str)).removeprefix("torch.")
+        raise ExportError(
+            "weights must be of a type that runtimes compute in as torch does", got=got, remedy="call model.float()"
+        )
     inputs = apply_tensors(inputs, lambda t: t.detach().contiguous())  # other strides would be written into the graph
     exported = trace(model, inputs, dynamic)
     names = _output_names(exported)

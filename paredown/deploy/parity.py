@@ -76,7 +76,7 @@ def batch_sizes(size: int) -> tuple[int, ...]:
 def resized(inputs: Inputs, size: int) -> Inputs:
     """The first `size` samples, repeated from the start where there are fewer."""
     index = torch.arange(size) % batch_size(inputs)
-    cut: Inputs = apply_tensors(inputs, lambda t: t[index.to(t.device)])
+    cut: Inputs = apply_tensors(inputs, lambda t: t[index.to(t.device)] if t.dim() else t)
     return cut
 
 

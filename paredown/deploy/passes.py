@@ -73,10 +73,10 @@ def name_dimensions_(model: ModelProto, names: dict[str, dict[int, str]]) -> Non
     """Replaces the exporter's symbols ("s77") by names: names[input][dimension]; expressions of outputs follow."""
     symbols: dict[str, str] = {}
     for entry in model.graph.input:
+        dims = entry.type.tensor_type.shape.dim
         for dimension, name in names.get(entry.name, {}).items():
-            symbol = entry.type.tensor_type.shape.dim[dimension].dim_param
-            if symbol:
-                symbols.setdefault(symbol, name)
+            if dimension < len(dims) and dims[dimension].dim_param:  # a number without dimensions has no batch either
+                symbols.setdefault(dims[dimension].dim_param, name)
     for entry in [*model.graph.input, *model.graph.output]:
         for dim in entry.type.tensor_type.shape.dim:
             if dim.dim_param:

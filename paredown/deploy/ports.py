@@ -54,7 +54,7 @@ def bind(inputs: tuple[Port, ...], arrays: tuple[Array, ...], named: Mapping[str
     for port in inputs:
         _check(port, given[port.name])
     _check_batch(inputs, given)
-    return {name: np.ascontiguousarray(given[name]) for name in names}
+    return {name: np.asarray(given[name], order="C") for name in names}  # ascontiguousarray would make 1 dimension of none
 
 
 def _check(port: Port, array: object) -> None:
@@ -71,7 +71,8 @@ def _check(port: Port, array: object) -> None:
     )
     if not fits:
         want = ", ".join("any" if length is None else str(length) for length in port.shape)
-        raise BatchError(f"input {port.name} must have the shape ({want})", got=array.shape, remedy="the batch is dimension 0")
+        remedy = "the batch is dimension 0; other dimensions that vary are named by Task(dynamic=...)"
+        raise BatchError(f"input {port.name} must have the shape ({want})", got=array.shape, remedy=remedy)
 
 
 def _check_batch(inputs: tuple[Port, ...], given: Mapping[str, Array]) -> None:

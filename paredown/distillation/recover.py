@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -70,7 +69,7 @@ def distill_model(
     with seeded(seed):
         _prepare_(student, teachers[0], task, config, seed, progress, keeping)
     if task.recover is not None:
-        return _recovered(task.recover(student))
+        return _recovered(task.recover, student)
     loss = _objective(task, config, student, teacher, seed, None if resume is None else resume.folder / _OUTPUTS)
     with attached(student, loss.compared), (learning or _unchanged)(student) as changed:
         fit_(
@@ -154,7 +153,21 @@ def _writer(asked: Asked, config: Distill) -> Writer | None:
     return Writer(asked, config.soft)
 
 
-def _recovered(model: Any) -> nn.Module:
+def _recovered(recover: Callable[[nn.Module], nn.Module], student: nn.Module) -> nn.Module:
+    """What the user's `recover` makes of the student, in evaluation mode. Raises TaskError where that is another model."""
+    expected, name, remedy = _shapes(student), type(student).__qualname__, "return the module that it was given"
+    model = recover(student)
     if not isinstance(model, nn.Module):
-        raise TaskError("recover must return a model", got=type(model).__name__, remedy="return the module that it was given")
+        raise TaskError("recover must return a model", got=type(model).__name__, remedy=remedy)
+    if type(model).__qualname__ != name:
+        raise TaskError(f"recover must return the {name} that it was given", got=type(model).__qualname__, remedy=remedy)
+    found = _shapes(model)
+    other = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+    if other:
+        got = f"{other[0]} of shape {found.get(other[0])} for {expected.get(other[0])}"
+        raise TaskError("recover must return a model of the widths that it was given", got=got, remedy=remedy)
     return model.eval()
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -1,11 +1,15 @@
 """A model as an ATen graph, by torch.export, before decomposition: conv2d, linear and batch_norm stay whole."""
 
+import contextlib
 import inspect
+import io
+import logging
 import pathlib
 import re
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,8 +32,7 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> E
     Raises TraceError, naming the user's source line, where torch.export can't follow the model.
     """
     try:
-        with warnings.catch_warnings(), evaluating(model), unfused():
-            warnings.simplefilter("ignore")
+        with _quiet(), evaluating(model), unfused():
             return inline_(_exported(model, inputs, dynamic))
     except Exception as error:
         raise TraceError(
@@ -48,6 +51,19 @@ def _exported(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None) -> Expo
         if not limits:
             raise
         return torch.export.export(model, args, kwargs, dynamic_shapes=_shapes(model, inputs, dynamic, limits))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export warns, and logs the graph at which it failed; what of it concerns the user stands in the error."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -82,7 +98,7 @@ def _shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None, limits: d
 
     def of(name: str, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return {0: batch} | {d: named[n] for d, n in (dynamic or {}).get(name, {}).items()}
+            return ({0: batch} if value.dim() else {}) | {d: named[n] for d, n in (dynamic or {}).get(name, {}).items()}
         if isinstance(value, dict):
             return {k: of(k, v) for k, v in value.items()}
         return type(value)(of(name, v) for v in value) if isinstance(value, tuple | list) else None

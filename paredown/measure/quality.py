@@ -20,7 +20,7 @@ from paredown.core.errors import BatchError, MetricError, TaskError
 from paredown.core.measurement import Measurement
 from paredown.measure.bootstrap import Interval, Vector, mean_bounds, set_bounds
 from paredown.measure.bounds import drop_bounds, proportion_bounds, samples_needed, smallest_drop
-from paredown.task.batches import Inputs, apply_tensors, batch_size, check_finite, digests, each, tensors
+from paredown.task.batches import Inputs, apply_tensors, batch_size, check_finite, digests, each, joined, tensors
 from paredown.task.metric import Kind, Metric
 from paredown.task.task import Task
 
@@ -147,10 +147,8 @@ def _part(metric: Metric, output: Any, target: Any, batch: int) -> Any:
 
 def _joined(metric: Metric, nests: Sequence[Any]) -> Any:
     """The same nest with the tensors of all batches concatenated on dimension 0."""
-    columns = zip(*(tensors(nest) for nest in nests), strict=True)
     try:
-        joined = iter([torch.cat(column) for column in columns])
-        result = apply_tensors(nests[0], lambda _: next(joined))
+        result = joined(nests)
     except (RuntimeError, ValueError) as error:
         raise MetricError(
             f"corpus metric {metric} needs outputs and targets that concatenate on dimension 0", got=str(error),

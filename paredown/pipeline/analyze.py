@@ -15,7 +15,7 @@ from paredown.measure.quality import Scores, samples_needed
 from paredown.pipeline.diagnose import diagnose
 from paredown.pipeline.evaluate import candidate_of, export_checked
 from paredown.pruning.sensitivity import sensitivity_curves
-from paredown.task.task import Task
+from paredown.task.task import Task, require_task
 
 _POINT = 0.01  # the drop that the warning about small validation sets speaks of
 _CONFIDENCE = 0.95
@@ -37,6 +37,7 @@ def analyze(
     Raises TraceError, ExportError or ParityError where the model can't be exported rightly.
     """
     began = time.monotonic()
+    require_task(task)
     chosen = Target.of(target)
     groups = dependency_groups(task.model, task.inputs, dynamic=task.dynamic, protect=task.protect)
     with tempfile.TemporaryDirectory(prefix="paredown-") as folder:

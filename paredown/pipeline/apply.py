@@ -13,7 +13,7 @@ from paredown.core.training import Resume
 from paredown.distillation.recover import forget_training
 from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
 from paredown.pipeline.steps import distill_resumable, prune, quantize, sparsify
-from paredown.task.task import Task
+from paredown.task.task import Task, require_task
 
 _MODEL = "model"
 
@@ -33,6 +33,8 @@ def apply(
     resume: a folder of this task, model, recipe and seed, in which the model after each step is kept, and how far a distillation
     got: after the process was killed the same call goes on from there. The caller removes it.
     """
+    require_task(task)
+    recipe = Recipe.of(recipe)
     result, done = (task.model if model is None else model), 0
     if resume is not None:
         result, done = _taken_up(task, recipe, resume, result)

@@ -46,9 +46,11 @@ _ATTRIBUTES = (
 def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
     """A pruned, quantized or untouched model as a folder, whole or not at all. An existing checkpoint there is replaced.
 
-    Raises OutputError where `path` is something else than a checkpoint.
+    Raises OutputError where `path` is something else than a checkpoint, CheckpointError where `model` is no module.
     """
     folder = Path(path)
+    if not isinstance(model, nn.Module):
+        raise CheckpointError("model must be a torch.nn.Module", got=type(model).__name__, remedy="pass what a step returned")
     if folder.exists() and not (folder / _MANIFEST).is_file():
         raise OutputError("a checkpoint is a folder of its own", got=folder.name, remedy="name a folder that doesn't exist yet")
     with scratch_folder(folder) as scratch:
@@ -86,13 +88,22 @@ def load_checkpoint(path: str | Path, fresh_model: nn.Module) -> nn.Module:
         mark_sparse_(model, _sparse(description, model))
     except CheckpointError:
         raise
-    except (ParedownError, RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
+    except (ParedownError, RuntimeError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"this checkpoint must fit a fresh {expected}",
             got=str(error).splitlines()[0][:200],
             remedy="build the model as it was when saved",
         ) from error
     return model.eval()
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a checkpoint is there, and its weights are as they were saved."""
+    folder = Path(path)
+    try:
+        return bool(file_digest(folder / _WEIGHTS) == _read(folder)["sha256"])
+    except (OSError, CheckpointError):
+        return False
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:

@@ -19,13 +19,22 @@ from torch import nn
 from paredown.core.artifact import Artifact, Candidate
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
-from paredown.core.errors import CertificationError, NothingToPruneError, NothingToQuantizeError, OutputError, ParedownError
+from paredown.core.errors import (
+    BudgetError,
+    CertificationError,
+    NothingToPruneError,
+    NothingToQuantizeError,
+    OutputError,
+    ParedownError,
+    RecipeError,
+)
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
 from paredown.core.report import Barrier, LayerBits, Parity, Report, SensitivityCurve, Stage
 from paredown.core.steps import Sparsify
 from paredown.core.target import Target
 from paredown.deploy.capabilities import environment
+from paredown.distillation.suited import suited
 from paredown.graph.groups import dependency_groups
 from paredown.measure.cost import compressed_bytes
 from paredown.measure.quality import Scores, samples_needed, smallest_drop
@@ -42,10 +51,11 @@ from paredown.pipeline.widths import widths
 from paredown.quantization.bits import layer_bits
 from paredown.quantization.model import QuantizedModel
 from paredown.render.html import render_html
-from paredown.task.task import Task
+from paredown.task.task import Task, require_task
 
 _EFFORT = Effort(3, "epochs")
 _LEAST_SAMPLES = 30
+_SEEDS = 1 << 63  # what torch takes
 
 
 def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
@@ -71,17 +81,37 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     Not meeting the budget is no error: `report.met` is False, `report.best` the nearest point, `report.binding` says what binds.
     """
     started = time.monotonic()
+    _check_arguments(task, budget, seed)
+    fixed = None if recipe is None else _with_steps(Recipe.of(recipe))
     chosen, recovery = Target.of(target), Effort.parse(effort)
     store = Store.open(out, identity(task, budget, chosen, seed), existing)
     run = _Run(task, budget, chosen, seed, progress, store)
     run.measure_baseline()
     groups = dependency_groups(task.model, task.inputs, dynamic=task.dynamic, protect=task.protect)
     curves = group_sensitivity(task, groups, seed=seed, progress=progress) if sensitivity else ()
-    if recipe is not None:
-        _follow(run, recipe)
+    if fixed is not None:
+        _follow(run, fixed)
     else:
         _plan(run, recovery)
-    return _finish(run, _choice(run, planned=recipe is None), groups.barriers, curves, started)
+    return _finish(run, _choice(run, planned=fixed is None), groups.barriers, curves, started)
+
+
+def _check_arguments(task: object, budget: object, seed: object) -> None:
+    """Raises TaskError, BudgetError or RecipeError where an argument is something else."""
+    require_task(task)
+    if not isinstance(budget, Budget):
+        raise BudgetError(
+            "budget must be a Budget", got=type(budget).__name__, remedy='write paredown.Budget(max_drop=0.01, size="0.4x")'
+        )
+    if not isinstance(seed, int) or not abs(seed) < _SEEDS:
+        raise RecipeError("seed must be a whole number of at most 63 bits", got=repr(seed), remedy="write seed=0")
+
+
+def _with_steps(recipe: Recipe) -> Recipe:
+    """Raises RecipeError for an empty one: a run that would change nothing."""
+    if not recipe.steps:
+        raise RecipeError("a recipe to follow must have steps", got="none", remedy="leave recipe out, for a planned one")
+    return recipe
 
 
 @dataclass
@@ -157,7 +187,7 @@ def _plan(run: _Run, effort: Effort) -> None:
     absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
     limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
     screen = Screen(run.task, baseline, run.target, run.store, run.seed, run.progress)
-    planner = Planner(limits, effort, screen)
+    planner = Planner(limits, effort, screen, recovery=suited(run.task))
     while (proposal := planner.ask()) is not None:
         try:
             planner.tell(_outcome(run, proposal, _follow(run, proposal)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from paredown.core.artifact import Artifact, Candidate
-from paredown.core.errors import OutputError
+from paredown.core.errors import MeasurementError, OutputError
 from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
 from paredown.core.report import Parity
@@ -44,12 +44,13 @@ def export_checked(model: nn.Module, task: Task, target: Target, path: Path) -> 
 def predictor(session: Session, task: Task) -> Callable[[Inputs], Any]:
     """The file as a function of torch inputs, giving outputs in the form in which the model gives them."""
     with torch.no_grad(), evaluating(task.model):
-        _, form = pytree.tree_flatten(call(task.model, task.inputs))
+        parts, form = pytree.tree_flatten(call(task.model, task.inputs))
 
     def predict(inputs: Inputs) -> Any:
         outputs = session(*arrays_of(arranged(inputs, task.inputs)))
-        leaves = outputs if isinstance(outputs, tuple) else (outputs,)
-        return pytree.tree_unflatten([torch.from_numpy(leaf) for leaf in leaves], form)
+        arrays = iter(outputs if isinstance(outputs, tuple) else (outputs,))
+        whole = [torch.from_numpy(next(arrays)) if isinstance(part, Tensor) else part for part in parts]  # None is in no file
+        return pytree.tree_unflatten(whole, form)
 
     return predict
 
@@ -146,9 +147,7 @@ def with_final(candidate: Candidate, task: Task, baseline: Candidate, confidence
     """
     artifact = candidate.artifact
     path, target = Path(artifact.path), artifact.target
-    child = [sys.executable, "-m", "paredown.deploy.child", str(path), "--runtime", target.runtime]
-    child += ["--batch", str(target.batch), "--threads", str(target.threads)]
-    final, timed = dataclasses.replace(candidate, memory=peak_memory(child)), baseline.latency
+    final, timed = dataclasses.replace(candidate, memory=_peak_memory(path, target)), baseline.latency
     same = artifact.digest == baseline.artifact.digest
     if not same:
         latency = compare_latency(task, Path(baseline.artifact.path), path, target, pairs=100, confidence=confidence)
@@ -159,6 +158,16 @@ def with_final(candidate: Candidate, task: Task, baseline: Candidate, confidence
     after = before if same else score_file(task, path, target, "test")
     tested = dataclasses.replace(final, test_quality=quality(after, confidence), test_drop=drop(before, after, confidence))
     return tested, timed
+
+
+def _peak_memory(path: Path, target: Target) -> Measurement | None:
+    """Of inference in a process of its own; None where this system can't tell: no run ends for a figure that no budget names."""
+    child = [sys.executable, "-m", "paredown.deploy.child", str(path), "--runtime", target.runtime]
+    child += ["--batch", str(target.batch), "--threads", str(target.threads)]
+    try:
+        return peak_memory(child)
+    except MeasurementError:
+        return None
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ class Planner:
     """limits: ratios to the baseline that the budget names. effort: of each recovery. rounds: proposals at most.
 
     costs: of the file that an untrained recipe gives, the ratios on these axes at least; None where it can't be carried out.
+    recovery: how each recovery distills; for how long, `effort` says.
     quantizes: False once it is known that nothing of the model runs in int8.
     """
 
@@ -55,6 +56,7 @@ class Planner:
     effort: Effort
     costs: Costs
     rounds: int = 5
+    recovery: Distill = field(default_factory=Distill)
     quantizes: bool = True
     told: list[tuple[Goal, float, Outcome]] = field(default_factory=list)  # goal and kept fraction asked, outcome
     _goal: Goal = "macs"
@@ -162,13 +164,13 @@ class Planner:
         """Prune to the kept fraction and distill (not for 1), then int8; `_recovers`: distill after that too, a third as long."""
         steps: list[Step] = []
         if kept < 1:
-            steps += [self._prune(kept, goal), Distill(training=Training(effort=self.effort))]
+            steps += [self._prune(kept, goal), replace(self.recovery, training=Training(effort=self.effort))]
         if self.quantizes:
             steps.append(Quantize())
         if self.quantizes and self._recovers:
             amount = self.effort.amount / 3
             short = replace(self.effort, amount=amount if self.effort.unit == "seconds" else max(amount, 1))
-            steps.append(Distill(training=Training(effort=short, learning_rate=2e-3), recalibrate=False))
+            steps.append(replace(self.recovery, training=Training(effort=short, learning_rate=2e-3), recalibrate=False))
         return Recipe(tuple(steps))
 
     def _prune(self, kept: float, goal: Goal) -> Prune:

@@ -9,6 +9,7 @@ from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill, Prune, Training
 from paredown.core.target import Target
 from paredown.distillation.recover import distill_model
+from paredown.distillation.suited import suited
 from paredown.pipeline.evaluate import latency_of
 from paredown.pipeline.timings import group_latencies, latency_at, preferred_width
 from paredown.pruning.prune import Latency, Part, prune_model
@@ -37,7 +38,8 @@ def prune_by_schedule(
         latency = latency_at(config.precision, task, where, own)
         config = _of_the_float_model(config, own, model)
         table = group_latencies(task, model, config, where, latency, progress)
-    between = Distill(training=Training(effort=config.schedule.between))
+    between = Distill() if config.schedule.steps == 1 else suited(task)
+    between = dataclasses.replace(between, training=Training(effort=config.schedule.between))
     result = model
     for fraction in config.schedule.fractions():
         part = Part(fraction, model if config.schedule.steps > 1 else None)

@@ -1,5 +1,6 @@
 """The steps as public functions: step(task, config, *, model=None) -> nn.Module. The input model is never touched."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,14 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
+import torch
 from torch import nn
 
 from paredown.core.artifact import Artifact
-from paredown.core.errors import OrderError, RecipeError, TrainingDivergedError
+from paredown.core.errors import NothingToQuantizeError, OrderError, RecipeError, TrainingDivergedError
 from paredown.core.fields import choice
 from paredown.core.knowledge import Combine
 from paredown.core.progress import Progress, silent
-from paredown.core.steps import Distill, MixedBits, Prune, Quantize, Sparsify
+from paredown.core.steps import Distill, MixedBits, Prune, Quantize, Sparsify, Step
 from paredown.core.target import Target
 from paredown.core.training import Resume
 from paredown.deploy.capabilities import has_vnni
@@ -34,7 +36,7 @@ from paredown.quantization.palette import quantize_palette
 from paredown.quantization.qat import Learning, learned_scales
 from paredown.quantization.static import quantize_model
 from paredown.quantization.weight_only import quantize_weights
-from paredown.task.task import Task
+from paredown.task.task import Task, require_task
 from paredown.train.loop import Loss
 
 
@@ -52,6 +54,7 @@ def prune(
     target: where latency is measured; needed where the config's goal is a latency, or its widths are the target's choice.
     Raises NothingToPruneError where the goal can't be reached, OrderError for a quantized model.
     """
+    _check(task, config, Prune)
     source = task.model if model is None else model
     if isinstance(source, QuantizedModel):
         raise OrderError(
@@ -84,6 +87,7 @@ def distill(
     Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case); TaskError, RecipeError where
     teacher and student don't fit each other.
     """
+    _check(task, config, Distill)
     choice("combine", combine, Combine)
     given = Panel(tuple(teacher), combine) if isinstance(teacher, list | tuple | nn.ModuleList) else teacher
     place = None if resume is None else Resume.of(resume)
@@ -118,6 +122,14 @@ def distill_resumable(
     )
 
 
+def _check(task: object, config: object, kind: type[Step]) -> None:
+    """Raises TaskError or RecipeError where a step was given something else than a task and its own config."""
+    require_task(task)
+    if not isinstance(config, kind):
+        got = config.__name__ if isinstance(config, type) else type(config).__name__
+        raise RecipeError(f"config must be a {kind.__name__}", got=got, remedy=f"write paredown.{kind.__name__}(...)")
+
+
 def _learning(model: nn.Module) -> Callable[[nn.Module], AbstractContextManager[Callable[[Loss], Loss]]] | None:
     """What a quantized model learns besides its weights, as its config says."""
     if not isinstance(model, QuantizedModel) or model.config.scales == "fixed":
@@ -130,6 +142,7 @@ def sparsify(task: Task, config: Sparsify, *, model: nn.Module | None = None, pr
 
     Raises NothingToPruneError where no weight would become zero, OrderError for a quantized model.
     """
+    _check(task, config, Sparsify)
     source = task.model if model is None else model
     if isinstance(source, QuantizedModel):
         raise OrderError("a quantized model can't be made sparse", got="a QuantizedModel", remedy="sparsify first, then quantize")
@@ -149,9 +162,13 @@ def quantize(
     target: the run's; a config that names none takes its runtime, and a limit of latency is measured there.
     Raises NothingToQuantizeError where no weight can go on a grid, OrderError where the model is quantized already.
     """
+    _check(task, config, Quantize)
     source = task.model if model is None else model
     if isinstance(source, QuantizedModel):
         raise OrderError("a model is quantized once", got="a QuantizedModel", remedy="quantize the float model it was made from")
+    other = sorted({str(p.dtype) for p in source.parameters() if p.is_floating_point() and p.dtype is not torch.float32})
+    if other:
+        raise NothingToQuantizeError("weights must be float32 to go on a grid", got=other[0], remedy="call model.float()")
     if config.target is None and target is not None:
         config = replace(config, target=Target.of(target).runtime)
     reduced = config.weights.range == "reduced" or (config.weights.range == "auto" and not has_vnni())
@@ -190,6 +207,7 @@ def export(model: nn.Module, task: Task, *, target: Target | str = "onnxruntime"
 
     Raises ExportError, or ParityError naming the first operator that diverges; then no file is left behind.
     """
+    require_task(task)
     chosen, file = Target.of(target), Path(path)
     if file.is_dir() or file.suffix != ".onnx":
         raise RecipeError("path must be a file that ends in .onnx", got=file.name, remedy='write path="model.onnx"')
@@ -199,5 +217,6 @@ def export(model: nn.Module, task: Task, *, target: Target | str = "onnxruntime"
         check_parity(model, task.inputs, unchecked, chosen, dynamic=task.dynamic, precision=artifact.precision)
         unchecked.replace(file)
     finally:
-        unchecked.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that is none has been told of
+            unchecked.unlink()
     return Artifact(str(file), chosen, artifact.precision, artifact.size_bytes, artifact.digest)

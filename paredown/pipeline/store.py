@@ -11,14 +11,14 @@ A key is a digest of everything that a stage depends on: model, data, target, bu
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import torch
 from torch import nn
 
 from paredown.core.artifact import Candidate, file_digest
@@ -27,7 +27,8 @@ from paredown.core.errors import ArtifactError, OutputError, ParedownError
 from paredown.core.recipe import Recipe
 from paredown.core.report import Parity, Report, Stage
 from paredown.core.target import Target
-from paredown.pipeline.checkpoint import save_checkpoint
+from paredown.pipeline.checkpoint import is_whole, save_checkpoint
+from paredown.pipeline.described import described, described_model, tensor_digest
 from paredown.pipeline.evaluate import scratch_folder
 from paredown.task.batches import each, tensors
 from paredown.task.task import Task
@@ -35,6 +36,7 @@ from paredown.train.state import model_digest
 
 Existing = Literal["refuse", "resume", "replace"]
 _SCRATCH = ".result-"  # of a run that was killed while it wrote its result
+_SCRATCH_STAGE = re.compile(r"\.[0-9a-f]{16}(\.costs\.json)?-\w+")  # of one that was killed in the middle of a stage
 _OURS = ("model.onnx", "checkpoint", "recipe.yaml", "report.json", "report.html", "stages")
 
 
@@ -72,9 +74,8 @@ class Store:
                 got=f"{folder.name} with {(foreign or held)[0]}",
                 remedy="pass --resume, or another folder",
             )
-        if existing == "replace":
-            for name in held:
-                _remove(folder / name)
+        for path in [folder / name for name in held] if existing == "replace" else _left_behind(folder):
+            _remove(path)
         return cls(folder, identity)
 
     def key(self, recipe: Recipe) -> str:
@@ -96,7 +97,7 @@ class Store:
             return None
         stage = relocated(stored.stage, lambda path: str(folder / path))
         path = Path(stage.candidate.artifact.path)
-        if not path.is_file() or file_digest(path) != stage.candidate.artifact.digest:
+        if not path.is_file() or file_digest(path) != stage.candidate.artifact.digest or not is_whole(folder / "checkpoint"):
             return None
         return Stored(stage, stored.parity)
 
@@ -147,32 +148,35 @@ class Store:
         )
 
 
+def _left_behind(folder: Path) -> list[Path]:
+    """Scratch folders in a run's folder, of an earlier run that was killed."""
+    stages = folder.glob("stages/.*")
+    return [*folder.glob(f"{_SCRATCH}*"), *(path for path in stages if _SCRATCH_STAGE.fullmatch(path.name))]
+
+
 def identity(task: Task, budget: Budget, target: Target, seed: int) -> str:
-    """A digest of the model's class and weights, the validation split, the metric, the loss and the user's own functions, the
-    budget, the target and the seed. Of the training split only its length: what it draws may be random.
+    """A digest of the model's code and weights, the shapes of the example inputs, the validation split, the metric, the loss and
+    the user's own functions, the budget, the target and the seed. Of the training split only its length: what it draws may be
+    random.
     """
     digest = hashlib.sha256(model_digest(task.model).encode())
     for batch in each(task.validation, "validation"):
         for tensor in tensors(batch):
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    functions = [_described(f) for f in (task.scorer.fn, task.loss, task.train_step, task.recover)]
+            digest.update(tensor_digest(tensor).encode())
+    functions = [described(f) for f in (task.scorer.fn, task.loss, task.train_step, task.recover)]
+    functions += [*described_model(task.model), described([(tuple(t.shape), t.dtype) for t in tensors(task.inputs)])]
     settings = [dataclasses.asdict(budget), dataclasses.asdict(target), seed, sorted(task.protect), task.dynamic, functions]
-    scorer, length = task.scorer, len(task.train) if isinstance(task.train, Sized) else None
+    scorer, length = task.scorer, _length(task.train)
     digest.update(json.dumps([*settings, scorer.name, scorer.kind.value, scorer.higher_is_better, length], default=str).encode())
     return digest.hexdigest()
 
 
-def _described(function: Any) -> str:
-    """A function by its name and its instructions, so that one that was rewritten is another one."""
-    code = getattr(function, "__code__", None)
-    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__name__)}"
-    return name if code is None else f"{name} {_instructions(code)}"
-
-
-def _instructions(code: Any) -> str:
-    """Those of the functions within it too, whose repr would hold an address."""
-    constants = [_instructions(c) if hasattr(c, "co_code") else repr(c) for c in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"
+def _length(batches: Any) -> int | None:
+    """None where they can't tell; a DataLoader over a stream has a length that raises."""
+    try:
+        return len(batches)
+    except TypeError:
+        return None
 
 
 def read_report(out: str | Path) -> Report:

@@ -65,7 +65,7 @@ def held_batches(quantized: QuantizedModel, task: Task, samples: int) -> list[In
 
 
 def _first(inputs: Inputs, count: int) -> Inputs:
-    kept: Inputs = apply_tensors(inputs, lambda tensor: tensor[:count])
+    kept: Inputs = apply_tensors(inputs, lambda tensor: tensor[:count] if tensor.dim() else tensor)
     return kept
 
 

@@ -89,8 +89,8 @@ def load_snippet(report: Report) -> str:
     return (
         "import numpy as np, onnxruntime as ort\n"
         f'session = ort.InferenceSession({path}, providers=["CPUExecutionProvider"])\n'
-        'types = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}\n'
-        "zeros = lambda i: np.zeros([d if isinstance(d, int) else 1 for d in i.shape], types[i.type])\n"
+        'kind = lambda t: {"float": "float32", "double": "float64"}.get(t, t)  # the others are named as in numpy\n'
+        "zeros = lambda i: np.zeros([d if isinstance(d, int) else 1 for d in i.shape], kind(i.type[7:-1]))\n"
         "outputs = session.run(None, {i.name: zeros(i) for i in session.get_inputs()})  # or your samples, batch first\n"
     )
 

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,13 @@ def apply_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, tuple | list):
         return _sequence(value, [apply_tensors(item, function) for item in value])
     return value
+
+
+def joined(nests: Sequence[Any]) -> Any:
+    """The same nest with the tensors of all of them concatenated on dimension 0. Raises what torch does where they don't fit."""
+    columns = zip(*(tensors(nest) for nest in nests), strict=True)
+    whole = iter([torch.cat(column) for column in columns])
+    return apply_tensors(nests[0], lambda _: next(whole))
 
 
 def arranged(inputs: Any, like: Any) -> Any:

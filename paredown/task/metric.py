@@ -32,6 +32,20 @@ class Metric:
     higher_is_better: bool = True
     name: str = ""
 
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise MetricError(
+                "a Metric's fn must be a function of (output, target)", got=type(self.fn).__name__, remedy="pass paredown.top1"
+            )
+        if not isinstance(self.kind, Kind):
+            raise MetricError(
+                "a Metric's kind must be PER_SAMPLE or CORPUS", got=repr(self.kind), remedy="write kind=paredown.CORPUS"
+            )
+        if not isinstance(self.higher_is_better, bool):
+            raise MetricError(
+                "higher_is_better must be True or False", got=repr(self.higher_is_better), remedy="write higher_is_better=False"
+            )
+
     @classmethod
     def of(cls, value: "Metric | Callable[[Any, Any], Any]") -> "Metric":
         """A Metric passes through; a plain callable is per sample, higher better."""

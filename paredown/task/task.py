@@ -1,5 +1,6 @@
 """The user's model, data, loss and metric, checked against one another once, where they are brought together."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import BatchError, MetricError, NotFiniteError, NotTrainableError, TaskError
-from paredown.task.batches import Batches, Inputs, batch_size, call, check_finite, device_of, each, evaluating, tensors
+from paredown.task.batches import Batches, Inputs, batch_size, call, check_finite, device_of, each, evaluating, joined, tensors
 from paredown.task.metric import Kind, Metric, top1
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """model: trained; the baseline, and the default teacher. Never modified.
+    """model: trained; the baseline, and the default teacher. Never modified. If compiled or DataParallel, the one within.
     example_inputs: a tuple or a dict of tensors; at least 2 samples, batch on dimension 0.
     train: re-iterable of (inputs, target); target may be None where only distillation reads it.
     validation: every choice is made on it. test: optional, read once, for the report.
@@ -42,6 +43,7 @@ class Task:
     name: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", _unwrapped(self.model))
         object.__setattr__(self, "metric", Metric.of(self.metric))
         object.__setattr__(self, "name", self.name or type(self.model).__name__)
         _check_model(self)
@@ -70,7 +72,11 @@ class Task:
         return tuple(dict.fromkeys((*names, *self.protect)))
 
     def require_trainable(self, model: nn.Module | None = None) -> None:
-        """Raises NotTrainableError where no parameter of the model requires a gradient."""
+        """Raises NotTrainableError where no parameter of the model requires a gradient, or none can be taken."""
+        if torch.is_inference_mode_enabled():
+            raise NotTrainableError(
+                "a step that trains needs gradients", got="torch.inference_mode()", remedy="call it outside of inference mode"
+            )
         if not any(p.requires_grad for p in (model or self.model).parameters()):
             raise NotTrainableError(
                 "a step that trains needs parameters that require a gradient",
@@ -79,32 +85,75 @@ class Task:
             )
 
 
+def require_task(value: object) -> None:
+    """Raises TaskError where a step was given something else, such as the model itself."""
+    if not isinstance(value, Task):
+        raise TaskError("task must be a paredown.Task", got=type(value).__name__, remedy="write paredown.Task(model=model, ...)")
+
+
 def _named(example: Any) -> list[tuple[Any, Any]]:
     return list(example.items()) if isinstance(example, dict) else list(enumerate(example))
 
 
+def _unwrapped(model: Any) -> Any:
+    """The module within `torch.compile`, DataParallel and DistributedDataParallel: its names and class are the user's own."""
+    while isinstance(model, nn.Module):
+        parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inner = model.module if parallel else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    return model
+
+
 def _check_model(task: Task) -> None:
-    """The model is a module, the example inputs are a nest of tensors that it takes, and its output is finite."""
+    """The model is a module with weights, the example inputs are a nest of tensors that it takes, and its output is finite."""
     if not isinstance(task.model, nn.Module):
         raise TaskError(
             "model must be a torch.nn.Module",
             got=type(task.model).__name__,
             remedy="pass the module itself, not its class or its file",
         )
-    if not isinstance(task.example_inputs, tuple | dict) or not tensors(task.example_inputs):
+    if isinstance(task.model, torch.jit.ScriptModule):
+        raise TaskError(
+            "model must be a module whose code Python runs", got="a ScriptModule", remedy="pass the module that it was made from"
+        )
+    if task.device.type == "meta":
+        raise TaskError(
+            "model must hold its weights", got="a model on the meta device", remedy="load them before the task is made"
+        )
+    _check_example(task.example_inputs)
+    _check_names(task)
+    check_finite(task.example_inputs, "example_inputs")
+    check_finite(_run(task, task.inputs, "example_inputs"), "the model's output")
+
+
+def _check_example(example: Any) -> None:
+    """A tuple or a dict of tensors with at least 2 samples, all with the batch on dimension 0 (or without any)."""
+    found = tensors(example)
+    if not isinstance(example, tuple | dict) or not found:
         raise TaskError(
             "example_inputs must be a tuple or a dict of tensors",
-            got=type(task.example_inputs).__name__,
+            got=type(example).__name__,
             remedy="write example_inputs=(x,)",
         )
-    first = tensors(task.example_inputs)[0]
-    samples = len(first) if first.dim() else 0
+    samples = len(found[0]) if found[0].dim() else 0
     if samples < 2:
         raise TaskError(
             "example_inputs must hold at least 2 samples (one would fix the batch size)",
             got=samples,
             remedy="stack two samples",
         )
+    if any(len(tensor) != samples for tensor in found if tensor.dim()):
+        raise BatchError(
+            "example_inputs must all have the batch on dimension 0",
+            got=", ".join(str(tuple(tensor.shape)) for tensor in found),
+            remedy="transpose in forward, or keep what has no batch as a buffer of the model",
+        )
+
+
+def _check_names(task: Task) -> None:
+    """What `protect` and `dynamic` name is there."""
     if isinstance(task.protect, str):
         raise TaskError("protect must be a tuple of module names", got=task.protect, remedy=f'write protect=("{task.protect}",)')
     known = {name for name, _ in task.model.named_modules()}
@@ -113,8 +162,44 @@ def _check_model(task: Task) -> None:
         raise TaskError(
             "protect must name modules of the model", got=unknown[0], remedy="see model.named_modules() for the names"
         )
-    check_finite(task.example_inputs, "example_inputs")
-    check_finite(_run(task, task.inputs, "example_inputs"), "the model's output")
+    if task.dynamic is not None:
+        _check_dynamic(task.dynamic, _argument_names(task), task.example_inputs)
+
+
+def _argument_names(task: Task) -> list[Any]:
+    """What the example inputs are called: by the dict's keys, or by the arguments of forward."""
+    if isinstance(task.example_inputs, dict):
+        return list(task.example_inputs)
+    try:
+        return list(inspect.signature(task.model.forward).bind(*task.example_inputs).arguments)
+    except (TypeError, ValueError) as error:
+        raise BatchError(
+            "example_inputs must fit the model", got=_brief(error), remedy="compare with what forward takes"
+        ) from error
+
+
+def _check_dynamic(dynamic: Any, names: list[Any], example: Any) -> None:
+    """{name of an input: {dimension: name}}; a name that isn't one would silently leave its dimension fixed."""
+    if not isinstance(dynamic, dict) or not all(_names_dimensions(dims) for dims in dynamic.values()):
+        raise TaskError(
+            "dynamic must be {input: {dimension: name}}",
+            got=repr(dynamic),
+            remedy=f'write dynamic={{"{names[0]}": {{1: "length"}}}}',
+        )
+    unknown = [name for name in dynamic if name not in names]
+    if unknown:
+        raise TaskError(
+            "dynamic must name inputs of the model", got=unknown[0], remedy=f"its inputs are {', '.join(map(str, names))}"
+        )
+    given = dict(zip(names, example.values() if isinstance(example, dict) else example, strict=False))
+    for name, dims in dynamic.items():
+        most = given[name].dim() - 1 if isinstance(given[name], Tensor) else max(dims, default=0)
+        if not all(0 <= dimension <= most for dimension in dims):
+            raise TaskError(f"dynamic dimensions of {name} must be in [0, {most}]", got=max(dims), remedy="count them from 0")
+
+
+def _names_dimensions(dims: Any) -> bool:
+    return isinstance(dims, dict) and all(type(d) is int and isinstance(name, str) for d, name in dims.items())
 
 
 def _check_first_batch(task: Task, split: str) -> None:
@@ -134,7 +219,17 @@ def _check_first_batch(task: Task, split: str) -> None:
         if task.scorer.kind is Kind.PER_SAMPLE:
             _scored(task, lambda: task.scorer.per_sample(output, target, batch_size(inputs)))
         else:
-            _scored(task, lambda: task.scorer.corpus(output, target))
+            _check_corpus(task, split, output, target)
+
+
+def _check_corpus(task: Task, split: str, output: Any, target: Any) -> None:
+    """A corpus metric takes the first batch; or the whole split, where that is too little for it (it lacks a class, say)."""
+    try:
+        _scored(task, lambda: task.scorer.corpus(output, target))
+    except MetricError:
+        pairs = [(_run(task, inputs, split), own) for inputs, own in each(getattr(task, split), split, task.device)]
+        outputs, targets = zip(*pairs, strict=True)
+        _scored(task, lambda: task.scorer.corpus(joined(outputs), joined(targets)))
 
 
 def _scored(task: Task, score: Callable[[], Any]) -> None:

@@ -92,11 +92,21 @@ RECIPES: dict[str, Case] = {
     "unknown step": (lambda: Recipe.parse("steps: [{step: shrink}]"), RecipeError, "shrink", "write `- step: prune`"),
     "unknown field": (lambda: Recipe.parse("steps: [{step: prune, ratios: 1}]"), RecipeError, "ratios", "its fields are"),
     "wrong type": (lambda: Recipe.parse("steps: [{step: prune, ratio: half}]"), RecipeError, "half", "its fields are"),
+    "yes for a number": (lambda: Recipe.parse("steps: [{step: quantize, samples: yes}]"), RecipeError, "True", "the number"),
+    "true within a field": (
+        lambda: Recipe.parse("steps: [{step: distill, training: {learning_rate: true}}]"),
+        RecipeError,
+        "learning_rate",
+        "number",
+    ),
+    "a tag of Python's": (lambda: Recipe.parse("!!python/name:os.system x"), RecipeError, "constructor", "recipe.yaml"),
     "a list instead of a recipe": (lambda: Recipe.parse("- prune"), RecipeError, "['prune']", "recipe.yaml"),
     "not YAML": (lambda: Recipe.parse("steps: [{"), RecipeError, "valid YAML or JSON", "recipe.yaml"),
     "empty file": (lambda: Recipe.parse(""), RecipeError, "None", "recipe.yaml"),
 }
 MISTYPED: dict[str, Case] = {
+    "one step for a recipe": (lambda: Recipe(Quantize()), RecipeError, "Quantize(", "Recipe(("),  # type: ignore[arg-type]
+    "a class for a step": (lambda: Recipe((Quantize,)), RecipeError, "Quantize", "Recipe(("),  # type: ignore[arg-type]
     "ratio as text": (lambda: Prune(ratio="half"), RecipeError, "'half'", "leave it out"),  # type: ignore[arg-type]
     "temperature of None": (lambda: Distill(temperature=None), RecipeError, "None", "leave it out"),  # type: ignore[arg-type]
     "training as text": (lambda: Distill(training="long"), RecipeError, "'long'", "leave it out"),  # type: ignore[arg-type]
@@ -130,6 +140,7 @@ def test_bad_input_is_a_typed_error_with_value_and_remedy(name: str) -> None:
     assert value in str(caught.value)
     assert remedy in caught.value.remedy
     assert str(caught.value).startswith(caught.value.rule)
+    assert "\n" not in str(caught.value)
 
 
 def test_message_states_rule_value_and_remedy_in_that_order() -> None:

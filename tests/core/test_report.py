@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from paredown.core.budget import Budget
-from paredown.core.errors import ArtifactError
+from paredown.core.errors import ArtifactError, OutputError
 from paredown.core.recipe import Recipe
 from paredown.core.report import Profile, Report
 from paredown.core.target import Target
@@ -79,3 +79,10 @@ def test_report_from_a_file_has_neither_model_nor_renderer(tmp_path: pathlib.Pat
         report.best.module()
     with pytest.raises(ArtifactError, match="paredown report DIR"):
         report.save_html(tmp_path / "x.html")
+
+
+@pytest.mark.parametrize("place", ["absent/page.html", "."], ids=["no folder", "a folder"])
+def test_page_that_cannot_be_written_is_a_clear_error_and_leaves_nothing(place: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(OutputError, match="name a file"):
+        sample_report().with_renderer(lambda _: "page").save_html(tmp_path / place)
+    assert list(tmp_path.iterdir()) == []

@@ -138,6 +138,19 @@ def test_the_users_recover_is_called_on_a_recalibrated_copy_and_nothing_else(sma
     assert not torch.equal(found.get_buffer("stem.1.running_mean"), student.get_buffer("stem.1.running_mean"))
 
 
+@pytest.mark.parametrize(
+    ("recover", "message"),
+    [
+        (nn.Sequential, "the SmallResNet that it was given, got Sequential"),
+        (lambda _: make_small_resnet(4), r"\(4, 1, 3, 3\) for \(8,"),
+    ],
+    ids=["wrapped", "another"],
+)
+def test_recover_that_returns_another_model_is_an_error(small_resnet: nn.Module, recover: Any, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        distill_model(small_resnet, make_task(small_resnet, recover=recover), SHORT)
+
+
 def test_recover_that_returns_no_model_is_an_error(small_resnet: nn.Module) -> None:
     with pytest.raises(TaskError, match="recover must return a model, got NoneType"):
         distill_model(small_resnet, make_task(small_resnet, recover=lambda _: None), SHORT)

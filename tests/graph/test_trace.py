@@ -62,6 +62,12 @@ def test_modes_of_all_modules_are_kept() -> None:
     assert model.training and not model[1].training
 
 
+def test_nothing_but_the_error_is_said_where_a_model_cannot_be_followed(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(TraceError):
+        trace(Branches(), (X,))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_error_names_the_users_line() -> None:
     with pytest.raises(TraceError, match=r"test_trace.py:\d+, in forward") as caught:
         trace(Branches(), (X,))

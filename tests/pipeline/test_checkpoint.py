@@ -96,6 +96,7 @@ def edit(**changes: object) -> Callable[[Path], None]:
     return change
 
 
+QUANTIZED = {"step": {"step": "quantize"}, "reduced": True, "inputs": [[0, [2, 1, 8, 8], "float32"]], "dynamic": None}
 DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("truncated weights", truncate, "corrupt or truncated"),
     ("flipped byte", flip_a_byte, "corrupt or truncated"),
@@ -106,6 +107,8 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     ("another format", edit(format="other"), "what save_checkpoint wrote"),
     ("a later version", edit(version=99), "reads version 1"),
     ("indices out of range", edit(kept={"block1.conv1.weight": {"0": [0, 999]}}), "build the model as it was"),
+    ("quantized with inputs of no type", edit(quantized=QUANTIZED | {"inputs": [[0, [2, 1, 8, 8], "float3"]]}), "as it was"),
+    ("quantized with dynamic lengths that are none", edit(quantized=QUANTIZED | {"dynamic": "length"}), "as it was"),
     ("unknown parameter", edit(kept={"nothing.weight": {"0": [0]}}), "build the model as it was"),
 ]
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from paredown.core.errors import CertificationError, ExportError, NothingToPrune
 from paredown.core.training import Resume
 from paredown.pipeline import apply as doing
 from paredown.pipeline import compress as main_job
-from paredown.pipeline.store import read_report
+from paredown.pipeline.store import Store, identity, read_report
 
 TARGET = Target("onnxruntime", batch=16, threads=1)
 SIZE_ONLY = Budget(max_drop=0.05, size="0.9x")  # no latency: a verdict must not hang on this machine's noise
@@ -211,6 +212,16 @@ def test_stage_whose_file_was_changed_is_done_again(pattern_task: Task, tmp_path
     assert again.met and again.best.artifact.digest == first.best.artifact.digest
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "stage.json", "checkpoint/model.safetensors", "checkpoint/manifest.json"])
+def test_damaged_stage_is_not_taken_up(finished: tuple[Report, Path, Task], tmp_path: Path, name: str) -> None:
+    _, out, task = finished
+    copied = Store(Path(shutil.copytree(out, tmp_path / "run")), identity(task, SIZE_ONLY, TARGET, 0))
+    assert copied.find(FULL) is not None
+    broken = copied.folder(FULL) / name
+    broken.write_bytes(broken.read_bytes()[:-10])
+    assert copied.find(FULL) is None
+
+
 def test_failing_step_leaves_nothing_half_written(pattern_task: Task, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with pytest.raises(NothingToPruneError):
@@ -241,11 +252,12 @@ def test_few_samples_of_a_metric_that_is_not_right_or_wrong_are_refused(pattern_
         paredown.compress(few, Budget(max_drop=0.01, size="0.5x"), target=TARGET, out=tmp_path / "run")
 
 
-def test_weights_in_bfloat16_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    x = torch.randn(4, 8, dtype=torch.bfloat16)
-    model = torch.nn.Linear(8, 2, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_16_bits_are_refused_with_the_remedy(dtype: torch.dtype, tmp_path: Path) -> None:
+    x = torch.randn(4, 8, dtype=dtype)
+    model = torch.nn.Linear(8, 2, dtype=dtype)
     task = Task(model, (x,), train=[(x, torch.zeros(4).long())], validation=[(x, torch.zeros(4).long())])
-    with pytest.raises(ExportError, match=r"bfloat16; call model.float\(\)"):
+    with pytest.raises(ExportError, match=r"float16; call model.float\(\)"):
         paredown.export(model, task, path=tmp_path / "model.onnx")
 
 

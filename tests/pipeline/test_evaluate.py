@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import paredown
 from paredown import Target, Task
 from paredown.core.errors import BatchError
-from paredown.pipeline.evaluate import score_file
+from paredown.pipeline.evaluate import candidate_of, export_checked, score_file, with_final
 
 Pair = namedtuple("Pair", ["a", "b"])
 
@@ -68,3 +68,49 @@ def test_named_tuples_are_inputs_too(tmp_path: Path) -> None:
     named = Task(plain.model, (inputs["a"][:2], inputs["b"][:2]), train=[batch], validation=[batch])
     paredown.export(plain.model, named, path=file)
     assert score_file(named, file, Target(), "validation").value == 1.0
+
+
+def test_a_system_that_cannot_tell_peak_memory_costs_the_figure_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = task("ab")
+    artifact, _ = export_checked(given.model, given, Target(threads=1), tmp_path / "model.onnx")
+    found, _ = candidate_of(given.model, given, artifact, recipe=paredown.Recipe(), baseline=None, confidence=0.95)
+    measured, _ = with_final(found, given, found, 0.95)
+    monkeypatch.delattr("os.wait4")
+    unmeasured, _ = with_final(found, given, found, 0.95)
+    assert measured.memory is not None and unmeasured.memory is None
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return scale * self.head(self.body(x).relu())
+
+
+def test_an_input_that_is_one_number_for_the_whole_batch_goes_through_every_step(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, scale = torch.randn(60, 4), torch.tensor(2.0)
+    batch = ((x, scale), x.argmax(1) % 2)
+    given = Task(Scaled(), (x[:2], scale), train=[batch], validation=[batch])
+    pruned = paredown.prune(given, paredown.Prune(ratio=0.4, widths=paredown.Widths(round_to=1)))
+    artifact = paredown.export(paredown.quantize(given, paredown.Quantize(), model=pruned), given, path=tmp_path / "model.onnx")
+    assert score_file(given, Path(artifact.path), Target(threads=1), "validation").n == 60
+
+
+class Absent(nn.Linear):
+    def forward(self, x: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, super().forward(x)
+
+
+def test_an_output_that_is_none_stays_none(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 4)
+    second = paredown.Metric(lambda output, target: (output[1].argmax(1) == target).double())
+    batch = (x, x.argmax(1) % 2)
+    given = Task(Absent(4, 2), (x[:2],), [batch], [batch], metric=second, loss=lambda output, _: output[1].sum())
+    artifact = paredown.export(given.model, given, path=tmp_path / "model.onnx")
+    assert score_file(given, Path(artifact.path), Target(threads=1), "validation").n == 60

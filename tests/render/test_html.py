@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -232,9 +233,9 @@ def test_recipe_is_shown_as_yaml_that_parses_back(met: str) -> None:
     assert Recipe.parse(shown.group(1)) == report.best.recipe
 
 
-def _identity_file(path: str) -> None:
+def _identity_file(path: str, kind: int = TensorProto.FLOAT) -> None:
     shape = ["batch", 3]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    values = [helper.make_tensor_value_info(name, kind, shape) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
 
@@ -252,3 +253,14 @@ def test_five_lines_load_and_run_the_file_without_paredown(runtime: str, tmp_pat
     assert len(snippet.strip().splitlines()) == 5
     assert "paredown" not in snippet
     np.testing.assert_array_equal(np.asarray(found["outputs"])[0], np.zeros((1, 3), np.float32))
+
+
+@pytest.mark.parametrize("kind", ["int32", "uint8", "float16", "double", "bool"])
+def test_five_lines_feed_inputs_of_any_type(kind: str, tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "model.onnx")
+    _identity_file(path, getattr(TensorProto, kind.upper()))
+    report = sample_report()
+    best = dataclasses.replace(report.best, artifact=dataclasses.replace(report.best.artifact, path=path))
+    found: dict[str, object] = {}
+    exec(load_snippet(dataclasses.replace(report, best=best)), found)
+    assert np.asarray(found["outputs"])[0].dtype == np.dtype(kind)

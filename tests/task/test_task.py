@@ -88,6 +88,17 @@ BAD: list[tuple[str, type[ParedownError], dict[str, Any], str]] = [
     ("metric is NaN", MetricError, {"metric": lambda output, target: torch.full((6,), float("nan"))}, "guard its division"),
     ("metric is no function", MetricError, {"metric": "top1"}, "paredown.top1"),
     ("corpus metric gives a tensor", MetricError, {"metric": Metric(lambda output, target: output, CORPUS)}, "kind=PER_SAMPLE"),
+    ("model is scripted", TaskError, {"model": torch.jit.script(nn.Linear(4, 3))}, "made from"),
+    (
+        "an input has its batch elsewhere",
+        BatchError,
+        {"model": nn.Bilinear(4, 4, 3), "example_inputs": (X[:2], X[:3])},
+        "transpose in forward",
+    ),
+    ("model has no weights yet", TaskError, {"model": nn.Linear(4, 3, device="meta")}, "load them"),
+    ("dynamic names no input", TaskError, {"dynamic": {"x": {1: "length"}}}, "its inputs are input"),
+    ("dynamic without dimensions", TaskError, {"dynamic": {"input": 1}}, 'write dynamic={"input": {1: "length"}}'),
+    ("dynamic beyond the input", TaskError, {"dynamic": {"input": {2: "length"}}}, "count them from 0"),
     ("protect names nothing", TaskError, {"protect": ("head",)}, "named_modules"),
 ]
 
@@ -100,11 +111,39 @@ def test_bad_input_is_a_typed_error_with_its_remedy(error: type[ParedownError], 
     assert caught.value.rule in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "remedy"), [({"kind": "per sample"}, "kind=paredown.CORPUS"), ({"higher_is_better": "no"}, "=False")]
+)
+def test_metric_whose_kind_or_direction_is_a_word_is_refused(fields: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(MetricError, match=remedy):
+        Metric(paredown.top1.fn, **fields)
+
+
+def needing_all_classes(output: Tensor, target: Tensor) -> float:
+    if len(target.unique()) < 3:
+        raise ValueError("a class is missing")
+    return float((output.argmax(1) == target).double().mean())
+
+
+def test_corpus_metric_that_one_batch_is_too_little_for_is_tried_on_the_whole_split() -> None:
+    by_class = [(X[i : i + 1], Y[i : i + 1]) for i in range(3)]
+    assert task(metric=Metric(needing_all_classes, CORPUS), validation=by_class).validation == by_class
+    with pytest.raises(MetricError, match="a class is missing"):
+        task(metric=Metric(needing_all_classes, CORPUS), validation=by_class[:2])
+
+
 def test_a_good_task_is_taken_and_its_model_keeps_its_mode() -> None:
     model = nn.Sequential(nn.Linear(4, 3), nn.Dropout())
     model[1].eval()
     made = task(model=model)
     assert made.name == "Sequential" and model.training and not model[1].training
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda model: torch.compile(nn.DataParallel(model))])
+def test_wrapped_model_is_taken_for_the_module_within(wrap: Any) -> None:
+    model = nn.Linear(4, 3)
+    made = task(model=wrap(model))
+    assert made.model is model and made.name == "Linear"
 
 
 def test_inputs_may_be_a_dict_and_outputs_any_nest() -> None:
@@ -130,6 +169,11 @@ def test_a_frozen_model_makes_a_task_but_can_not_train() -> None:
     frozen = task(model=nn.Linear(4, 3).requires_grad_(False))
     with pytest.raises(NotTrainableError, match="requires_grad_"):
         frozen.require_trainable()
+
+
+def test_nothing_trains_in_inference_mode() -> None:
+    with torch.inference_mode(), pytest.raises(NotTrainableError, match="outside of inference mode"):
+        task().require_trainable()
 
 
 def test_top1_is_one_where_the_largest_logit_is_the_label() -> None:

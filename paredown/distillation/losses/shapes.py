@@ -48,10 +48,18 @@ def class_axis(student: Tensor, teacher: Tensor) -> int:
             got=f"{tuple(teacher.shape)} and {tuple(student.shape)}",
             remedy="pass a teacher with the student's classes",
         )
-    axis = 2 if student.dim() == 3 else 1
-    if student.dim() < 2 or student.shape[axis] < 2:
+    if not has_classes(student):
         raise TaskError(
             "soft labels need logits of at least 2 classes", got=tuple(student.shape),
-            remedy="set hard_weight=1 to train by the task's own loss alone (regression has no soft labels)",
+            remedy='set soft="regression" for outputs that are numbers, or hard_weight=1 to train by the task\'s own loss alone',
         )  # fmt: skip
-    return axis
+    return _class_axis(student)
+
+
+def has_classes(output: Tensor) -> bool:
+    """Whether an output can be logits: at least 2 numbers where classes lie."""
+    return output.dim() >= 2 and output.shape[_class_axis(output)] >= 2
+
+
+def _class_axis(output: Tensor) -> int:
+    return 2 if output.dim() == 3 else 1

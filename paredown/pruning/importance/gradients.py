@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paredown.core.errors import BatchError, NotFiniteError
+from paredown.core.errors import BatchError, NotFiniteError, TaskError
 from paredown.graph.groups import Group
 from paredown.pruning.importance.taylor import gate_gradient
 from paredown.pruning.importance.taylor_second import perturbation
@@ -31,6 +31,12 @@ def output_change(task: Task, seed: int) -> Objective:
         if task.train_step is not None:
             return task.train_step(model, batch)
         parts = [t for t in tensors(call(model, batch[0])) if t.is_floating_point()]
+        if not parts:
+            raise TaskError(
+                "an importance by the output's change needs an output of floating-point numbers",
+                got="none",
+                remedy='return logits, or write importance="magnitude"',
+            )
         return torch.stack([_projection(t, generator) for t in parts]).sum()
 
     return objective

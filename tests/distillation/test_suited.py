@@ -1,0 +1,71 @@
+"""A recovery that nobody wrote fits the task's outputs and targets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paredown.core.effort import Effort
+from paredown.core.steps import Distill, Prune, Schedule, Training, Widths
+from paredown.distillation.suited import suited
+from paredown.pipeline.schedule import prune_by_schedule
+from paredown.pipeline.steps import distill
+from paredown.task.metric import Metric
+from paredown.task.task import Task
+
+X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+LABELS, NUMBERS = torch.arange(16) % 3, X[:, :3].cos()
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classes, self.value = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.body(x).relu()
+        return self.classes(y), self.value(y)
+
+
+def task(model: nn.Module, target: Any, loss: Callable[[Any, Any], Tensor]) -> Task:
+    error = Metric(
+        lambda output, _: (output[0] if isinstance(output, tuple) else output).square().mean(1), higher_is_better=False
+    )
+    return Task(model, (X[:2],), train=[(X, target)], validation=[(X, LABELS)], loss=loss, metric=error)
+
+
+def mlp(outputs: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, outputs))
+
+
+def first_head(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output[0], target)
+
+
+CASES: dict[str, tuple[Task, Distill]] = {
+    "labels": (task(mlp(3), LABELS, nn.functional.cross_entropy), Distill()),
+    "no labels": (task(mlp(3), None, nn.functional.cross_entropy), Distill(hard_weight=0)),
+    "numbers": (task(mlp(3), NUMBERS, nn.functional.mse_loss), Distill(soft="regression")),
+    "one number": (task(mlp(1), NUMBERS[:, :1], nn.functional.mse_loss), Distill(soft="regression")),
+    "logits beside a number": (task(TwoHeads(), LABELS, first_head), Distill(soft="regression")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recovery_fits_the_outputs_and_targets_and_can_be_carried_out(name: str) -> None:
+    given, expected = CASES[name]
+    found = suited(given)
+    assert found == expected
+    training = Training(effort=Effort(2, "steps"))
+    trained = distill(given, Distill(soft=found.soft, hard_weight=found.hard_weight, training=training))
+    assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), given.model.parameters(), strict=True))
+
+
+def test_schedule_of_cuts_recovers_a_regression_between_them() -> None:
+    given, _ = CASES["one number"]
+    config = Prune(ratio=0.5, schedule=Schedule(steps=2, between=Effort(1, "steps")), widths=Widths(round_to=1))
+    pruned = prune_by_schedule(given, config, given.model, None)
+    assert pruned.get_submodule("0").out_features <= 4  # type: ignore[operator]  # torch types attributes as modules
