@@ -26,8 +26,9 @@ from paredown.distillation.losses.language import sequence_loss, token_loss
 from paredown.distillation.losses.soft_labels import blend
 from paredown.distillation.outputs import hard_loss, logits_of, soft_loss
 from paredown.distillation.teacher import Asked
-from paredown.task.batches import Batch, Inputs, batch_size, call
+from paredown.task.batches import Batch, Inputs, batch_size, call, fitting
 from paredown.task.task import Task
+from paredown.train.batchnorm import needing_two_samples
 from paredown.train.state import under
 
 
@@ -91,7 +92,7 @@ class Objective:
         if self.writer is not None and not self.config.features:
             return _Seen(), _Seen()
         samples = batch_size(inputs)
-        with _watching(self.attended, samples) as our_attentions:
+        with fitting("train", inputs), needing_two_samples(), _watching(self.attended, samples) as our_attentions:
             output, ours = _seen(student, inputs, [each.pair.student for each in self.compared])
         with _watching(self.attended, samples) as their_attentions:
             wanted, theirs = self._asked(teacher, inputs)

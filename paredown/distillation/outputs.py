@@ -17,7 +17,7 @@ from paredown.distillation.losses.regression import regression_loss
 from paredown.distillation.losses.soft_labels import soft_label_loss
 from paredown.distillation.losses.standardized import standardized_loss
 from paredown.distillation.teacher import floating
-from paredown.task.batches import Batch, call
+from paredown.task.batches import Batch, call, fitting
 from paredown.task.task import Task
 
 
@@ -84,4 +84,5 @@ def hard_loss(task: Task, student: nn.Module, batch: Batch, output: Any) -> Tens
         raise TaskError(
             "the hard loss needs a target", got="target None in train", remedy="set hard_weight=0 to distill without labels"
         )
-    return task.loss(call(student, inputs) if output is None else output, target)
+    with fitting("train", inputs, target):
+        return task.loss(call(student, inputs) if output is None else output, target)

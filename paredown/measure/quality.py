@@ -20,7 +20,7 @@ from paredown.core.errors import BatchError, MetricError, TaskError
 from paredown.core.measurement import Measurement
 from paredown.measure.bootstrap import Interval, Vector, mean_bounds, set_bounds
 from paredown.measure.bounds import drop_bounds, proportion_bounds, samples_needed, smallest_drop
-from paredown.task.batches import Inputs, apply_tensors, batch_size, check_finite, digests, each, joined, tensors
+from paredown.task.batches import Inputs, apply_tensors, batch_size, check_finite, digests, each, fitting, joined, tensors
 from paredown.task.metric import Kind, Metric
 from paredown.task.task import Task
 
@@ -70,7 +70,7 @@ def score(predict: Callable[[Inputs], Any], task: Task, split: str) -> Scores:
     for inputs, target in each(batches, split, task.device):
         for sample in digests(inputs):
             digest.update(sample)
-        with torch.no_grad():
+        with torch.no_grad(), fitting(split, inputs):
             output = predict(inputs)
         _check_output(output, batch_size(inputs), split)
         parts.append(_part(metric, output, _beside(target, output), batch_size(inputs)))

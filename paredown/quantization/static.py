@@ -29,7 +29,7 @@ from paredown.quantization.placement import Placement, edges, place, rules_of
 from paredown.quantization.refine import refine_
 from paredown.quantization.scheme import Scheme, scheme_of
 from paredown.quantization.weights import extreme_scales, fitted_scales
-from paredown.task.batches import Inputs, apply_tensors, batch_size, call, check_finite, device_of, each
+from paredown.task.batches import Inputs, apply_tensors, batch_size, call, check_finite, device_of, each, fitting
 from paredown.task.task import Task
 
 _BIAS_STEPS = 2.0**30  # half of what an int32 holds
@@ -134,7 +134,8 @@ def calibrate_(quantized: QuantizedModel, task: Task, progress: Progress = silen
     seen = 0
     with torch.no_grad(), _observing(quantized, observers):
         for inputs, _ in each(task.train, "train", device_of(quantized)) if observers else ():
-            call(quantized, inputs)
+            with fitting("train", inputs):
+                call(quantized, inputs)
             seen += batch_size(inputs)
             progress("calibrating", min(0.99, seen / config.samples) if config.samples else 0.0)
             if config.samples and seen >= config.samples:

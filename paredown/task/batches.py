@@ -143,6 +143,22 @@ def each(batches: Batches, name: str, device: torch.device | str = "cpu") -> Ite
         )
 
 
+@contextlib.contextmanager
+def fitting(name: str, inputs: Inputs, target: Any = None) -> Iterator[None]:
+    """What a model, or a loss, says of a batch that isn't like the first ones, as a BatchError that shows the batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        shapes = [str(tuple(tensor.shape)) for tensor in (*tensors(inputs), *tensors(target))]
+        raise BatchError(
+            f"every batch of {name} must fit the model and the loss",
+            got=f"{', '.join(shapes)}: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
+            remedy="look for the sample that differs from example_inputs",
+        ) from error
+
+
 def check_finite(value: Any, what: str) -> None:
     """Raises NotFiniteError where a floating-point tensor in `value` holds NaN or infinity."""
     for tensor in tensors(value):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from paredown.core.errors import BatchError
-from paredown.task.batches import Batches, call, device_of, each, evaluating
+from paredown.task.batches import Batches, call, device_of, each, evaluating, fitting
 
 
 def recalibrate_(model: nn.Module, batches: Batches, *, frozen: Collection[str] = (), batches_at_most: int = 50) -> int:
@@ -29,9 +29,10 @@ def recalibrate_(model: nn.Module, batches: Batches, *, frozen: Collection[str] 
     if not norms:
         return 0
     device = device_of(model)
-    with evaluating(model), _averaging(norms), torch.no_grad(), needing_two_samples():
+    with evaluating(model), _averaging(norms), torch.no_grad():
         for inputs, _ in itertools.islice(each(batches, "train", device), batches_at_most):
-            call(model, inputs)
+            with fitting("train", inputs), needing_two_samples():
+                call(model, inputs)
     return len(norms)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from paredown.core.effort import Effort
-from paredown.core.errors import NotTrainableError, TaskError
+from paredown.core.errors import BatchError, NotTrainableError, TaskError
 from paredown.core.steps import Distill, Training
 from paredown.distillation.losses.soft_labels import soft_label_loss
 from paredown.distillation.recover import distill_model
@@ -232,3 +232,19 @@ def test_protected_modules_keep_weights_and_statistics(small_resnet: nn.Module, 
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and not any(name.startswith(("stem.", "head.")) for name in changed)
     assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+@pytest.mark.parametrize(
+    ("batch", "shown"),
+    [
+        ((torch.randn(8, 3, 8, 8), torch.zeros(8, dtype=torch.long)), r"\(8, 3, 8, 8\).*RuntimeError"),
+        ((torch.randn(8, 1, 8, 8), torch.zeros(7, dtype=torch.long)), r"\(8, 1, 8, 8\), \(7,\).*ValueError"),
+        ((torch.randn(8, 1, 8, 8), torch.full((8,), 10)), r"\(8, 1, 8, 8\), \(8,\).*IndexError"),
+    ],
+    ids=["inputs", "length of the target", "class out of range"],
+)
+def test_a_later_batch_that_does_not_fit_is_an_error_that_shows_it(small_resnet: nn.Module, batch: object, shown: str) -> None:
+    task = Task(small_resnet, (X,), [(X, Y), batch], [(X, Y)])
+    config = Distill(recalibrate=False, training=Training(effort=Effort(2, "steps")))
+    with pytest.raises(BatchError, match=rf"every batch of train must fit.*{shown}.*differs from example_inputs"):
+        distill_model(small_resnet, task, config)

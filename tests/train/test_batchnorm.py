@@ -82,7 +82,7 @@ def failing(*_: Tensor) -> None:
 @pytest.mark.parametrize(
     ("hook", "data", "error"),
     [
-        (failing, batches(), RuntimeError),
+        (failing, batches(), BatchError),
         (None, [], BatchError),
         (None, [(torch.zeros(2, 1, 8, 8) / 0, None)], NotFiniteError),
     ],
