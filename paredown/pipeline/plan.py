@@ -49,7 +49,7 @@ class Planner:
 
     costs: of the file that an untrained recipe gives, the ratios on these axes at least; None where it can't be carried out.
     recovery: how each recovery distills; for how long, `effort` says.
-    quantizes: False once it is known that nothing of the model runs in int8.
+    quantizes: False once it is known that nothing of the model runs in int8, or that it gains nothing.
     """
 
     limits: Ratios
@@ -81,6 +81,8 @@ class Planner:
 
     def tell(self, outcome: Outcome) -> None:
         """What the last proposal came to."""
+        if not self.told and outcome.possible and all(outcome.ratios[axis] >= 1 for axis in self.limits):
+            self.quantizes = False  # a model so small, or so narrow, that int8 makes nothing smaller or faster
         self.told.append((self._goal, self._asked, outcome))
         if not outcome.possible or (not outcome.drop_met and self._asked < 1):
             self._failed.add((self._goal, self._asked))

@@ -128,6 +128,15 @@ def test_a_latency_out_of_reach_of_the_table_is_looked_for_by_macs() -> None:
     assert 0.8 * (1 - third.steps[0].ratio) <= 0.6
 
 
+def test_where_int8_gains_nothing_pruning_goes_alone() -> None:
+    planner = Planner({"size": 0.4}, EFFORT, costs_in(lambda kept: (1.0, 0.9 * kept, True)))
+    planner.ask()
+    planner.tell(Outcome({"size": 1.2}, drop_met=True))
+    second = planner.ask()
+    assert second is not None
+    assert [type(step) for step in second.steps] == [Prune, Distill]
+
+
 def test_no_cut_is_trained_that_comes_no_nearer_to_the_limits() -> None:
     """As at batch 1, where a small model's time is that of its calls, whatever the widths."""
     planner = Planner({"latency": 0.45}, EFFORT, costs_in(lambda kept: (0.58 if kept < 1 else 0.56, 0.3, True)))
