@@ -150,3 +150,21 @@ def test_a_table_is_never_presented_as_training(table: Table) -> None:
     assert "test_accuracy" in found.best.test
     assert not any("test_accuracy" in result.metrics for result in found.history)
     assert json.loads(found.to_json())["source"] == "table"
+
+
+def test_candidates_are_all_that_was_judged_best_first_and_tests_are_of_the_front_alone(table: Table) -> None:
+    found = search(table.space, table, strategy=functools.partial(Random, unique=False), effort=40)
+    assert [each.architecture for each in found.candidates[:1]] == [found.best.architecture]
+    values = [each.validation["accuracy"] for each in found.candidates]
+    assert values == sorted(values, reverse=True)
+    assert {each.architecture for each in found.candidates} == {result.architecture for result in found.history}
+    assert [each.architecture for each in found.candidates if each.test] == [found.front[0].architecture]
+    assert "source: table" in str(found)
+    assert f"test: test_accuracy {found.best.test['test_accuracy']:.4g}" in str(found)
+
+
+def test_candidates_outside_the_limits_come_last() -> None:
+    found = search(toy(), score, effort=30, limits=(Limit("cost", high=5.0),))
+    inside = [each.validation["cost"] <= 5 for each in found.candidates]
+    assert inside == sorted(inside, reverse=True)
+    assert 0 < sum(inside) < len(inside)
