@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from paredown.core.steps import Slimming as Slimming
     from paredown.core.steps import Weights as Weights
     from paredown.core.steps import Widths as Widths
+    from paredown.core.subnets import Subnets as Subnets
     from paredown.core.target import Target
     from paredown.core.training import Resume as Resume
     from paredown.core.training import Training
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
     from paredown.pipeline.chain import distill_chain
+    from paredown.pipeline.architecture import elastic_space as elastic_space
+    from paredown.pipeline.architecture import search_subnets
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
     from paredown.pipeline.steps import distill, export, prune, quantize, sparsify
@@ -73,6 +76,7 @@ _HOME = {
     "export": "pipeline.steps", "prune": "pipeline.steps",
     "quantize": "pipeline.steps", "layer_bits": "quantization.bits", "sparsify": "pipeline.steps",
     "search": "nas.search",
+    "Subnets": "core.subnets", "search_subnets": "pipeline.architecture", "elastic_space": "pipeline.architecture",
 }  # fmt: skip
 
 __all__ = [
@@ -102,6 +106,7 @@ __all__ = [
     "quantize",
     "save_checkpoint",
     "search",
+    "search_subnets",
     "sparsify",
     "top1",
 ]
