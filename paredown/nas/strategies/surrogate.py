@@ -89,13 +89,14 @@ class Surrogate:
             outside = np.zeros(len(pool))
             for column, scale, limit in zip(drawn[:, count:].T, scales[count:], problem.limits, strict=True):
                 outside += _outside(column, scale, limit)
-            if count == 1:
-                order = np.lexsort((drawn[:, 0], outside))
-            else:
-                inside = problem.violations(known) <= 0
-                order = _by_improvement(drawn[:, :count], outside, np.stack(targets[:count], axis=1)[inside])
-            chosen += self._first_new(pool, order, chosen)
+            seen = np.stack(targets[:count], axis=1)[problem.violations(known) <= 0]
+            chosen += self._first_new(pool, self._order(drawn[:, :count], outside, seen), chosen)
         return chosen
+
+    def _order(self, drawn: NDArray[np.float64], outside: Vector, seen: NDArray[np.float64]) -> Places:
+        """The pool, most wanted first. drawn (pool, objectives): costs; seen (n, objectives): of results within the limits."""
+        alone = drawn.shape[1] == 1
+        return np.lexsort((drawn[:, 0], outside)) if alone else by_improvement(drawn, outside, seen)
 
     def _first_new(self, pool: Sequence[Architecture], order: Places, chosen: Sequence[Architecture]) -> list[Architecture]:
         for place in order.tolist():
@@ -166,7 +167,7 @@ def _outside(drawn: Vector, scale: Scale, limit: Limit) -> Vector:
     return found
 
 
-def _by_improvement(drawn: NDArray[np.float64], outside: Vector, seen: NDArray[np.float64]) -> Places:
+def by_improvement(drawn: NDArray[np.float64], outside: Vector, seen: NDArray[np.float64]) -> Places:
     """The drawn front, what adds most hypervolume to the seen points first (Bradford et al., TSEMO, 2018); then the rest.
 
     drawn (pool, objectives); seen (n, objectives): the results within the limits. What is outside a limit comes last.
