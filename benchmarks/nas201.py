@@ -7,9 +7,8 @@
 Replay: the 12-epoch validation accuracy is all that a strategy sees, simulated training seconds are its budget, the 200-epoch
 test
 accuracy of what it chooses is the figure. The default may spend a part of the same seconds on 200-epoch validation. Its
-settings were tuned on CIFAR-10's validation accuracy, except for the case `front`: the default's handling of several objectives
-was picked by the very test columns that score it, so its figure there proves nothing until that is
-chosen anew. Nothing here is trained: every number comes from the table.
+settings were tuned on CIFAR-10's validation accuracy; how it handles several objectives was chosen by validation hypervolumes,
+with other seeds than these (`benchmarks/nas201_choice.py`). Nothing here is trained: every number comes from the table.
 
 The other cases see the 200-epoch validation accuracy, 200 evaluations:
 front     CIFAR-10 error and latency on a Xeon Gold 6226; hypervolume of the chosen cells' test errors over that of the exact

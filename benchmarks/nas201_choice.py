@@ -17,9 +17,8 @@ import torch
 from benchmarks.nas201 import BUDGET, Column, capacity, exact_front, latency_table, values
 from benchmarks.record import row, write
 from paredown.core.measurement import Measurement
-from paredown.nas.pareto import hypervolume
-from paredown.nas.problem import Objective
-from paredown.nas.scores import chebyshev, random_weights
+from paredown.nas.pareto import hypervolume, nondominated
+from paredown.nas.problem import Objective, Problem
 from paredown.nas.search import search
 from paredown.nas.strategies.strategy import StrategyFactory
 from paredown.nas.strategies.surrogate import Places, Surrogate
@@ -28,15 +27,14 @@ SEED = 10_000
 _GOALS = (Objective("accuracy", maximize=True), Objective("latency_ms"))
 
 
-class ByWeights(Surrogate):
-    """Of each draw the best under random weights (ParEGO's scalarization instead of added hypervolume)."""
+class ByHypervolume(Surrogate):
+    """Of each draw what adds most hypervolume to what was seen, instead of the best under random weights."""
 
-    def _order(self, drawn: Column, outside: Column, seen: Column) -> Places:  # noqa: ARG002 (the interface's)
-        weights = random_weights(self.memory.problem, self.memory.random)
-        return np.lexsort((-chebyshev(drawn, weights), outside))
+    def _order(self, drawn: Column, outside: Column, seen: Column) -> Places:
+        return by_improvement(drawn, outside, seen)
 
 
-class InTurn(Surrogate):
+class InTurn(ByHypervolume):
     """Added hypervolume for three draws of four, for the fourth one objective alone, each in its turn: the ends of the front."""
 
     drawings = 0
@@ -48,14 +46,37 @@ class InTurn(Surrogate):
         return np.lexsort((drawn[:, self.drawings // 4 % drawn.shape[1]], outside))
 
 
+def by_improvement(drawn: Column, outside: Column, seen: Column) -> Places:
+    """The drawn front, what adds most hypervolume to the seen points first (Bradford et al., TSEMO, 2018); then the rest.
+
+    drawn (pool, objectives); seen (n, objectives): the results within the limits. What is outside a limit comes last.
+    """
+    feasible = np.flatnonzero(outside <= outside.min())
+    front = feasible[nondominated(drawn[feasible])]
+    ends = np.concatenate([drawn[front], seen[nondominated(seen)]])
+    reference = (ends.max(0) + 0.1 * np.ptp(ends, axis=0)).tolist()
+    gain = [hypervolume(np.concatenate([seen, drawn[[i]]]), reference) for i in front]
+    rest = np.lexsort((drawn.sum(1), outside))
+    return np.concatenate([front[np.argsort(-np.array(gain), kind="stable")], rest])
+
+
 def variants() -> dict[str, StrategyFactory]:
+    """The default is the second, with a start of 8 uniform ones."""
+    kinds = {"added hypervolume": ByHypervolume, "random weights": Surrogate, "ends in turn": InTurn}
     found: dict[str, StrategyFactory] = {}
-    for kind in (Surrogate, ByWeights, InTurn):
+    for kind, made in kinds.items():
         for start in (8, 16):
             for large in (True, False):
-                name = f"{kind.__name__}, start {start}, {'large ones first' if large else 'uniform start'}"
-                found[name] = functools.partial(kind, start=start, capacity=capacity if large else None)
+                name = f"{kind}, start {start}, {'large ones first' if large else 'uniform start'}"
+                found[name] = functools.partial(_made, made, start, large)
     return found
+
+
+def _made(kind: type[Surrogate], start: int, large: bool, problem: Problem) -> Surrogate:
+    """large: the start is the larger half of twice as many, and log-costs are features, as with one objective."""
+    strategy = kind(problem, start=start)
+    strategy.capacity = capacity if large else None
+    return strategy
 
 
 def validation_hypervolume(strategy: StrategyFactory, seed: int) -> float:
