@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from paredown.nas.search import search
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
-    from paredown.pipeline.chain import distill_chain
     from paredown.pipeline.architecture import elastic_space as elastic_space
     from paredown.pipeline.architecture import search_subnets
+    from paredown.pipeline.chain import distill_chain
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
     from paredown.pipeline.steps import distill, export, prune, quantize, sparsify

@@ -27,7 +27,7 @@ from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill
 from paredown.core.subnets import Subnets
 from paredown.core.target import Target
-from paredown.distillation.objective import hard_loss, soft_loss
+from paredown.distillation.outputs import hard_loss, soft_loss
 from paredown.distillation.recover import distill_model
 from paredown.distillation.teacher import floating
 from paredown.measure.cost import count_macs, count_parameters
@@ -193,8 +193,10 @@ def _trained(made: _Run, space: Elastic) -> nn.Module:
 def _losses(task: Task, config: Distill) -> tuple[Hard, Soft]:
     """The task's own loss for the largest subnet (without targets: soft labels of the original), soft labels for the others."""
 
+    kind = config.soft if isinstance(config.soft, str) else "soft_labels"
+
     def soft(output: Any, wanted: Any, batch: Batch) -> Tensor:
-        return soft_loss(config.soft or "soft_labels", output, floating(wanted), batch[1], config.temperature)
+        return soft_loss(kind, output, floating(wanted), batch[1], config.temperature)
 
     def taught(_model: nn.Module, batch: Batch, output: Any) -> Tensor:
         with torch.no_grad(), evaluating(task.model):
