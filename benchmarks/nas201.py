@@ -1,6 +1,6 @@
 """NAS-Bench-201: the official replay of six strategies, and what the default finds under two objectives and under limits.
 
-    python -m benchmarks.nas201            all, 200 seeds, about 15 minutes of one core; goes on where it was stopped
+    python -m benchmarks.nas201            all, 200 seeds, about 20 minutes of one core; goes on where it was stopped
     python -m benchmarks.nas201 20         20 seeds
     python -m benchmarks.nas201 20 ptq     the cases of that name alone, which write no table
 
