@@ -36,6 +36,9 @@ bench: $(VENV)/.bench ## the figures that the documents state, into benchmarks/r
 	$(BIN)/python -m benchmarks.resnet20
 	$(BIN)/python -m benchmarks.resnet56
 	$(BIN)/python -m benchmarks.reconstruction
+	$(BIN)/python -m benchmarks.nas201_choice
+	$(BIN)/python -m benchmarks.nas201
+	$(BIN)/python -m benchmarks.elastic_resnet20
 	for case in $(QUANTIZATION); do $(BIN)/python -m benchmarks.quantization $$case || exit 1; done
 
 clean:          ## remove what the targets above made, except results

@@ -1,14 +1,14 @@
 """NAS-Bench-201: the official replay of six strategies, and what the default finds under two objectives and under limits.
 
-    python -m benchmarks.nas201            all, 200 seeds, about 15 minutes of one core; goes on where it was stopped
+    python -m benchmarks.nas201            all, 200 seeds, about 20 minutes of one core; goes on where it was stopped
     python -m benchmarks.nas201 20         20 seeds
+    python -m benchmarks.nas201 20 ptq     the cases of that name alone, which write no table
 
 Replay: the 12-epoch validation accuracy is all that a strategy sees, simulated training seconds are its budget, the 200-epoch
 test
 accuracy of what it chooses is the figure. The default may spend a part of the same seconds on 200-epoch validation. Its
-settings were tuned on CIFAR-10's validation accuracy, except for the case `front`: the default's handling of several objectives
-was picked by the very test columns that score it, so its figure there proves nothing until that is
-chosen anew. Nothing here is trained: every number comes from the table.
+settings were tuned on CIFAR-10's validation accuracy; how it handles several objectives was chosen by validation hypervolumes,
+with other seeds than these (`benchmarks/nas201_choice.py`). Nothing here is trained: every number comes from the table.
 
 The other cases see the 200-epoch validation accuracy, 200 evaluations:
 front     CIFAR-10 error and latency on a Xeon Gold 6226; hypervolume of the chosen cells' test errors over that of the exact
@@ -24,7 +24,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ _DONE = pathlib.Path("runs/bench/nas201.jsonl")
 _SETS = {"c10": ("CIFAR-10", 20_000), "c100": ("CIFAR-100", 40_000), "in16": ("ImageNet16-120", 120_000)}
 _LOW, _FULL = 12 / 200, 1.0
 _KILO = np.array([0.0, 0.0, 28.0, 243.04, 0.0])  # parameters of each operator over the network, thousands
-_BUDGET = 200
+BUDGET = 200
 _SMALLER = {"c10": 0.40, "c100": 0.30, "in16": 0.26}
 _TOP = (3,) * 6
 Column = NDArray[np.float64]
@@ -128,7 +128,7 @@ def _tables(data: str, full: bool) -> Table:
 
 
 @functools.cache
-def _latency_table() -> Table:
+def latency_table() -> Table:
     found = read_columns("nasbench201_hw.parquet", ["index", "help_gold_6226_ms"])
     return only_full(table("c10", full=True, extra={"latency_ms": found["help_gold_6226_ms"][np.argsort(found["index"])]}))
 
@@ -138,18 +138,20 @@ def front(strategy: StrategyFactory, seed: int) -> float:
 
     The reference point is the worst error and the worst latency on the exact front, 10 % of its range further out.
     """
-    cells = _latency_table()
+    cells = latency_table()
     goals = (Objective("accuracy", maximize=True), Objective("latency_ms"))
-    found = search(cells.space, cells, strategy=strategy, effort=_BUDGET, objectives=goals, seed=seed)
+    found = search(cells.space, cells, strategy=strategy, effort=BUDGET, objectives=goals, seed=seed)
     chosen = np.array([(100 - each.test["test_accuracy"], each.validation["latency_ms"]) for each in found.front])
-    exact, reference = _exact_front()
+    exact, reference = exact_front("test")
     return hypervolume(chosen, reference) / hypervolume(exact, reference)
 
 
 @functools.cache
-def _exact_front() -> tuple[Column, tuple[float, ...]]:
-    cells = _latency_table()
-    points = np.stack([100 - cells.test_columns["test_accuracy"], cells.columns[_FULL]["latency_ms"]], axis=1)
+def exact_front(split: Literal["validation", "test"]) -> tuple[Column, tuple[float, ...]]:
+    """Of error and latency by the accuracies of a split, (n, 2), and the reference point: 10 % of its range beyond its ends."""
+    cells = latency_table()
+    accuracy = cells.test_columns["test_accuracy"] if split == "test" else cells.columns[_FULL]["accuracy"]
+    points = np.stack([100 - accuracy, cells.columns[_FULL]["latency_ms"]], axis=1)
     points = points[np.lexsort((points[:, 0], points[:, 1]))]
     exact = points[points[:, 0] < np.concatenate([[np.inf], np.minimum.accumulate(points[:, 0])[:-1]])]
     return exact, tuple((exact.max(0) + 0.1 * np.ptp(exact, axis=0)).tolist())
@@ -161,7 +163,7 @@ def smaller(data: str, seed: int) -> tuple[float, float]:
     parent = cells.space.values(_TOP)
     size = float(cells.columns[_FULL]["params"][cells.row(parent)])
     limit = Limit("params", high=_SMALLER[data] * size)
-    found = search(cells.space, cells, strategy=_default, effort=_BUDGET, limits=(limit,), seed=seed)
+    found = search(cells.space, cells, strategy=_default, effort=BUDGET, limits=(limit,), seed=seed)
     drop = cells.test(parent)["test_accuracy"] - found.best.test["test_accuracy"]
     return found.best.validation["params"] / size, drop
 
@@ -199,7 +201,7 @@ def ptq(seed: int) -> float:
     """Best accuracy after PTQ in the table minus that of what is chosen, in points."""
     cells = _quantized()
     limit = Limit("size_bytes", high=1.6e6)
-    found = search(cells.space, cells, strategy=_default, effort=_BUDGET, limits=(limit,), seed=seed)
+    found = search(cells.space, cells, strategy=_default, effort=BUDGET, limits=(limit,), seed=seed)
     return float(cells.accuracy[8].max()) - found.best.validation["accuracy"]
 
 
@@ -233,10 +235,12 @@ def _lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def main(seeds: int = 200) -> None:
+def main(seeds: int = 200, *only: str) -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for name, run in cases():
+        if only and not name.startswith(only):
+            continue
         found = values(name, run, seeds)
         case, _, metrics = name.partition("|")
         for metric, column in zip(metrics.split(","), found.T, strict=True):
@@ -245,8 +249,9 @@ def main(seeds: int = 200) -> None:
             measured = Measurement(metric, mean, "", seeds, mean - half, mean + half)
             rows.append(row(case, measured, standard_deviation=round(spread, 5), source="table"))
             print(f"{case:45s} {metric:22s} {mean:.4f} +- {spread:.4f}", flush=True)
-    print(write("nas201.csv", rows))
+    if not only:
+        print(write("nas201.csv", rows))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:])

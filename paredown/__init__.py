@@ -1,7 +1,7 @@
 """Pare a trained PyTorch model down to a budget: prune, distill, quantize, measured on the file that ships.
 
 Names are loaded when first used, so that `import paredown` costs little. What a step's config holds (`Widths`, `Schedule`, ...)
-and what a run returns (`Candidate`, ...) is here too, though `__all__` leaves it out.
+and what a run returns (`Candidate`, ...) is here too, though `__all__` leaves it out. What `search` takes is in `paredown.nas`.
 """
 
 import importlib
@@ -35,14 +35,18 @@ if TYPE_CHECKING:
     from paredown.core.steps import Slimming as Slimming
     from paredown.core.steps import Weights as Weights
     from paredown.core.steps import Widths as Widths
+    from paredown.core.subnets import Subnets as Subnets
     from paredown.core.target import Target
     from paredown.core.training import Resume as Resume
     from paredown.core.training import Training
     from paredown.deploy.session import load
     from paredown.distillation.compared import propose_pairs as propose_pairs
     from paredown.distillation.teachers import Cached as Cached
+    from paredown.nas.search import search
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
+    from paredown.pipeline.architecture import elastic_space as elastic_space
+    from paredown.pipeline.architecture import search_subnets
     from paredown.pipeline.chain import distill_chain
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
@@ -71,6 +75,8 @@ _HOME = {
     "compress": "pipeline.compress", "distill": "pipeline.steps", "distill_chain": "pipeline.chain",
     "export": "pipeline.steps", "prune": "pipeline.steps",
     "quantize": "pipeline.steps", "layer_bits": "quantization.bits", "sparsify": "pipeline.steps",
+    "search": "nas.search",
+    "Subnets": "core.subnets", "search_subnets": "pipeline.architecture", "elastic_space": "pipeline.architecture",
 }  # fmt: skip
 
 __all__ = [
@@ -99,12 +105,16 @@ __all__ = [
     "prune",
     "quantize",
     "save_checkpoint",
+    "search",
+    "search_subnets",
     "sparsify",
     "top1",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "nas":
+        return importlib.import_module("paredown.nas")
     if name not in _HOME:
         raise AttributeError(f"module 'paredown' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"paredown.{_HOME[name]}"), name)

@@ -14,11 +14,12 @@ from paredown.graph.collect import Groups, Keep
 from paredown.graph.equality import check_cut
 from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
+from paredown.graph.units import allowed_counts
 from paredown.measure.cost import count_macs
 from paredown.pruning.importance.aggregate import relative
 from paredown.pruning.importance.magnitude import magnitude
 from paredown.pruning.prune import Units
-from paredown.pruning.select import allowed_counts, select
+from paredown.pruning.select import select
 from paredown.task.batches import Inputs
 
 RATIOS = (0.3, 0.7)

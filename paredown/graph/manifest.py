@@ -45,6 +45,18 @@ class Manifest:
         attributes = {m: self.attributes.get(m, {}) | later.attributes.get(m, {}) for m in modules}
         return Manifest(result, self._scaled_then(later), attributes, (*self.dropped, *later.dropped))
 
+    def beside(self, other: "Manifest") -> "Manifest":
+        """This cut and `other`, both relative to the same model, as one; they cut different dimensions of it."""
+        names = dict.fromkeys((*self.kept, *other.kept))
+        scaled = dict.fromkeys((*self.scaled, *other.scaled))
+        modules = dict.fromkeys((*self.attributes, *other.attributes))
+        return Manifest(
+            {name: self.kept.get(name, {}) | other.kept.get(name, {}) for name in names},
+            {name: self.scaled.get(name, {}) | other.scaled.get(name, {}) for name in scaled},
+            {m: self.attributes.get(m, {}) | other.attributes.get(m, {}) for m in modules},
+            (*self.dropped, *other.dropped),
+        )
+
     def _scaled_then(self, later: "Manifest") -> dict[str, dict[int, tuple[float, ...]]]:
         """Of the factors so far those whose indices stay, times the later ones."""
         result: dict[str, dict[int, tuple[float, ...]]] = {}

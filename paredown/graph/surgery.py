@@ -217,6 +217,7 @@ def _fix_by_weight_(module: nn.Module, shape: tuple[int, ...], before: nn.Module
             assert isinstance(before, _ConvNd)  # as above
             module.groups = groups = _blocks(before.out_channels, before.groups, kept)
             module.out_channels, module.in_channels = shape[0], shape[1] * groups
+            _fix_kernel_(module, before, shape[2:])
         case nn.Linear():
             module.out_features, module.in_features = shape
         case _NormBase():
@@ -231,6 +232,18 @@ def _fix_by_weight_(module: nn.Module, shape: tuple[int, ...], before: nn.Module
             module.num_embeddings, module.embedding_dim = shape
         case nn.PReLU():
             module.num_parameters = shape[0]
+
+
+def _fix_kernel_(module: _ConvNd, before: _ConvNd, size: tuple[int, ...]) -> None:
+    """A kernel that was cropped to its centre, with as much less padding, so that outputs stay where they were."""
+    if size == tuple(before.kernel_size):
+        return
+    module.kernel_size = size
+    sides = tuple((was - now) // 2 * d for was, now, d in zip(before.kernel_size, size, before.dilation, strict=True))
+    if not isinstance(before.padding, str):
+        module.padding = tuple(p - side for p, side in zip(before.padding, sides, strict=True))
+    around = before._reversed_padding_repeated_twice  # of the last dimension first, each side by itself
+    module._reversed_padding_repeated_twice = [p - sides[-1 - i // 2] for i, p in enumerate(around)]
 
 
 def _fix_recurrent_(module: nn.RNNBase, before: nn.Module, shape: Callable[[Tensor], tuple[int, ...]]) -> None:

@@ -4,14 +4,15 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pydantic
 
 from paredown.core.errors import SearchError
-from paredown.nas.problem import Limit, Objective, Result, SearchEffort, Source
+from paredown.nas.problem import Limit, Objective, Problem, Result, SearchEffort, Source
+from paredown.nas.scores import scores
 from paredown.nas.space import Architecture, Space, Value
 
 
@@ -59,12 +60,29 @@ class SearchResult:
     history: tuple[Result, ...]
     curve: tuple[Point, ...]
 
+    @property
+    def candidates(self) -> tuple[Found, ...]:
+        """Every architecture that was judged, best first, those outside the limits last; test metrics are the front's alone."""
+        results = judged(self.history)
+        order = (-scores(Problem(self.space, self.objectives, self.limits), results)).argsort(kind="stable")
+        known = {found.architecture: found for found in (*self.front, self.best)}
+        ranked = dict.fromkeys(results[i].architecture for i in order)
+        by_architecture = {result.architecture: result for result in results}
+        return tuple(known.get(a) or as_found(self.space, by_architecture[a]) for a in ranked)
+
+    def __str__(self) -> str:
+        """Where the numbers come from, and the best of the front in a line each."""
+        shown = "".join(f"\n  {_line(each)}" for each in (self.front or (self.best,))[:5])
+        state = "" if self.feasible else ", none within the limits"
+        made = f"{len(self.history)} evaluations by {self.strategy} (source: {self.source})"
+        return f"{made}, front of {len(self.front)}{state}{shown}"
+
     def shared_choices(self, top: int = 10) -> dict[str, dict[str, float]]:
         """What the good ones have in common: for each dimension its options' shares among the `top` best by the first
         objective."""
-        judged = [result for result in self.history if not result.failed]
-        judged.sort(key=lambda result: (-result.fidelity, self.objectives[0].cost(result.metrics)))
-        chosen = [self.space.values(result.architecture) for result in judged[:top]]
+        good = [result for result in self.history if not result.failed]
+        good.sort(key=lambda result: (-result.fidelity, self.objectives[0].cost(result.metrics)))
+        chosen = [self.space.values(result.architecture) for result in good[:top]]
         counts = {d.name: Counter(str(values[d.name]) for values in chosen) for d in self.space.dimensions}
         return {name: {option: n / len(chosen) for option, n in count.most_common()} for name, count in counts.items()}
 
@@ -84,6 +102,25 @@ class SearchResult:
                 remedy="write it with to_json",
             ) from error
         return found
+
+
+def judged(history: Sequence[Result]) -> list[Result]:
+    """The results at the highest fidelity that any succeeded at."""
+    good = [result for result in history if not result.failed]
+    top = max((result.fidelity for result in good), default=0.0)
+    return [result for result in good if result.fidelity == top]
+
+
+def as_found(space: Space, result: Result, test: Mapping[str, float] | None = None) -> Found:
+    """A result with its values by name, and what was read on test data, if anything was."""
+    values = space.values(result.architecture)
+    return Found(result.architecture, values, dict(result.metrics), dict(test or {}), result.fidelity, result.source)
+
+
+def _line(found: Found) -> str:
+    metrics = {**found.validation, **{f"test: {name}": value for name, value in found.test.items()}}
+    values = " ".join(f"{name}={value}" for name, value in found.values.items())
+    return f"{', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}  {values}"
 
 
 _ADAPTER: Any = pydantic.TypeAdapter(SearchResult)

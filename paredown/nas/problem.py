@@ -16,7 +16,7 @@ from paredown.core.errors import SearchError
 from paredown.nas.space import Architecture, Space
 
 Vector: TypeAlias = NDArray[np.float64]
-Source = Literal["table", "training", "proxy", "function"]
+Source = Literal["table", "training", "supernet", "proxy", "function"]
 _FULL = 1.0
 
 

@@ -15,7 +15,7 @@ from paredown.nas.evaluators.evaluator import Evaluator, Function, Job, Tested, 
 from paredown.nas.evaluators.executor import Executor
 from paredown.nas.evaluators.halving import as_executor
 from paredown.nas.evaluators.store import Store
-from paredown.nas.outcome import Found, Point, SearchResult
+from paredown.nas.outcome import Found, Point, SearchResult, as_found, judged
 from paredown.nas.pareto import front
 from paredown.nas.problem import Limit, Objective, Problem, Proposal, Result, SearchEffort
 from paredown.nas.scores import scores
@@ -90,18 +90,16 @@ def evaluated(problem: Problem, proposals: Sequence[Proposal], executor: Executo
 
 def conclude(problem: Problem, strategy: str, evaluator: Evaluator, history: Sequence[Result]) -> SearchResult:
     """The report of a history. Candidates are judged at the highest fidelity that any succeeded at."""
-    good = [result for result in history if not result.failed]
-    if not good:
+    results = judged(history)
+    if not results:
         why = history[0].failed if history else "nothing was evaluated"
         raise SearchError(
             "a search needs an evaluation that succeeds", got=why, remedy="run the evaluator on one architecture alone"
         )
-    top = max(result.fidelity for result in good)
-    judged = [result for result in good if result.fidelity == top]
     test = evaluator.test if isinstance(evaluator, Tested) else None
-    chosen = front(problem, judged)
-    best = int(scores(problem, judged).argmax())
-    found = [_found(problem, judged[i], test) for i in chosen]
+    chosen = front(problem, results)
+    best = int(scores(problem, results).argmax())
+    shown = [_tested(problem, results[i], test) for i in chosen]
     return SearchResult(
         space=problem.space,
         objectives=problem.objectives,
@@ -111,9 +109,9 @@ def conclude(problem: Problem, strategy: str, evaluator: Evaluator, history: Seq
         evaluator=evaluator.name,
         source=evaluator.source,
         seed=problem.seed,
-        best=found[chosen.index(best)] if best in chosen else _found(problem, judged[best], test),
+        best=shown[chosen.index(best)] if best in chosen else _tested(problem, results[best], test),
         feasible=bool(chosen),
-        front=tuple(found),
+        front=tuple(shown),
         history=tuple(history),
         curve=curve(problem, history),
     )
@@ -141,10 +139,9 @@ def identity(problem: Problem, evaluator: Evaluator) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _found(problem: Problem, result: Result, test: Callable[[Values], Mapping[str, float]] | None) -> Found:
+def _tested(problem: Problem, result: Result, test: Callable[[Values], Mapping[str, float]] | None) -> Found:
     values = problem.space.values(result.architecture)
-    tested = {} if test is None else dict(test(values))
-    return Found(result.architecture, values, dict(result.metrics), tested, result.fidelity, result.source)
+    return as_found(problem.space, result, None if test is None else test(values))
 
 
 def _nothing(_result: Result) -> None:

@@ -40,6 +40,7 @@ _WEIGHTS, _MANIFEST, _WIDTHS = "model.safetensors", "manifest.json", "widths.jso
 _ATTRIBUTES = (
     "in_channels", "out_channels", "in_features", "out_features", "num_features", "groups", "num_channels", "num_groups",
     "normalized_shape", "num_embeddings", "embedding_dim", "num_parameters", "input_size", "hidden_size", "proj_size",
+    "kernel_size", "padding",
 )  # fmt: skip
 
 

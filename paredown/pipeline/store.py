@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -155,8 +155,13 @@ def _left_behind(folder: Path) -> list[Path]:
 
 
 def identity(task: Task, budget: Budget, target: Target, seed: int) -> str:
+    """A digest of the task, the budget, the target and the seed."""
+    return digest_of(task, [dataclasses.asdict(budget), dataclasses.asdict(target), seed])
+
+
+def digest_of(task: Task, asked: Sequence[Any]) -> str:
     """A digest of the model's code and weights, the shapes of the example inputs, the validation split, the metric, the loss and
-    the user's own functions, the budget, the target and the seed. Of the training split only its length: what it draws may be
+    the user's own functions, and of what is asked for, as plain data. Of the training split only its length: what it draws may be
     random.
     """
     digest = hashlib.sha256(model_digest(task.model).encode())
@@ -165,7 +170,7 @@ def identity(task: Task, budget: Budget, target: Target, seed: int) -> str:
             digest.update(tensor_digest(tensor).encode())
     functions = [described(f) for f in (task.scorer.fn, task.loss, task.train_step, task.recover)]
     functions += [*described_model(task.model), described([(tuple(t.shape), t.dtype) for t in tensors(task.inputs)])]
-    settings = [dataclasses.asdict(budget), dataclasses.asdict(target), seed, sorted(task.protect), task.dynamic, functions]
+    settings = [*asked, sorted(task.protect), task.dynamic, functions]
     scorer, length = task.scorer, _length(task.train)
     digest.update(json.dumps([*settings, scorer.name, scorer.kind.value, scorer.higher_is_better, length], default=str).encode())
     return digest.hexdigest()

@@ -12,12 +12,12 @@ from paredown.core.errors import NothingToPruneError, RecipeError
 from paredown.core.steps import ChannelAttention, Prune
 from paredown.graph.groups import Groups
 from paredown.graph.surgery import cut
+from paredown.graph.units import Units, original_sizes
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.latency_table import LatencyTable
 from paredown.pruning.latency import losses, savings, select_widths
 from paredown.pruning.scores import ADDITIVE
 from paredown.pruning.select import Keep, Scores, below, select
-from paredown.pruning.units import Units, original_sizes
 from paredown.task.task import Task
 
 _LATENCY_TRIALS = 7  # each cuts a model and measures it in its runtime

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from paredown.core.errors import NothingToPruneError
 from paredown.core.progress import Progress, silent
+from paredown.graph.units import Units
 from paredown.measure.latency_table import LatencyTable
 from paredown.pruning.knapsack import knapsack
 from paredown.pruning.select import Counts, Keep
-from paredown.pruning.units import Units
 
 Allowed = Sequence[Sequence[int]]  # for each unit the counts that it may keep, ascending
 Column = NDArray[np.float64]  # one number per allowed count of a unit

@@ -14,6 +14,7 @@ from paredown.graph.groups import Groups, dependency_groups
 from paredown.graph.manifest import Manifest
 from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
+from paredown.graph.units import Units
 from paredown.measure.latency_table import LatencyTable
 from paredown.pruning.attention import channel_attention
 from paredown.pruning.depth import prune_depth, require_depth_goal
@@ -22,7 +23,6 @@ from paredown.pruning.latency import measure_table
 from paredown.pruning.scores import scores
 from paredown.pruning.select import Scores
 from paredown.pruning.slimming import slim
-from paredown.pruning.units import Units
 from paredown.task.task import Task
 
 __all__ = ["Latency", "Part", "latency_table", "prune_model"]

@@ -1,7 +1,6 @@
 """Which atoms to remove, from their scores alone: the least important first, until a cost is met. Works on bare arrays.
 
-A group keeps one of a few allowed counts: from its floor to its ceiling, and a multiple of what the runtime likes where it
-is large enough.
+A group keeps one of a few allowed counts (`graph/units.py`).
 """
 
 import math
@@ -12,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.core.errors import NothingToPruneError
+from paredown.graph.collect import Keep
+from paredown.graph.units import Scores
 
-Scores: TypeAlias = NDArray[np.float64]  # (size,), comparable between groups
-Keep: TypeAlias = NDArray[np.bool_]  # (size,)
+__all__ = ["Cost", "Counts", "Keep", "Scores", "below", "select"]
+
 Counts: TypeAlias = list[int]  # kept atoms, one number per group
 Cost: TypeAlias = Callable[[Sequence[Keep]], float]
 
@@ -54,20 +55,6 @@ def below(scores: Sequence[Scores], threshold: float, allowed: Sequence[Sequence
     """Keeps what scores at least `threshold`, and what the allowed counts add to that."""
     counts = [_at_least(allowed[g], int((s >= threshold).sum())) for g, s in enumerate(scores)]
     return [_ranks(s) < count for s, count in zip(scores, counts, strict=True)]
-
-
-def allowed_counts(size: int, floor: float, round_to: int, *, ceiling: float = 1.0, whole: int | None = None) -> tuple[int, ...]:
-    """Ascending: from `floor` of the atoms, and one, to `ceiling` of them; multiples of `round_to` where the group has more
-    than that; `size`, where the ceiling allows it. Where no multiple lies between the two, what the ceiling allows.
-
-    whole: atoms that floor and ceiling are fractions of, where the group had more of them before; None: size.
-    """
-    before = size if whole is None else whole
-    least = min(size, max(1, math.ceil(floor * before - 1e-9)))
-    most = min(size, max(least, math.floor(ceiling * before + 1e-9)))
-    step = round_to if size > round_to else 1
-    multiples = {count for count in range(step, most + 1, step) if count >= least}
-    return tuple(sorted(multiples | ({size} if most == size else set()))) or (most,)
 
 
 def _removal_order(scores: Sequence[Scores], scope: Literal["global", "uniform"]) -> NDArray[np.int64]:

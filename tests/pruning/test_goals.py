@@ -9,8 +9,8 @@ from torch import nn
 
 from paredown.core.steps import Prune, Widths
 from paredown.graph.groups import Groups, dependency_groups
+from paredown.graph.units import Units
 from paredown.pruning.goals import Job, choose, macs_per_atom
-from paredown.pruning.units import Units
 from paredown.task.task import Task
 
 

@@ -13,12 +13,12 @@ from torch import nn
 from paredown.core.errors import NothingToPruneError
 from paredown.core.steps import Prune, Widths
 from paredown.graph.groups import dependency_groups
+from paredown.graph.units import Units
 from paredown.measure.cost import count_macs
 from paredown.measure.latency_table import LatencyTable
 from paredown.pruning.latency import losses, measure_table, savings, select_widths
 from paredown.pruning.prune import latency_table, prune_model
 from paredown.pruning.select import Counts, Keep
-from paredown.pruning.units import Units
 from paredown.task.task import Task
 from tests.conftest import SmallResNet, make_small_resnet
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from paredown.core.steps import Prune, Widths
 from paredown.graph.groups import dependency_groups
+from paredown.graph.units import Units
 from paredown.measure.cost import count_macs
 from paredown.pruning.prune import prune_model
-from paredown.pruning.units import Units
 from paredown.task.batches import batch_size
 from paredown.task.task import Task
 from tests.graph import attention_nets as nets

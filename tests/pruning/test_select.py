@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paredown.core.errors import NothingToPruneError
-from paredown.pruning.select import Keep, allowed_counts, below, select
+from paredown.graph.units import allowed_counts
+from paredown.pruning.select import Keep, below, select
 
 
 def total(keep: Sequence[Keep]) -> float:

@@ -1,15 +1,23 @@
-"""Units of selection: a dependency group, or groups that must lose the same fraction of their atoms."""
+"""Units of selection: a dependency group, or groups that must lose the same fraction of their atoms.
 
+A unit keeps one of a few allowed counts: from its floor to its ceiling, and a multiple of what the runtime likes where it is
+large enough.
+"""
+
+import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from paredown.core.steps import Widths
+from paredown.graph.collect import Group, Groups, Keep
 from paredown.graph.couple import units
-from paredown.graph.groups import Group, Groups
 from paredown.graph.surgery import named_tensors
-from paredown.pruning.select import Keep, Scores, allowed_counts
+
+Scores: TypeAlias = NDArray[np.float64]  # (size,), comparable between groups
 
 
 class Units:
@@ -70,3 +78,17 @@ def original_sizes(groups: Groups, model: nn.Module, original: nn.Module) -> lis
         return round(group.size * min(growth, default=1.0))
 
     return [max(group.size, size(group)) for group in groups.groups]
+
+
+def allowed_counts(size: int, floor: float, round_to: int, *, ceiling: float = 1.0, whole: int | None = None) -> tuple[int, ...]:
+    """Ascending: from `floor` of the atoms, and one, to `ceiling` of them; multiples of `round_to` where the group has more
+    than that; `size`, where the ceiling allows it. Where no multiple lies between the two, what the ceiling allows.
+
+    whole: atoms that floor and ceiling are fractions of, where the group had more of them before; None: size.
+    """
+    before = size if whole is None else whole
+    least = min(size, max(1, math.ceil(floor * before - 1e-9)))
+    most = min(size, max(least, math.floor(ceiling * before + 1e-9)))
+    step = round_to if size > round_to else 1
+    multiples = {count for count in range(step, most + 1, step) if count >= least}
+    return tuple(sorted(multiples | ({size} if most == size else set()))) or (most,)

@@ -1,0 +1,57 @@
+"""What a search over the subnets of a user's own model is asked for, as frozen data that checks itself."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from paredown.core.budget import Limit, parse_limit
+from paredown.core.effort import Effort
+from paredown.core.errors import RecipeError
+from paredown.core.fields import count, instance
+from paredown.core.steps import Criterion, Distill, Widths
+from paredown.core.training import Training
+
+Varies = Literal["depth", "kernel"]
+_SUPERNET = Training(effort=Effort(10, "epochs"))
+
+
+@dataclass(frozen=True)
+class Subnets:
+    """latency or macs: what a subnet may cost, at most one of them ("0.6x", "3 ms"; "0.5x", "20 M"). Without either a front of
+    the metric against MACs is looked for.
+
+    widths: that a dependency group may have; varies: what else may, residual branches (depth) and sides of kernels.
+    importance: by which channels are sorted, once. supernet: how the shared weights are trained.
+    evaluations: subnets that are looked at with inherited weights. keep: how many of the best are then recovered, as `recover`
+    says.
+    """
+
+    latency: str | None = None
+    macs: str | None = None
+    widths: Widths = field(default_factory=lambda: Widths(floor=0.25))
+    varies: tuple[Varies, ...] = ("depth", "kernel")
+    importance: Criterion = "taylor"
+    supernet: Training = field(default_factory=lambda: _SUPERNET)
+    evaluations: int = 100
+    keep: int = 3
+    recover: Distill = field(default_factory=Distill)
+
+    def __post_init__(self) -> None:
+        if self.latency is not None and self.macs is not None:
+            raise RecipeError(
+                "a search over subnets has one limit", got=f"latency={self.latency!r}, macs={self.macs!r}", remedy="leave one out"
+            )
+        unknown = set(self.varies) - {"depth", "kernel"} if isinstance(self.varies, tuple | list) else {self.varies}
+        if unknown:
+            raise RecipeError("varies names depth and kernel", got=sorted(map(str, unknown))[0], remedy='write varies=("depth",)')
+        count("evaluations", self.evaluations)
+        count("keep", self.keep)
+        instance("supernet", self.supernet, Training)
+        instance("recover", self.recover, Distill)
+        instance("widths", self.widths, Widths)
+        self.limit()
+
+    def limit(self) -> Limit | None:
+        """Of latency or of MACs, parsed."""
+        if self.latency is not None:
+            return parse_limit("latency", self.latency)
+        return None if self.macs is None else parse_limit("macs", self.macs)

@@ -1,0 +1,302 @@
+"""A search over the subnets of a user's own model that ends in plain trained modules.
+
+    elastic space -> supernet, one set of weights for all -> search with inherited weights, latency measured in the target's
+    runtime -> the best are recovered by distillation from the original -> each is exported and held against the original
+
+Choices rest on the validation split; the test split is read once, for what is returned. With a folder, each finished part is on
+disk before the next begins, and a run that was stopped goes on from there.
+"""
+
+import dataclasses
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from paredown.core.errors import ArtifactError, SearchError
+from paredown.core.measurement import Measurement
+from paredown.core.progress import Progress, silent
+from paredown.core.steps import Distill
+from paredown.core.subnets import Subnets
+from paredown.core.target import Target
+from paredown.distillation.outputs import hard_loss, soft_loss
+from paredown.distillation.recover import distill_model
+from paredown.distillation.teacher import floating
+from paredown.measure.cost import count_macs, count_parameters
+from paredown.measure.quality import Scores, drop, quality, score
+from paredown.nas.elastic import Elastic, elastic
+from paredown.nas.evaluators.executor import Serial
+from paredown.nas.evaluators.store import Store
+from paredown.nas.evaluators.supernet import Cost, Hard, Soft, SupernetEvaluator, train_supernet
+from paredown.nas.outcome import Found, SearchResult
+from paredown.nas.problem import Limit, Objective, Problem, SearchEffort
+from paredown.nas.search import conclude, identity, run
+from paredown.nas.strategies.strategy import StrategyFactory
+from paredown.nas.strategies.surrogate import Surrogate
+from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
+from paredown.pipeline.evaluate import compare_latency, export_checked, latency_of, score_file
+from paredown.pipeline.store import digest_of
+from paredown.pruning.scores import scores
+from paredown.task.batches import Batch, call, each, evaluating
+from paredown.task.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Subnet:
+    """One that was recovered. model: a plain module of the original's class, ready for prune, quantize, export.
+
+    inherited: its metric on validation with the supernet's weights. quality, drop: on validation, after its recovery;
+    test_quality, test_drop: on the test split. latency_ratio: of its file against the original's, paired. With a target all
+    these are the file's, without one the module's.
+    """
+
+    found: Found
+    model: nn.Module
+    inherited: float
+    quality: Measurement
+    drop: Measurement
+    test_quality: Measurement | None
+    test_drop: Measurement | None
+    latency_ratio: Measurement | None
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True, eq=False)
+class SubnetResult:
+    """candidates: best first, by the metric on validation. search: all that was looked at. elastic.fixed: what couldn't vary."""
+
+    elastic: Elastic
+    supernet: nn.Module
+    search: SearchResult
+    candidates: tuple[Subnet, ...]
+
+    @property
+    def best(self) -> Subnet:
+        return self.candidates[0]
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """Spearman's, between the metric with inherited weights and after recovery; None for less than 3 candidates."""
+        if len(self.candidates) < 3:
+            return None
+        return float(spearmanr([c.inherited for c in self.candidates], [c.quality.value for c in self.candidates]).statistic)
+
+    def to_json(self) -> str:
+        """All but the modules."""
+        rows = [{f.name: getattr(c, f.name) for f in dataclasses.fields(c) if f.name != "model"} for c in self.candidates]
+        data = {"candidates": rows, "rank_correlation": self.rank_correlation, "fixed": self.elastic.fixed}
+        text: bytes = pydantic.TypeAdapter(dict[str, Any]).dump_json(
+            {**data, "search": json.loads(self.search.to_json())}, indent=1
+        )
+        return text.decode()
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """What a search is made with."""
+
+    task: Task
+    config: Subnets
+    target: Target | None
+    folder: Path | None
+    seed: int
+    progress: Progress
+
+
+def search_subnets(
+    task: Task,
+    config: Subnets = Subnets(),  # noqa: B008 (frozen)
+    *,
+    target: Target | str | None = None,
+    strategy: StrategyFactory = Surrogate,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> SubnetResult:
+    """Smaller models of the task's own class, found with shared weights, then recovered. The task's model is not touched.
+
+    target: where latency is measured; None: it isn't. strategy: as for `paredown.search`. out: a folder, of this search alone,
+    from which it goes on. Raises SearchError where the limit is a latency and there is no target, or nothing keeps the limit;
+    ArtifactError where the folder is of another search; SearchSpaceError where nothing of the model may vary.
+    """
+    task.require_trainable()
+    if config.latency is not None and target is None:
+        raise SearchError("a limit of latency needs a target", got=config.latency, remedy='pass target="onnxruntime"')
+    chosen = None if target is None else Target.of(target)
+    folder = None if out is None else _opened(Path(out), task, config, chosen, seed)
+    made = _Run(task, config, chosen, folder, seed, progress)
+    space = elastic_space(task, config, seed=seed)
+    supernet = _kept(made, "supernet", lambda: _trained(made, space))
+    evaluator, limits = _evaluator(made, space, supernet)
+    found = _search(made, evaluator, limits, strategy)
+    with tempfile.TemporaryDirectory(prefix="paredown-") as scratch:
+        original = _Measured.of(made, task.model, Path(scratch) / "original.onnx")
+        candidates = [_candidate(made, evaluator, original, each, i) for i, each in enumerate(_chosen(found, config.keep))]
+    result = SubnetResult(space, supernet, found, tuple(sorted(candidates, key=lambda c: c.drop.value)))
+    if folder is not None:
+        (folder / "result.json").write_text(result.to_json(), encoding="utf-8")
+    return result
+
+
+def elastic_space(task: Task, config: Subnets = Subnets(), *, seed: int = 0) -> Elastic:  # noqa: B008 (frozen)
+    """The subnets of the task's model, channels sorted by the config's importance. Raises SearchSpaceError, TraceError."""
+    return elastic(
+        task,
+        scores=lambda groups: scores(task.model, task, groups, config.importance, seed=seed),
+        widths=config.widths,
+        depth="depth" in config.varies,
+        kernel="kernel" in config.varies,
+        seed=seed,
+    )
+
+
+def _opened(folder: Path, task: Task, config: Subnets, target: Target | None, seed: int) -> Path:
+    """The folder, marked as this search's. Raises ArtifactError where it is another's."""
+    asked = [dataclasses.asdict(config), None if target is None else dataclasses.asdict(target), seed]
+    mark, digest = folder / "search.json", digest_of(task, asked)
+    folder.mkdir(parents=True, exist_ok=True)
+    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")).get("identity") == digest:
+        return folder
+    if any(folder.iterdir()):
+        raise ArtifactError(
+            "a folder holds one search (same task, config, target and seed)", got=folder.name, remedy="name another folder"
+        )
+    mark.write_text(json.dumps({"identity": digest}), encoding="utf-8")
+    return folder
+
+
+def _kept(made: _Run, name: str, make: Callable[[], nn.Module]) -> nn.Module:
+    """A model from the folder's checkpoint, or made and put there."""
+    if made.folder is None:
+        return make()
+    if not (made.folder / name / "manifest.json").is_file():
+        save_checkpoint(make(), made.folder / name)
+    return load_checkpoint(made.folder / name, made.task.model).eval()
+
+
+def _trained(made: _Run, space: Elastic) -> nn.Module:
+    task, losses = made.task, _losses(made.task, made.config.recover)
+    return train_supernet(
+        space, task.train, losses, made.config.supernet, frozen=task.protect, seed=made.seed, progress=made.progress
+    )
+
+
+def _losses(task: Task, config: Distill) -> tuple[Hard, Soft]:
+    """The task's own loss for the largest subnet (without targets: soft labels of the original), soft labels for the others."""
+
+    kind = config.soft if isinstance(config.soft, str) else "soft_labels"
+
+    def soft(output: Any, wanted: Any, batch: Batch) -> Tensor:
+        return soft_loss(kind, output, floating(wanted), batch[1], config.temperature)
+
+    def taught(_model: nn.Module, batch: Batch, output: Any) -> Tensor:
+        with torch.no_grad(), evaluating(task.model):
+            wanted = call(task.model, batch[0])
+        return soft(output, wanted, batch)
+
+    _, target = next(each(task.train, "train", task.device))
+    return (taught if target is None and task.train_step is None else functools.partial(hard_loss, task)), soft
+
+
+def _evaluator(made: _Run, space: Elastic, supernet: nn.Module) -> tuple[SupernetEvaluator, tuple[Limit, ...]]:
+    """What subnets are judged by, and the limit in its units."""
+    task, limit, costs = made.task, made.config.limit(), dict[str, Cost]()
+    metric, baseline = "macs", float(count_macs(task.model, task.inputs))
+    if made.target is not None and made.config.latency is not None:
+        metric, baseline = "latency_ms", _baseline_ms(made, made.target)
+        costs[metric] = latency_of(task, made.target, ms=baseline)
+    limits = () if limit is None else (Limit(metric, high=limit.absolute(baseline)),)
+    return SupernetEvaluator(space, supernet, task, costs), limits
+
+
+def _baseline_ms(made: _Run, target: Target) -> float:
+    """Latency of the original; kept in the folder, so that a search that goes on stays within the same limit."""
+    path = None if made.folder is None else made.folder / "baseline.json"
+    if path is not None and path.is_file():
+        return float(json.loads(path.read_text(encoding="utf-8"))["latency_ms"])
+    found = latency_of(made.task, target)(made.task.model)
+    if path is not None:
+        path.write_text(json.dumps({"latency_ms": found}), encoding="utf-8")
+    return found
+
+
+def _search(made: _Run, evaluator: SupernetEvaluator, limits: tuple[Limit, ...], strategy: StrategyFactory) -> SearchResult:
+    """By the metric within the limit; without a limit by the metric and the MACs."""
+    goal = Objective(str(made.task.scorer), maximize=made.task.scorer.higher_is_better)
+    objectives = (goal,) if limits else (goal, Objective("macs"))
+    effort = SearchEffort(made.config.evaluations)
+    problem = Problem(evaluator.elastic.space, objectives, limits, effort, seed=made.seed)
+    store = None if made.folder is None else Store(made.folder / "search.jsonl", identity(problem, evaluator))
+    asking = strategy(problem)
+    history = run(problem, asking, Serial(evaluator), store, made.progress)
+    return conclude(problem, type(asking).__name__, evaluator, history)
+
+
+def _chosen(found: SearchResult, keep: int) -> Sequence[Found]:
+    """The best within the limit; without a limit some of the front, evenly apart. Raises SearchError where nothing keeps it."""
+    if not found.feasible:
+        limit = found.limits[0]
+        raise SearchError(
+            f"a subnet must keep {limit.metric} at {limit.high:.4g} or less", got=f"{found.best.validation[limit.metric]:.4g}",
+            remedy="lower widths.floor, let more vary, or allow more evaluations"
+        )  # fmt: skip
+    if found.limits:
+        limit = found.limits[0]
+        return [c for c in found.candidates if limit.violation(c.validation) <= 0][:keep]
+    places = dict.fromkeys(round(i * (len(found.front) - 1) / max(1, keep - 1)) for i in range(keep))
+    return [found.front[i] for i in places]
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """A model's scores on validation and test (None: no such split), and its file, where there is a target."""
+
+    file: Path
+    validation: Scores
+    test: Scores | None
+
+    @classmethod
+    def of(cls, made: _Run, model: nn.Module, file: Path) -> "_Measured":
+        task, target = made.task, made.target
+        if target is not None:
+            export_checked(model, task, target, file)
+
+        def scored(split: str) -> Scores:
+            if target is not None:
+                return score_file(task, file, target, split)
+            with evaluating(model):
+                return score(functools.partial(call, model), task, split)
+
+        return cls(file, scored("validation"), None if task.test is None else scored("test"))
+
+
+def _candidate(made: _Run, evaluator: SupernetEvaluator, original: _Measured, found: Found, number: int) -> Subnet:
+    """A subnet after its recovery, and all that is told of it."""
+    task, config, name = made.task, made.config, f"candidate-{number}"
+    subnet = evaluator.subnet(found.values)
+    recovered = functools.partial(distill_model, subnet, task, config.recover, seed=made.seed, progress=made.progress)
+    model = _kept(made, name, recovered)
+    mine = _Measured.of(made, model, original.file.with_name(f"{name}.onnx"))
+    latency = None if made.target is None else compare_latency(task, original.file, mine.file, made.target).ratio
+    tests = None if original.test is None or mine.test is None else (original.test, mine.test)
+    return Subnet(
+        found=found,
+        model=model,
+        inherited=found.validation[str(task.scorer)],
+        quality=quality(mine.validation),
+        drop=drop(original.validation, mine.validation),
+        test_quality=None if tests is None else quality(tests[1]),
+        test_drop=None if tests is None else drop(*tests),
+        latency_ratio=latency,
+        macs=count_macs(model, task.inputs),
+        parameters=count_parameters(model),
+    )

@@ -1,0 +1,169 @@
+"""From a user's own model to smaller trained ones: space, supernet, search, recovery, export; stopped and taken up again."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import paredown
+from paredown.core.errors import ArtifactError, RecipeError, SearchError
+from paredown.core.measurement import Measurement
+from paredown.core.subnets import Subnets
+from paredown.measure.cost import count_macs
+from paredown.measure.latency import PairedLatency
+from paredown.nas.evaluators import supernet as supernet_module
+from paredown.nas.strategies.random import Random
+from paredown.pipeline import architecture
+from paredown.pipeline.architecture import SubnetResult, search_subnets
+from tests.conftest import SmallResNet
+
+SHORT = paredown.Training(effort="30 steps", learning_rate=0.05)
+CONFIG = Subnets(
+    macs="0.5x",
+    widths=paredown.Widths(floor=0.25, round_to=4),
+    varies=("depth",),
+    supernet=SHORT,
+    evaluations=14,
+    keep=2,
+    recover=paredown.Distill(training=SHORT),
+)
+
+
+@pytest.fixture(scope="module")
+def task(trained_small_resnet: SmallResNet) -> paredown.Task:
+    from tests.conftest import pattern_batches
+
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    splits = [pattern_batches(n, seed=s) for n, s in ((640, 1), (320, 2), (320, 3))]
+    return paredown.Task(trained_small_resnet, (x,), *splits, name="patterns")
+
+
+@pytest.fixture(scope="module")
+def found(task: paredown.Task) -> SubnetResult:
+    return search_subnets(task, CONFIG, seed=1)
+
+
+def test_what_comes_back_are_trained_modules_within_the_limit(task: paredown.Task, found: SubnetResult) -> None:
+    whole = count_macs(task.model, task.inputs)
+    assert len(found.candidates) == 2
+    for candidate in found.candidates:
+        assert type(candidate.model) is SmallResNet
+        assert candidate.macs == count_macs(candidate.model, task.inputs) <= 0.5 * whole
+    assert found.best.drop.value == min(c.drop.value for c in found.candidates)
+    assert found.best.quality.value > 0.9
+    assert found.search.source == "supernet"
+    assert found.rank_correlation is None
+
+
+def test_validation_and_test_stand_apart(found: SubnetResult) -> None:
+    best = found.best
+    assert best.test_quality is not None and best.test_drop is not None
+    assert best.quality.n == best.test_quality.n == 320
+    assert not any(each.test for each in found.search.front)
+    data = json.loads(found.to_json())
+    assert data["candidates"][0]["test_quality"]["value"] == best.test_quality.value
+    assert len(data["search"]["history"]) == 14
+    assert "model" not in data["candidates"][0]
+
+
+def test_the_winner_goes_into_prune_quantize_and_export_unchanged(
+    task: paredown.Task, found: SubnetResult, tmp_path: Path
+) -> None:
+    before = {name: tensor.clone() for name, tensor in found.best.model.state_dict().items()}
+    paredown.save_checkpoint(found.best.model, tmp_path / "c")
+    loaded = paredown.load_checkpoint(tmp_path / "c", SmallResNet(16))
+    (x,) = task.example_inputs
+    assert torch.equal(loaded.eval()(x), found.best.model(x))
+    artifact = paredown.export(loaded, task, path=tmp_path / "m.onnx")
+    outputs = paredown.load(artifact.path)(x.numpy())
+    assert np.allclose(outputs, found.best.model(x).detach().numpy(), atol=1e-4)
+    smaller = paredown.prune(task, paredown.Prune(ratio=0.2, widths=paredown.Widths(round_to=1)), model=found.best.model)
+    assert count_macs(smaller, task.inputs) < found.best.macs
+    quantized = paredown.quantize(task, paredown.Quantize(), model=found.best.model)
+    assert paredown.export(quantized, task, path=tmp_path / "q.onnx").size_bytes < artifact.size_bytes
+    assert all(torch.equal(value, before[name]) for name, value in found.best.model.state_dict().items())
+
+
+def refuse(*_arguments: object, **_options: object) -> nn.Module:
+    raise AssertionError("made twice")
+
+
+def test_a_stopped_search_goes_on_from_its_folder(task: paredown.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, calls = supernet_module.SupernetEvaluator.evaluate, list[int]()
+
+    def stops(self: supernet_module.SupernetEvaluator, job: supernet_module.Job) -> supernet_module.Outcome:
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return evaluate(self, job)
+
+    config = dataclasses.replace(CONFIG, evaluations=8, keep=1, supernet=dataclasses.replace(SHORT, effort="5 steps"))
+    with monkeypatch.context() as patched:
+        patched.setattr(supernet_module.SupernetEvaluator, "evaluate", stops)
+        with pytest.raises(KeyboardInterrupt):
+            search_subnets(task, config, strategy=Random, out=tmp_path / "run")
+    calls.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(architecture, "train_supernet", refuse)
+        patched.setattr(supernet_module.SupernetEvaluator, "evaluate", lambda s, j: calls.append(1) or evaluate(s, j))
+        first = search_subnets(task, config, strategy=Random, out=tmp_path / "run")
+    assert len(calls) == 4
+    with monkeypatch.context() as patched:
+        patched.setattr(architecture, "train_supernet", refuse)
+        patched.setattr(architecture, "distill_model", refuse)
+        again = search_subnets(task, config, strategy=Random, out=tmp_path / "run")
+    (x,) = task.example_inputs
+    assert torch.equal(again.best.model(x), first.best.model(x))
+    assert again.search.history == first.search.history
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["candidates"]
+    with pytest.raises(ArtifactError, match="one search"):
+        search_subnets(task, config, strategy=Random, out=tmp_path / "run", seed=5)
+
+
+def test_a_limit_of_latency_is_measured_in_the_runtime(task: paredown.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is replaced by MACs here: what is tested is what is done with it."""
+    ratio, compared = Measurement("latency_ratio", 0.4, "x"), list[tuple[str, str]]()
+
+    def compare(_task: paredown.Task, first: Path, second: Path, _target: paredown.Target) -> PairedLatency:
+        compared.append((first.name, second.name))
+        return PairedLatency(ratio, ratio, ratio)
+
+    monkeypatch.setattr(architecture, "latency_of", lambda *_, **__: lambda model: count_macs(model, task.inputs) / 1e4)
+    monkeypatch.setattr(architecture, "compare_latency", compare)
+    config = dataclasses.replace(CONFIG, macs=None, latency="0.5x", evaluations=6, keep=1)
+    config = dataclasses.replace(config, supernet=dataclasses.replace(SHORT, effort="2 steps"), recover=config.recover)
+    result = search_subnets(task, config, target="onnxruntime", strategy=Random)
+    baseline = count_macs(task.model, task.inputs) / 1e4
+    assert result.search.limits[0].high == pytest.approx(0.5 * baseline)
+    assert all(c.found.validation["latency_ms"] <= 0.5 * baseline for c in result.candidates)
+    assert result.best.latency_ratio == ratio
+    assert compared == [("original.onnx", "candidate-0.onnx")]
+    with pytest.raises(SearchError, match="needs a target"):
+        search_subnets(task, config)
+    with pytest.raises(SearchError, match="must keep latency_ms"):
+        search_subnets(task, dataclasses.replace(config, latency="0.001x"), target="onnxruntime", strategy=Random)
+
+
+def test_labels_are_not_needed_and_without_a_limit_a_front_comes_back(task: paredown.Task) -> None:
+    unlabelled = dataclasses.replace(task, train=[(x, None) for x, _ in task.train], test=None)
+    short = dataclasses.replace(SHORT, effort="4 steps")
+    recover = paredown.Distill(hard_weight=0, training=short)
+    config = dataclasses.replace(CONFIG, macs=None, supernet=short, recover=recover, evaluations=10, keep=3)
+    result = search_subnets(unlabelled, config, strategy=Random)
+    macs = [c.found.validation["macs"] for c in result.candidates]
+    assert len(set(macs)) == len(macs) >= 2
+    assert [o.metric for o in result.search.objectives] == ["top-1", "macs"]
+    assert all(c.test_quality is None and c.latency_ratio is None for c in result.candidates)
+
+
+def test_a_config_says_what_it_takes() -> None:
+    with pytest.raises(RecipeError, match="one limit"):
+        Subnets(latency="0.5x", macs="0.5x")
+    with pytest.raises(RecipeError, match="varies names"):
+        Subnets(varies=("width",))  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="keep must be"):
+        Subnets(keep=0)
