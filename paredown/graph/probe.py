@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from paredown.core.errors import SurgeryError
-from paredown.graph.collect import Dimension, Groups, Keep
+from paredown.graph.collect import Groups, Keep
 from paredown.graph.couple import find_coupled, same_fraction
 from paredown.graph.equality import compare_recut
+from paredown.graph.places import Dimension
 from paredown.graph.surgery import named_tensors
 from paredown.graph.twin import SIDE, Twin, light_twin, random_twin, runs
 from paredown.task.batches import Inputs
