@@ -19,6 +19,7 @@ from paredown.graph.probe import Findings, probe
 from paredown.graph.propagate import propagate
 from paredown.graph.statistics import uncountable
 from paredown.graph.trace import Dynamic, trace
+from paredown.graph.twin import first_samples
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating, unfused
 
 __all__ = ["Dimension", "Extent", "Group", "Groups", "Keep", "Slice", "dependency_groups"]
@@ -74,7 +75,7 @@ def _ground(known: Knowledge, model: nn.Module, inputs: Inputs) -> None:
 
     def run() -> None:
         with evaluating(model), unfused(), torch.no_grad():
-            call(model, apply_tensors(inputs, torch.clone))
+            call(model, apply_tensors(first_samples(inputs, 2), torch.clone))
 
     counts = Counter(name for name, _ in known.calls.values())
     odd = uncountable(run, counts, {name for (name, _), _, _ in known.statistics})
