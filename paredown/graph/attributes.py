@@ -99,4 +99,6 @@ def _is_count(name: str) -> bool:
 def _choose(name: str, value: int, sizes: list[tuple[Array, bool]], known: Knowledge) -> Array | None:
     """Of the dimensions of this size the one that the name speaks of; rather one that may lose an index."""
     fitting = [labels for labels, outer in sizes if len(labels) == value and outer == _is_count(name)]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else None
     return next((labels for labels in fitting if known.labels.canonical(labels).any()), fitting[0] if fitting else None)

@@ -96,7 +96,7 @@ def _tried(model: nn.Module, inputs: Inputs, branches: Sequence[Branch]) -> list
     result: list[Branch | None] = [None] * len(branches)
     if not branches:
         return result
-    light = light_twin(model, inputs, 0, torch.float32, samples=3, side=None)
+    light = light_twin(model, inputs, 0, torch.float32, samples=3)
     twin = light if runs(light) else random_twin(model, inputs, 0)
     for form in (_short, _whole, _last, _last_whole):
         left = [i for i, branch in enumerate(result) if branch is None]

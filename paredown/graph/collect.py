@@ -13,10 +13,10 @@ from paredown.core.report import Barrier
 from paredown.graph.labels import Array, Labels
 from paredown.graph.manifest import Manifest
 from paredown.graph.operation import Knowledge
+from paredown.graph.places import Dimension, Places, dimensions_of
 from paredown.graph.statistics import Statistic
 
 Keep: TypeAlias = NDArray[np.bool_]  # (size,): which atoms of a group live
-Dimension: TypeAlias = tuple[str, int]  # a parameter or buffer, and one of its dimensions
 Owners: TypeAlias = tuple[Array, Array]  # (atoms, positions), of equal length
 Reader: TypeAlias = Dimension | Statistic  # what a masked run must change, so that it doesn't read what is removed
 
@@ -144,14 +144,17 @@ class Groups:
         Raises SurgeryError where nothing would be left of a dimension.
         """
         kept: dict[str, dict[int, tuple[int, ...]]] = {}
+        indices: dict[int, tuple[int, ...]] = {}  # id of an extent -> what is kept of it
         for (tensor, dimension), extent in self.extents.items():
-            alive = extent.living(keep)
-            if not alive.any():
+            if id(extent) not in indices:
+                indices[id(extent)] = tuple(np.flatnonzero(extent.living(keep)).tolist())
+            here = indices[id(extent)]
+            if not here:
                 raise SurgeryError(
                     "a cut must leave something of every dimension", got=f"{tensor}, dimension {dimension}", remedy="raise floor"
                 )
-            if not alive.all():
-                kept.setdefault(tensor, {})[dimension] = tuple(np.flatnonzero(alive).tolist())
+            if len(here) < extent.size:
+                kept.setdefault(tensor, {})[dimension] = here
         return Manifest(kept, self._factors(keep, kept), self._attributes(keep))
 
     def _factors(
@@ -187,20 +190,20 @@ def collect(known: Knowledge, coupled: Sequence[Collection[int]] = ()) -> Groups
 
     coupled: sets of atoms; the groups in one set must lose equally many.
     """
-    dimensions = _dimensions(known)
-    owners = [known.labels.owners(labels) for labels in dimensions.values()]
-    number = _Numbers(known.labels, owners, [pair for pairs in even_pieces(known) for pair in pairs])
+    dimensions = dimensions_of(known)
+    owners = dict(zip(dimensions, known.labels.owners_of([*dimensions.values()]), strict=True))
+    number = _Numbers(known.labels, [*owners.values()], [pair for pairs in even_pieces(known) for pair in pairs])
     members = number.members
-    extents = {dimension: number.extent(labels) for dimension, labels in dimensions.items()}
+    extents = {dimension: number.extent(len(labels), owners[dimension]) for dimension, labels in dimensions.items()}
     slices: list[list[Slice]] = [[] for _ in members]
     for (tensor, dimension), extent in extents.items():
         for g, atoms, positions in extent.owners:
             slices[g].append(Slice(tensor, dimension, atoms, positions, (tensor, dimension) in known.consumers))
-    contracted = _contracted(known, dimensions)
+    contracted = _contracted(known, owners)
     slices = [_read(parts, contracted) for parts in slices]
     names = _names(slices)
     groups = (Group(name, tuple(atoms.tolist()), tuple(parts)) for name, atoms, parts in zip(names, members, slices, strict=True))
-    products = tuple((f, tuple(number.extent(x) for x in dims)) for f, dims in known.products)
+    products = tuple((f, tuple(number.of(x) for x in dims)) for f, dims in known.products)
     pairs = tuple(tuple(np.unique(number.groups[sorted(together)]).tolist()) for together in coupled)
     return Groups(
         tuple(groups),
@@ -209,65 +212,35 @@ def collect(known: Knowledge, coupled: Sequence[Collection[int]] = ()) -> Groups
         products,
         pairs,
         contracted,
-        _statistics(known, dimensions),
-        tuple(Scale(number.extent(fold.width), fold.targets) for fold in known.folds),
-        tuple(Attribute(m, name, number.extent(x)) for m, name, x in known.attributes),
+        _statistics(known),
+        tuple(Scale(number.of(fold.width), fold.targets) for fold in known.folds),
+        tuple(Attribute(m, name, number.of(x)) for m, name, x in known.attributes),
     )
 
 
 def even_pieces(known: Knowledge) -> list[list[Owners]]:
     """Atoms of the parts into which a class splits a dimension evenly, where no index of them needs several atoms."""
-    found = ([known.labels.owners(piece) for piece in pieces] for pieces in known.pieces)
+    found = (known.labels.owners_of(pieces) for pieces in known.pieces)
     return [pairs for pairs in found if all(len(np.unique(positions)) == len(positions) for _, positions in pairs)]
 
 
-def places(known: Knowledge) -> dict[int, tuple[str, int, int]]:
-    """Canonical label -> the first index of a parameter or buffer that carries it, as (tensor, dimension, position)."""
-    return _places(known, _dimensions(known))
-
-
-def _dimensions(known: Knowledge) -> dict[Dimension, Array]:
-    """Labels of every dimension of every parameter and buffer, in the order in which the graph uses them."""
-    order = {node: i for i, node in enumerate(next(iter(known.dims)).graph.nodes)} if known.dims else {}
-    by_use = sorted(known.origins, key=lambda node: min(order[user] for user in node.users))
-    return {
-        (known.origins[node], d): labels for node in by_use for d, labels in enumerate(known.dims[node][0]) if labels is not None
-    }
-
-
-def _places(known: Knowledge, dimensions: dict[Dimension, Array]) -> dict[int, tuple[str, int, int]]:
-    result: dict[int, tuple[str, int, int]] = {}
-    for (tensor, dimension), labels in dimensions.items():
-        distinct, first = np.unique(known.labels.canonical(labels), return_index=True)
-        for label, position in zip(distinct.tolist(), first.tolist(), strict=True):
-            result.setdefault(label, (tensor, dimension, position))
-    return result
-
-
-def _statistics(known: Knowledge, dimensions: dict[Dimension, Array]) -> tuple[Statistic, ...]:
+def _statistics(known: Knowledge) -> tuple[Statistic, ...]:
     """Those over dimensions that may lose an index, each index with the weight's index that it lives with."""
-    where = _places(known, dimensions) if known.statistics else {}
-    result = []
-    for call, axis, labels in known.statistics:
-        sources: dict[Dimension, list[tuple[int, int]]] = {}
-        for here, label in enumerate(known.labels.canonical(labels).tolist()):
-            if label:
-                tensor, dimension, there = where[label]
-                sources.setdefault((tensor, dimension), []).append((there, here))
-        columns = ((*key, *np.array(pairs, dtype=np.int64).T) for key, pairs in sources.items())
-        if sources:
-            result.append(Statistic(call, axis, len(labels), tuple(columns)))
-    return tuple(result)
+    if not known.statistics:
+        return ()
+    places = Places.of(known)
+    found = (
+        (call, axis, labels, tuple(places.sources(known.labels.canonical(labels)))) for call, axis, labels in known.statistics
+    )
+    return tuple(Statistic(call, axis, len(labels), sources) for call, axis, labels, sources in found if sources)
 
 
-def _contracted(known: Knowledge, dimensions: dict[Dimension, Array]) -> frozenset[Dimension]:
+def _contracted(known: Knowledge, owners: dict[Dimension, Owners]) -> frozenset[Dimension]:
     """Every dimension of a weight that makes one of two activations which are multiplied and summed over it."""
     labels = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *known.contracted]))
-    atoms = frozenset[int]().union(*(known.labels.atoms(int(label)) for label in labels))
-    if not atoms:
-        return frozenset()
-    owners = {key: (known.labels.atoms(int(x)) for x in np.unique(array)) for key, array in dimensions.items()}
-    return frozenset(key for key, sets in owners.items() if any(not atoms.isdisjoint(s) for s in sets))
+    multiplied = np.zeros(known.labels.count, dtype=np.bool_)
+    multiplied[known.labels.owners(labels)[0]] = True
+    return frozenset(key for key, (atoms, _) in owners.items() if multiplied[atoms].any())
 
 
 def _read(slices: list[Slice], contracted: frozenset[Dimension]) -> list[Slice]:
@@ -284,18 +257,25 @@ class _Numbers:
     """
 
     def __init__(self, labels: Labels, owners: Sequence[Owners], pieces: Sequence[Owners]) -> None:
-        self.labels = labels
+        self.labels, self._known = labels, dict[tuple[int, bytes, bytes], Extent]()
         self.members = _members(owners, pieces, labels)
         self.groups, self.indices = np.full(labels.count, -1), np.zeros(labels.count, dtype=np.int64)
         for group, atoms in enumerate(self.members):
             self.groups[atoms], self.indices[atoms] = group, np.arange(len(atoms))
 
-    def extent(self, labels: Array) -> Extent:
-        """A dimension's labels (size,) as an extent."""
-        atoms, positions = self.labels.owners(labels)
-        groups = self.groups[atoms]
-        found = ((group, groups == group) for group in dict.fromkeys(groups.tolist()) if group >= 0)
-        return Extent(len(labels), tuple((group, self.indices[atoms[here]], positions[here]) for group, here in found))
+    def extent(self, size: int, owners: Owners) -> Extent:
+        """A dimension of that size as an extent: one for all dimensions that the same atoms own in the same way."""
+        atoms, positions = owners
+        key = size, atoms.tobytes(), positions.tobytes()
+        if key not in self._known:
+            groups = self.groups[atoms]
+            found = ((group, groups == group) for group in dict.fromkeys(groups.tolist()) if group >= 0)
+            self._known[key] = Extent(size, tuple((group, self.indices[atoms[here]], positions[here]) for group, here in found))
+        return self._known[key]
+
+    def of(self, labels: Array) -> Extent:
+        """The extent of a dimension with these labels."""
+        return self.extent(len(labels), self.labels.owners(labels))
 
 
 def _members(owners: Sequence[Owners], pieces: Sequence[Owners], labels: Labels) -> list[Array]:
@@ -307,7 +287,7 @@ def _members(owners: Sequence[Owners], pieces: Sequence[Owners], labels: Labels)
     occurring = np.concatenate([np.zeros(0, dtype=np.int64), *(atoms for atoms, _ in owners)])
     distinct, first = np.unique(occurring, return_index=True)
     kinds, latest = np.zeros(labels.count, dtype=np.int64), 0  # atom -> number of the set of dimensions in which it occurs
-    for atoms, _ in (*owners, *pieces):
+    for atoms in {atoms.tobytes(): atoms for atoms, _ in (*owners, *pieces)}.values():  # what is the same tells nothing new
         here, times = np.unique(atoms, return_counts=True)
         before, kind = np.unique(kinds[here] * (len(atoms) + 1) + times, return_inverse=True)
         kinds[here], latest = latest + 1 + kind, latest + len(before)

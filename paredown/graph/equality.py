@@ -7,7 +7,7 @@ since biases that are initialised to zero hide errors.
 
 import functools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -21,7 +21,7 @@ from paredown.graph.collect import Reader
 from paredown.graph.manifest import Manifest
 from paredown.graph.statistics import OverKept, Statistic, over_kept
 from paredown.graph.surgery import cut, kept_values, named_tensors
-from paredown.graph.twin import Twin, on_demand, outputs, random_twin, recut
+from paredown.graph.twin import Twin, masking, outputs, random_twin, recut, zeroed
 from paredown.task.batches import Inputs, apply_tensors, device_of
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -39,8 +39,8 @@ def masked(model: nn.Module, manifest: Manifest, consumers: Collection[Reader]) 
     """
     result = cut(model, Manifest())
     tensors = named_tensors(result)
-    for name, make in masked_weights(tensors, manifest, consumers).items():
-        tensors[name].data = make()
+    for name, removed in removed_inputs(tensors, manifest, consumers).items():
+        tensors[name].data = zeroed(tensors[name], removed)
     _zero_branches(result, manifest)
     mode = _over_kept(result, manifest, consumers)
     if isinstance(mode, OverKept):
@@ -82,7 +82,7 @@ def compare_recut(twin: Twin, manifest: Manifest, consumers: Collection[Reader])
 
 
 def _judge(found: Sequence[list[Tensor]], twin: Twin, manifest: Manifest, consumers: Collection[Reader]) -> float:
-    with on_demand(twin, masked_weights(twin.weights, manifest, consumers)), _without(twin.model, manifest):
+    with masking(twin, removed_inputs(twin.weights, manifest, consumers)), _without(twin.model, manifest):
         expected = []
         for batch in twin.batches:
             with _over_kept(twin.model, manifest, consumers):
@@ -94,24 +94,21 @@ def _judge(found: Sequence[list[Tensor]], twin: Twin, manifest: Manifest, consum
     return worst
 
 
-def masked_weights(
-    weights: dict[str, Tensor], manifest: Manifest, consumers: Collection[Reader]
-) -> dict[str, Callable[[], Tensor]]:
-    """Makers of the weights that a cut takes input indices from: copies with zeros in place of those indices."""
+def removed_inputs(weights: dict[str, Tensor], manifest: Manifest, consumers: Collection[Reader]) -> dict[str, dict[int, Tensor]]:
+    """The indices of dimensions of weights that a cut takes inputs from."""
     removed: dict[str, dict[int, Tensor]] = {}
     for name, dimension in (c for c in consumers if not isinstance(c, Statistic)):
         kept = manifest.kept.get(name, {}).get(dimension)
         if kept is not None:
-            gone = np.setdiff1d(np.arange(weights[name].shape[dimension]), kept)
-            removed.setdefault(name, {})[dimension] = torch.from_numpy(gone).to(weights[name].device)
+            gone = _others(kept, weights[name].shape[dimension])
+            removed.setdefault(name, {})[dimension] = gone.to(weights[name].device)
+    return removed
 
-    def zeroed(name: str, dimensions: dict[int, Tensor]) -> Tensor:
-        value = weights[name].detach().clone()
-        for dimension, indices in dimensions.items():
-            value.index_fill_(dimension, indices, 0)
-        return value
 
-    return {name: functools.partial(zeroed, name, dimensions) for name, dimensions in removed.items()}
+@functools.lru_cache(maxsize=1024)
+def _others(kept: tuple[int, ...], size: int) -> Tensor:
+    """The indices that are not kept; mostly of several dimensions the same."""
+    return torch.from_numpy(np.setdiff1d(np.arange(size), kept))
 
 
 def _over_kept(model: nn.Module, manifest: Manifest, consumers: Collection[Reader]) -> AbstractContextManager[object]:

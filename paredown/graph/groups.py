@@ -10,14 +10,16 @@ from torch import nn
 
 from paredown.core.report import Barrier
 from paredown.graph.attributes import find_attributes
-from paredown.graph.collect import Dimension, Extent, Group, Groups, Keep, Slice, collect, places
+from paredown.graph.collect import Extent, Group, Groups, Keep, Slice, collect
 from paredown.graph.couple import joined, shared_counts, split_evenly
 from paredown.graph.literals import literal_atoms
 from paredown.graph.operation import Knowledge, short_name
+from paredown.graph.places import Dimension, Places
 from paredown.graph.probe import Findings, probe
 from paredown.graph.propagate import propagate
 from paredown.graph.statistics import uncountable
 from paredown.graph.trace import Dynamic, trace
+from paredown.graph.twin import first_samples
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating, unfused
 
 __all__ = ["Dimension", "Extent", "Group", "Groups", "Keep", "Slice", "dependency_groups"]
@@ -73,14 +75,13 @@ def _ground(known: Knowledge, model: nn.Module, inputs: Inputs) -> None:
 
     def run() -> None:
         with evaluating(model), unfused(), torch.no_grad():
-            call(model, apply_tensors(inputs, torch.clone))
+            call(model, apply_tensors(first_samples(inputs, 2), torch.clone))
 
     counts = Counter(name for name, _ in known.calls.values())
     odd = uncountable(run, counts, {name for (name, _), _, _ in known.statistics})
-    where = places(known)
+    places = Places.of(known)
     for (name, _), _, labels in known.statistics:
-        distinct = np.unique(known.labels.canonical(labels)).tolist()
-        if (name in odd or any(label and label not in where for label in distinct)) and known.labels.freeze(labels):
+        if (name in odd or not places.have(known.labels.canonical(labels))) and known.labels.freeze(labels):
             known.barriers[Barrier(f"aten.{name}", "", _UNGROUNDED)] = None
 
 

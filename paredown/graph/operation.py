@@ -1,5 +1,6 @@
 """What a rule sees of one node of the graph: arguments by name, labels of their dimensions, and what it may do to them."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,10 +64,8 @@ class Operation:
 
     def __init__(self, node: fx.Node, known: Knowledge) -> None:
         self.node, self.known, self.labels = node, known, known.labels
-        schema = getattr(node.target, "_schema", None)
-        arguments = schema.arguments if schema is not None else []
-        self._arguments = {a.name: a.default_value for a in arguments if a.has_default_value()}
-        self._arguments |= {a.name: value for a, value in zip(arguments, node.args, strict=False)} | dict(node.kwargs)
+        names, defaults = _signature(node.target)
+        self._arguments = {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
 
     def __getitem__(self, name: str) -> Any:
         return self._arguments[name]
@@ -140,6 +139,14 @@ class Operation:
         return self.known.origins[node], dimension
 
 
+@functools.lru_cache(maxsize=1024)
+def _signature(target: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names of an operator's arguments, and the defaults of those that have one."""
+    schema = getattr(target, "_schema", None)
+    arguments = schema.arguments if schema is not None else []
+    return tuple(a.name for a in arguments), {a.name: a.default_value for a in arguments if a.has_default_value()}
+
+
 def is_standardized(node: fx.Node) -> bool:
     """Whether a weight is standardized by a batch norm in training mode, where the masked original masks what is cut of it."""
     if short_name(node) in {"view", "reshape", "reshape_as", "view_as"} and isinstance(node.args[0], fx.Node):
@@ -196,14 +203,18 @@ def static(size: Any) -> int | None:
 
 def operator_name(node: fx.Node) -> str:
     """ "aten.conv2d", without the overload."""
-    text = str(getattr(node.target, "overloadpacket", None) or getattr(node.target, "__name__", node.target))
-    return text.replace("::", ".")
+    return _name(node.target)
 
 
 def short_name(node: fx.Node) -> str:
     """ "relu" for aten.relu_ and aten.relu alike: what is done in place has the same rule. Others keep their namespace."""
-    name = operator_name(node).removeprefix("aten.")
+    name = _name(node.target).removeprefix("aten.")
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+@functools.lru_cache(maxsize=1024)
+def _name(target: Any) -> str:
+    return str(getattr(target, "overloadpacket", None) or getattr(target, "__name__", target)).replace("::", ".")
 
 
 def nothing(node: Any) -> tuple[Dims, ...]:

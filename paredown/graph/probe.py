@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from paredown.core.errors import SurgeryError
-from paredown.graph.collect import Dimension, Groups, Keep
+from paredown.graph.collect import Groups, Keep
 from paredown.graph.couple import find_coupled, same_fraction
 from paredown.graph.equality import compare_recut
+from paredown.graph.places import Dimension
 from paredown.graph.surgery import named_tensors
 from paredown.graph.twin import SIDE, Twin, light_twin, random_twin, runs
 from paredown.task.batches import Inputs
@@ -45,10 +46,14 @@ def probe(model: nn.Module, groups: Groups, inputs: Inputs, literal: frozenset[i
     numbers, bound = range(len(groups.groups)), {g for together in groups.coupled for g in together}
     suspect = {g for g in numbers if not literal.isdisjoint(groups.groups[g].atoms)} | bound
     kinds = _kinds([*groups.coupled, *((g,) for g in numbers if g not in bound)], groups, suspect)
-    twin = light_twin(model, inputs, seed, torch.float32, samples=1, side=SIDE)
-    if all(trial.works(_members(chosen)) for trial, chosen in _rounds(groups, kinds, twin, suspect, seed)):
-        return Findings((), groups.coupled)
-    return _explore(groups, kinds, _full_twin(model, inputs, seed), suspect, seed)
+    for side in (SIDE, None):  # some classes take images of one size only
+        twin = light_twin(model, inputs, seed, torch.float32, samples=1, side=side, lazy=True)
+        few, many = _trials(groups, twin, seed)
+        if all(trial.works(_members(chosen)) for trial, chosen in _rounds(groups, kinds, few, many, suspect)):
+            return Findings((), groups.coupled)
+        if runs(twin):
+            break
+    return _explore(groups, kinds, *_trials(groups, _full_twin(model, inputs, seed), seed), suspect)
 
 
 def culprits(model: nn.Module, groups: Groups, keep: Sequence[Keep], inputs: Inputs, seed: int = 0) -> list[int]:
@@ -64,19 +69,16 @@ def _full_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     """Of the inputs' own size; in float64, unless the model is large."""
     elements = sum(tensor.numel() for tensor in named_tensors(model).values())
     for dtype in (torch.float64, torch.float32)[elements > _MANY :]:
-        twin = light_twin(model, inputs, seed, dtype, samples=2, side=None)
+        twin = light_twin(model, inputs, seed, dtype, samples=2)
         if runs(twin):
             return twin
     return random_twin(model, inputs, seed)
 
 
-def _explore(groups: Groups, kinds: list[Kind], twin: Twin, suspect: set[int], seed: int) -> Findings:
+def _explore(groups: Groups, kinds: list[Kind], few: "_Trial", many: "_Trial", suspect: set[int]) -> Findings:
     """Bisects what fails, finds what can only be lost together, and makes sure of the rest."""
-    rounds = _rounds(groups, kinds, twin, suspect, seed)
-    few = rounds[0][0]
-    many = _Trial(groups, twin, _sample(groups, 2 / 3, seed))
     guilty: set[int] = set()
-    for trial, chosen in rounds:
+    for trial, chosen in _rounds(groups, kinds, few, many, suspect):
         left = ([unit for unit in kind if guilty.isdisjoint(unit)] for kind in chosen)
         guilty.update(_guilty([kind for kind in left if kind], trial))
     coupled = [together for together in groups.coupled if guilty.isdisjoint(together)]
@@ -87,16 +89,20 @@ def _explore(groups: Groups, kinds: list[Kind], twin: Twin, suspect: set[int], s
     return Findings(tuple(sorted(guilty)), tuple(together for together in coupled if not guilty.intersection(together)))
 
 
-def _rounds(groups: Groups, kinds: list[Kind], twin: Twin, suspect: set[int], seed: int) -> list[tuple["_Trial", list[Kind]]]:
-    """A third of everything; of suspects two thirds, halves of them by kind, and factors alone."""
-    few = _Trial(groups, twin, _sample(groups, 1 / 3, seed))
+def _rounds(
+    groups: Groups, kinds: list[Kind], few: "_Trial", many: "_Trial", suspect: set[int]
+) -> list[tuple["_Trial", list[Kind]]]:
+    """Two thirds of everything. Where some are suspect, a third of everything too, and of halves of them by kind, and of
+    factors alone.
+    """
     open_to_doubt = [kind for kind in kinds if not suspect.isdisjoint(kind[0])]
+    if not open_to_doubt:
+        return [(many, kinds)]
     bits = range(max(len(open_to_doubt) - 1, 0).bit_length())
     halves = [[kind for k, kind in enumerate(open_to_doubt) if (k >> bit & 1) == side] for bit in bits for side in (0, 1)]
     factors = set(_factors(groups))
     alone = [[kind] for kind in open_to_doubt if len(kind[0]) == 1 and not factors.isdisjoint(kind[0])]
-    more = [(_Trial(groups, twin, _sample(groups, 2 / 3, seed)), kinds)] if open_to_doubt else []
-    return [(few, kinds), *more, *((few, chosen) for chosen in (*halves, *alone))]
+    return [(few, kinds), (many, kinds), *((few, chosen) for chosen in (*halves, *alone))]
 
 
 def _kinds(units: Sequence[Unit], groups: Groups, suspect: set[int]) -> list[Kind]:
@@ -130,6 +136,8 @@ class _Trial:
     def works(self, chosen: Collection[int]) -> bool:
         """Whether the class equals the masked original when these groups lose their part."""
         members = set(chosen)
+        if not members:
+            return True
         keep = [k if g in members else np.ones_like(k) for g, k in enumerate(self.sample)]
         try:
             compare_recut(self.twin, self.groups.manifest(keep), self.groups.consumers)
@@ -149,6 +157,12 @@ class _Trial:
         return works
 
 
+def _trials(groups: Groups, twin: Twin, seed: int) -> tuple[_Trial, _Trial]:
+    """A third is lost, and two thirds."""
+    few, many = (_Trial(groups, twin, _sample(groups, part, seed)) for part in (1 / 3, 2 / 3))
+    return few, many
+
+
 def _sample(groups: Groups, part: float, seed: int) -> list[Keep]:
     """Of each group a random part is lost, as many atoms of all groups of one size; of coupled groups the same fraction."""
     random = np.random.default_rng(seed)
@@ -159,7 +173,8 @@ def _sample(groups: Groups, part: float, seed: int) -> list[Keep]:
 
 def _factors(groups: Groups) -> list[int]:
     """Groups that share indices with others: heads and their width. Sizes of 1 that others leave hide an error of theirs."""
-    shared = (extent for extent in groups.extents.values() if sum(len(np.unique(p)) for _, _, p in extent.owners) > extent.size)
+    distinct = {id(extent): extent for extent in groups.extents.values() if len(extent.owners) > 1}
+    shared = (extent for extent in distinct.values() if sum(len(np.unique(p)) for _, _, p in extent.owners) > extent.size)
     return sorted({group for extent in shared for group, _, _ in extent.owners})
 
 

@@ -3,6 +3,7 @@
 (batch, 12, 4, 4) -> (batch, 3, 64) has the blocks [batch] -> [batch] and [12, 4, 4] -> [3, 64].
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,9 +32,15 @@ def size_is_not_one(size: Any) -> bool:
 
 def _behind(ins: list[tuple[int, Any]], outs: list[tuple[int, Any]]) -> int:
     """0 where the products agree, -1 where the input side must take one more dimension, 1 where the output side must."""
+    left, right = math.prod(e for _, e in ins), math.prod(e for _, e in outs)
+    if left == right:
+        return 0
+    if type(left) is int and type(right) is int:
+        return -1 if right > left else 1
     import sympy  # type: ignore[import-untyped] # it has no stubs; torch's symbolic sizes are made of it
 
-    ratio = sympy.cancel(sympy.Mul(*(e for _, e in outs)) / sympy.Mul(*(e for _, e in ins)))
+    ratio = right / left  # a number where both have the same symbols
+    ratio = ratio if ratio.is_number else sympy.cancel(ratio)
     if ratio == 1:
         return 0
     if ratio.is_number:

@@ -81,7 +81,7 @@ def module_path(node: fx.Node) -> str:
 def module_stack(node: fx.Node) -> tuple[str, ...]:
     """The dotted names of the modules that made a node, the innermost first."""
     paths = [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    return tuple(re.sub(r"@\d+$", "", path) for path in reversed(paths))
+    return tuple(re.sub(r"@\d+$", "", path) if "@" in path else path for path in reversed(paths))
 
 
 def source_line(node: fx.Node) -> str:

@@ -62,7 +62,7 @@ class Twin:
 
 def random_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     """In float64 where the model runs in it, else in float32. Raises SurgeryError where its output is never finite."""
-    copy, inputs = cut(model, Manifest()), _few(inputs, _SAMPLES)
+    copy, inputs = cut(model, Manifest()), first_samples(inputs, _SAMPLES)
     trained = {name: tensor.detach().clone() for name, tensor in named_tensors(copy).items()}
     for gentle in (False, True):  # gentle: near the trained weights, where random ones overflow
         generator = torch.Generator().manual_seed(seed)
@@ -74,18 +74,17 @@ def random_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     raise SurgeryError("a model's output must be finite to be compared", got="NaN or infinity", remedy=_REMEDY)
 
 
-def light_twin(model: nn.Module, inputs: Inputs, seed: int, dtype: torch.dtype, *, samples: int, side: int | None) -> Twin:
-    """One batch of a few samples, images (batch, channels, *) thinned out to about `side` pixels, and lazy then.
+def light_twin(
+    model: nn.Module, inputs: Inputs, seed: int, dtype: torch.dtype, *, samples: int, side: int | None = None, lazy: bool = False
+) -> Twin:
+    """One batch of a few samples, images (batch, channels, *) thinned out to about `side` pixels.
 
     Whether the class runs on it, in this type, and its output is finite, is not tried: `runs`.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = _pooled(named_tensors(model), device_of(model), generator, dtype)
-    held = {
-        name: nn.Parameter(t, requires_grad=False) if _is_parameter(model, name) else t.detach() for name, t in weights.items()
-    }
-    batch = _random_inputs(_smaller(_few(inputs, samples), side), generator, dtype)
-    return Twin(copy_with(model, held).eval(), model, weights, (batch,), dtype, lazy=side is not None)
+    batch = _random_inputs(_smaller(first_samples(inputs, samples), side), generator, dtype)
+    return Twin(_holding(model, weights), model, weights, (batch,), dtype, lazy)
 
 
 def runs(twin: Twin) -> bool:
@@ -112,9 +111,8 @@ def on_demand(twin: Twin, values: dict[str, Callable[[], Tensor]], sizes: dict[s
     """
     handles = list[RemovableHandle]()
     for name, make in values.items():
-        tensor, whole, (path, *others) = twin.tensors[name], twin.weights[name], twin.layout.holders[name]
-        module = twin.modules[path]
-        if not twin.lazy or whole.numel() < _LARGE or others or type(module) not in _LAZY:
+        tensor, whole, module = twin.tensors[name], twin.weights[name], _late(twin, name)
+        if module is None:
             tensor.data = make()
             continue
         tensor.data = rest = whole if sizes is None else whole.new_zeros(()).expand(sizes[name])
@@ -127,6 +125,48 @@ def on_demand(twin: Twin, values: dict[str, Callable[[], Tensor]], sizes: dict[s
             handle.remove()
         for name in values:
             twin.tensors[name].data = twin.weights[name]
+
+
+@contextmanager
+def masking(twin: Twin, removed: dict[str, dict[int, Tensor]]) -> Iterator[None]:
+    """While active, the twin's model reads nothing of the `removed` indices of its weights, by name and dimension: zeros stand in
+    their place. A large layer of a lazy twin gets zeros as its inputs instead, which is the same, and copies no weight.
+    """
+    handles = list[RemovableHandle]()
+    values: dict[str, Callable[[], Tensor]] = {}
+    for name, dimensions in removed.items():
+        module = _late(twin, name)
+        if module is not None and dimensions.keys() == {1} and getattr(module, "groups", 1) == 1:
+            handles.append(module.register_forward_pre_hook(functools.partial(_with_zeros, dimensions[1])))
+        else:
+            values[name] = functools.partial(zeroed, twin.weights[name], dimensions)
+    try:
+        with on_demand(twin, values):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def zeroed(weight: Tensor, removed: dict[int, Tensor]) -> Tensor:
+    """A copy with zeros at these indices of dimensions."""
+    value = weight.detach().clone()
+    for dimension, indices in removed.items():
+        value.index_fill_(dimension, indices, 0)
+    return value
+
+
+def _with_zeros(channels: Tensor, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments of a convolution or linear layer, with zeros in these channels of its input."""
+    axis = -1 - len(getattr(module, "kernel_size", ()))  # counted from the end, the channels of (batch, channels, *spatial)
+    return (args[0].index_fill(axis, channels, 0), *args[1:])
+
+
+def _late(twin: Twin, name: str) -> nn.Module | None:
+    """The layer that a large weight of a lazy twin is made for when it runs; None for any other."""
+    path, *others = twin.layout.holders[name]
+    late = twin.lazy and twin.weights[name].numel() >= _LARGE and not others and type(twin.modules[path]) in _LAZY
+    return twin.modules[path] if late else None
 
 
 @contextmanager
@@ -146,9 +186,14 @@ def recut(twin: Twin, manifest: Manifest) -> Iterator[None]:
         restore_attributes_(twin.modules, twin.layout, manifest)
 
 
-def _is_parameter(model: nn.Module, name: str) -> bool:
-    path, _, attribute = name.rpartition(".")
-    return attribute in model.get_submodule(path)._parameters
+def _holding(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """A copy in evaluation mode that has these values, by name."""
+    parameters = {id(p) for p in model.parameters()}
+    held = {
+        name: nn.Parameter(weights[name], requires_grad=False) if id(t) in parameters else weights[name].detach()
+        for name, t in named_tensors(model).items()
+    }
+    return copy_with(model, held).eval()
 
 
 def _pooled(named: dict[str, Tensor], device: torch.device, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -157,12 +202,13 @@ def _pooled(named: dict[str, Tensor], device: torch.device, generator: torch.Gen
     sizes: dict[Any, int] = {}
     for name, kind in kinds.items():
         sizes[kind] = max(sizes.get(kind, 0), named[name].numel())
-    pools = {kind: _pool(kind, size + _SLACK, generator, dtype).to(device) for kind, size in sizes.items()}
+    noise = torch.randn(min(max(sizes.values(), default=0) + _SLACK, _PERIOD), generator=generator, dtype=dtype)
+    pools = {kind: _pool(kind, size + _SLACK, noise).to(device) for kind, size in sizes.items()}
+    starts = torch.randint(_SLACK, (len(named),), generator=generator).tolist()
     result = {}
-    for name, tensor in named.items():
+    for (name, tensor), start in zip(named.items(), starts, strict=True):
         result[name] = tensor.detach()
         if name in kinds:
-            start = int(torch.randint(_SLACK, (), generator=generator))
             result[name] = pools[kinds[name]][start : start + tensor.numel()].view(tensor.shape)
     return result
 
@@ -175,11 +221,11 @@ def _kind(tensor: Tensor) -> int | str:
     return -round(math.log2(fan_in) / 2) if fan_in else "vector"
 
 
-def _pool(kind: int | str, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def _pool(kind: int | str, size: int, noise: Tensor) -> Tensor:
     """Random numbers; a large pool repeats itself, after so many of them that no two rows of a matrix are equal."""
-    noise = torch.randn(min(size, _PERIOD), generator=generator, dtype=dtype)
-    noise = noise.mul_(2.0**kind) if isinstance(kind, int) else _random(noise, kind == "vector")
-    return noise if size <= _PERIOD else noise.repeat(-(-size // _PERIOD))[:size]
+    part = noise[:size]
+    part = part * 2.0**kind if isinstance(kind, int) else _random(part, kind == "vector")
+    return part if size <= len(noise) else part.repeat(-(-size // len(noise)))[:size]
 
 
 def _widest(model: nn.Module, inputs: Inputs) -> torch.dtype:
@@ -223,7 +269,7 @@ def _random(noise: Tensor, parameter: bool) -> Tensor:
     return noise.mul(0.5).add(0.5)
 
 
-def _few(inputs: Inputs, count: int) -> Inputs:
+def first_samples(inputs: Inputs, count: int) -> Inputs:
     """The first samples of a batch, enough to compare values."""
     samples = batch_size(inputs)
     few: Inputs = apply_tensors(inputs, lambda t: t[:count] if t.dim() and t.shape[0] == samples else t)

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from paredown.graph.labels import Labels
 
+FACTORS = [(2, 6), (3, 4), (4, 3), (6, 2), (2, 3, 2)]  # of 12
+
 
 def sets(labels: Labels, array: np.ndarray) -> list[frozenset[int]]:
     return [labels.atoms(int(label)) for label in array]
@@ -109,3 +111,48 @@ def test_uniting_is_an_equivalence_whatever_the_order(pairs: list[tuple[int, int
     forward, backward = result(pairs, True), result(pairs[::-1], False)
     assert same(forward) == same(backward)
     assert [bool(s) for s in forward] == [bool(s) for s in backward]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.sampled_from([(2, 6), (3, 4), (4, 3), (6, 2), (2, 3, 2)]), max_size=3), st.permutations(range(12)), st.booleans()
+)
+def test_united_dimensions_are_equal_index_by_index_however_they_were_split(
+    splits: list[tuple[int, ...]], order: list[int], freeze: bool
+) -> None:
+    labels = Labels()
+    dimensions = [labels.fresh(12), labels.fresh(12), labels.fresh(12)]
+    for dimension, sizes in zip(dimensions, splits, strict=False):
+        factors = labels.split(dimension, sizes)
+        again = labels.merge(list(zip(factors, sizes, strict=True)))
+        assert again is not None and sets(labels, again) == sets(labels, dimension)
+    if freeze:
+        labels.freeze(dimensions[0][3:4])
+    for a, b in ((dimensions[0], dimensions[1]), (dimensions[1], dimensions[2][order])):
+        labels.unite(a, b)
+        assert sets(labels, a) == sets(labels, b)
+    assert sets(labels, dimensions[0]) == sets(labels, dimensions[1])
+    assert not freeze or not sets(labels, dimensions[2][order])[3]
+
+
+def test_owners_of_several_arrays_are_those_of_each() -> None:
+    labels = Labels()
+    channels, other = labels.fresh(6), labels.fresh(4)
+    labels.split(channels, [2, 3])
+    labels.freeze(other[:1])
+    arrays = [channels[:0], channels, other, channels[4:]]
+    for found, array in zip(labels.owners_of(arrays), arrays, strict=True):
+        assert all((mine == theirs).all() for mine, theirs in zip(found, labels.owners(array), strict=True))
+    assert labels.owners_of([]) == []
+
+
+def test_an_atom_that_was_replaced_follows_what_becomes_of_its_factors() -> None:
+    labels = Labels()
+    channels = labels.fresh(6)
+    heads, width = labels.split(channels, [2, 3])
+    assert heads is not None and width is not None
+    labels.canonical(channels)
+    labels.freeze(heads)
+    assert sets(labels, channels) == [*sets(labels, width), *sets(labels, width)]
+    labels.freeze(width)
+    assert not labels.canonical(channels).any()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from paredown.core.errors import SurgeryError
 from paredown.graph.groups import dependency_groups
 from paredown.graph.manifest import Manifest, manifest_of
-from paredown.graph.surgery import cut
+from paredown.graph.surgery import alias, copy_with, cut, named_tensors
 from tests.graph import nets
 
 
@@ -106,3 +106,51 @@ def test_a_model_that_cannot_be_copied_is_named_as_such() -> None:
 
     with pytest.raises(SurgeryError, match=r"copyable.*computed tensors"):
         cut(Cached(), Manifest())
+
+
+class Referring(nn.Module):
+    """Holds its parts in a plain list too, two of which share a table, and copies one part in a way of its own."""
+
+    class Odd(nn.Linear):
+        def __deepcopy__(self, memo: dict[int, object]) -> "Referring.Odd":
+            copied = Referring.Odd(self.in_features, self.out_features)
+            copied.note = "copied by itself"
+            return copied
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.odd = nn.Linear(4, 4), nn.Linear(4, 4), Referring.Odd(4, 4)
+        self.first.table = self.second.table = [1, 2]
+        self.parts = [self.first, self.second]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.odd(self.parts[1](self.parts[0](x)))
+
+
+def test_a_copy_refers_to_its_own_parts_as_the_original_to_its_own() -> None:
+    model = Referring()
+    copied = copy_with(model, {name: alias(tensor) for name, tensor in named_tensors(model).items()})
+    assert isinstance(copied, Referring)
+    assert copied.parts == [copied.first, copied.second] and copied.first is not model.first
+    assert copied.first.table is copied.second.table and copied.first.table is not model.first.table
+    assert copied.odd.note == "copied by itself"
+    assert copied.first._forward_hooks is not model.first._forward_hooks
+
+
+def test_a_copy_has_the_attributes_that_deepcopy_gives() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.Upsample(scale_factor=(2, 2))
+    )
+    copied = copy_with(model, {name: alias(tensor) for name, tensor in named_tensors(model).items()})
+    for mine, theirs in zip(copied.modules(), copy.deepcopy(model).modules(), strict=True):
+        assert type(mine) is type(theirs) and vars(mine).keys() == vars(theirs).keys()
+        tables = ("_parameters", "_buffers", "_modules")
+        assert all(vars(mine)[key] == value for key, value in vars(theirs).items() if key not in tables)
+        assert all(vars(mine)[key].keys() == vars(theirs)[key].keys() for key in tables)
+
+
+def test_hooks_of_the_copy_are_its_own() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    copied = copy_with(model, {name: alias(tensor) for name, tensor in named_tensors(model).items()})
+    copied[0].register_forward_hook(lambda *_: torch.zeros(1))
+    assert copied(torch.ones(2, 4)).numel() == 1 and model(torch.ones(2, 4)).numel() == 8
