@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from paredown.core.errors import SurgeryError
 from paredown.core.report import Barrier
-from paredown.graph.collect import Dimension
+from paredown.graph.places import Dimension
 from paredown.graph.equality import compare
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import Layout, cut
