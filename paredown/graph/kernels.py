@@ -14,9 +14,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from paredown.core.errors import SurgeryError
 from paredown.core.report import Barrier
-from paredown.graph.places import Dimension
 from paredown.graph.equality import compare
 from paredown.graph.manifest import Manifest
+from paredown.graph.places import Dimension
 from paredown.graph.surgery import Layout, cut
 from paredown.graph.twin import Twin, light_twin, random_twin, runs
 from paredown.task.batches import Inputs
