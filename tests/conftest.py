@@ -3,7 +3,7 @@
 import copy
 import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
@@ -73,6 +73,21 @@ def shared_data() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    """Every parameter and buffer, in any bit."""
+    first, second = a.state_dict(), b.state_dict()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """What is to come out bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pattern_batches(samples: int, seed: int, batch: int = 64) -> list[tuple[Tensor, Tensor]]:

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from paredown.distillation.features import observed
-from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating, tensors, unfused
+from paredown.task.batches import Inputs, call, evaluating, first_samples, tensors, unfused
 
 _FIRST = (_ConvNd, _NormBase, nn.GroupNorm, _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
 _LAST = frozenset((nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding))  # subclasses may lay their channels elsewhere
@@ -35,7 +35,7 @@ def channel_axes(model: nn.Module, inputs: Inputs) -> dict[str, int]:
             stack.enter_context(manager)
         stack.enter_context(observed(model, known, lambda name, given: run.enters(known[name], given), of="input"))
         stack.enter_context(observed(model, names, lambda name, output: run.leaves(name, known.get(name), output)))
-        call(model, _few(inputs))
+        call(model, first_samples(inputs, 2))
     return run.axes()
 
 
@@ -81,9 +81,3 @@ def _first(value: Any) -> Iterator[Tensor]:
     tensor = next(iter(tensors(value)), None)
     if tensor is not None and tensor.dim() > 1:
         yield tensor
-
-
-def _few(inputs: Inputs) -> Inputs:
-    samples = batch_size(inputs)
-    few: Inputs = apply_tensors(inputs, lambda t: t[:2] if t.dim() and len(t) == samples else t)
-    return few

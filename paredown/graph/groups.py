@@ -19,8 +19,7 @@ from paredown.graph.probe import Findings, probe
 from paredown.graph.propagate import propagate
 from paredown.graph.statistics import uncountable
 from paredown.graph.trace import Dynamic, trace
-from paredown.graph.twin import first_samples
-from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating, unfused
+from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating, first_samples, unfused
 
 __all__ = ["Dimension", "Extent", "Group", "Groups", "Keep", "Slice", "dependency_groups"]
 

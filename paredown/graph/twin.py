@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from paredown.core.errors import SurgeryError
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import Layout, copy_with, cut, fix_attributes_, kept_values, named_tensors, restore_attributes_
-from paredown.task.batches import Inputs, apply_tensors, batch_size, call, device_of, tensors, unfused
+from paredown.task.batches import Inputs, apply_tensors, call, device_of, first_samples, tensors, unfused
 
 SIDE = 32  # pixels of a small twin's images
 _BATCHES, _SAMPLES = 2, 2
@@ -267,13 +267,6 @@ def _random(noise: Tensor, parameter: bool) -> Tensor:
     if noise.dim() > 1:
         return noise * math.sqrt(noise.shape[0] / max(noise.numel(), 1))
     return noise.mul(0.5).add(0.5)
-
-
-def first_samples(inputs: Inputs, count: int) -> Inputs:
-    """The first samples of a batch, enough to compare values."""
-    samples = batch_size(inputs)
-    few: Inputs = apply_tensors(inputs, lambda t: t[:count] if t.dim() and t.shape[0] == samples else t)
-    return few
 
 
 def _smaller(inputs: Inputs, side: int | None) -> Inputs:

@@ -21,6 +21,7 @@ from paredown.pipeline.apply import apply
 from paredown.pipeline.evaluate import compare_latency, scratch_folder
 from paredown.pipeline.plan import Ratios
 from paredown.pipeline.store import Store
+from paredown.render.findings import steps_text
 from paredown.task.task import Task
 
 _ADAPTER: pydantic.TypeAdapter[Ratios | None] = pydantic.TypeAdapter(Ratios | None)
@@ -48,12 +49,13 @@ class Screen:
                 return found
         except (OSError, pydantic.ValidationError):
             pass
-        self.progress(f"{recipe}: what it would cost", 0.0)
+        label = f"plan: what {steps_text(Recipe(recipe.steps[:1]))} would cost"
+        self.progress(label, 0.0)
         found = self._measured(recipe, axes)
         with scratch_folder(known) as scratch:
             (scratch / "costs").write_bytes(_ADAPTER.dump_json(found))
             (scratch / "costs").replace(known)
-        self.progress(f"{recipe}: what it would cost", 1.0)
+        self.progress(label, 1.0)
         return found
 
     def _measured(self, recipe: Recipe, axes: Collection[Axis]) -> Ratios | None:

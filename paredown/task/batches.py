@@ -72,6 +72,13 @@ def batch_size(inputs: Inputs) -> int:
     return int(tensors(inputs)[0].shape[0])
 
 
+def first_samples(inputs: Inputs, count: int) -> Inputs:
+    """The first samples of a batch; what has no row for each sample stays whole."""
+    samples = batch_size(inputs)
+    few: Inputs = apply_tensors(inputs, lambda t: t[:count] if t.dim() and t.shape[0] == samples else t)
+    return few
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter or buffer lives; the CPU for a model without any."""
     first = next(itertools.chain(model.parameters(), model.buffers()), None)

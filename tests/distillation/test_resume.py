@@ -4,7 +4,7 @@ import copy
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from paredown.core.effort import Effort
 from paredown.core.errors import OutputError, TrainingDivergedError
 from paredown.core.knowledge import AttentionTransfer, Blocks, Hint, SequenceLevel
 from paredown.core.training import Resume
-from tests.conftest import make_small_resnet
+from tests.conftest import make_small_resnet, same_weights
 from tests.distillation.test_language import Causal, agreement, next_token
 
 X = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -28,6 +28,8 @@ Y = torch.arange(40) % 10
 TRAINING = Training(effort=Effort(12, "steps"), learning_rate=0.05)
 STOP = 8  # the step in which it is killed; the last write was after step 6
 SOFT = Distill(hard_weight=0.3, training=TRAINING)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Killed(BaseException):
@@ -64,19 +66,6 @@ def student() -> nn.Module:
     return make_small_resnet(8, seed=1)
 
 
-def equal(a: nn.Module, b: nn.Module) -> bool:
-    first, second = a.state_dict(), b.state_dict()
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def hang() -> None:
     sys.stdout.write("in the middle\n")
     sys.stdout.flush()
@@ -93,7 +82,7 @@ def test_after_sigkill_the_same_weights_come_out_bit_for_bit(tmp_path: Path) -> 
     assert (tmp_path / "run" / "training" / "training.safetensors").is_file()
     torch.manual_seed(99)
     resumed = paredown.distill(task_of(), SOFT, model=student(), resume=Resume(tmp_path / "run", steps=3))
-    assert equal(resumed, paredown.distill(task_of(), SOFT, model=student()))
+    assert same_weights(resumed, paredown.distill(task_of(), SOFT, model=student()))
     assert not (tmp_path / "run").exists()
 
 
@@ -113,7 +102,7 @@ def test_what_a_loss_carries_is_taken_up_too(config: Distill, teacher: Any, tmp_
         paredown.distill(task_of(Stopping(killed)), config, model=model, teacher=teacher, resume=place)
     assert any(tmp_path.rglob("training.safetensors"))
     resumed = paredown.distill(task_of(), config, model=model, teacher=teacher, resume=place)
-    assert equal(resumed, paredown.distill(task_of(), config, model=model, teacher=teacher))
+    assert same_weights(resumed, paredown.distill(task_of(), config, model=model, teacher=teacher))
 
 
 def test_text_that_was_written_is_not_written_again(tmp_path: Path) -> None:
@@ -132,7 +121,7 @@ def test_text_that_was_written_is_not_written_again(tmp_path: Path) -> None:
             task(lambda output, y: stopping(output[:, 0], y[:, 1]) * 0 + next_token(output, y)), config, model=model, resume=place
         )
     resumed = paredown.distill(task(next_token), config, model=model, resume=place)
-    assert equal(resumed, paredown.distill(task(next_token), config, model=model))
+    assert same_weights(resumed, paredown.distill(task(next_token), config, model=model))
 
 
 def test_only_what_is_ours_is_removed_at_the_end(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from paredown.graph.twin import first_samples, light_twin, masking, outputs, runs, zeroed
+from paredown.graph.twin import light_twin, masking, outputs, runs, zeroed
+from paredown.task.batches import first_samples
 
 
 class Large(nn.Module):

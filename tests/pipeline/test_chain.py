@@ -16,7 +16,7 @@ from paredown.core.training import Resume
 from paredown.distillation.losses.soft_labels import soft_label_loss
 from paredown.distillation.teachers import Panel
 from paredown.pipeline import chain
-from tests.conftest import make_small_resnet
+from tests.conftest import make_small_resnet, same_weights
 
 X = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 SHORT = Distill(hard_weight=0, training=Training(effort=Effort(4, "steps"), learning_rate=0.05))
@@ -30,16 +30,12 @@ def models() -> list[nn.Module]:
     return [make_small_resnet(8, seed=1), make_small_resnet(4, seed=2)]
 
 
-def equal(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
 def test_each_learns_from_the_one_before_it() -> None:
     first, second = models()
     assistant, student = paredown.distill_chain(task(), [first, second], SHORT)
-    assert equal(assistant, paredown.distill(task(), SHORT, model=first))
-    assert equal(student, paredown.distill(task(), SHORT, model=second, teacher=assistant))
-    assert equal(first, models()[0]) and equal(second, models()[1])
+    assert same_weights(assistant, paredown.distill(task(), SHORT, model=first))
+    assert same_weights(student, paredown.distill(task(), SHORT, model=second, teacher=assistant))
+    assert same_weights(first, models()[0]) and same_weights(second, models()[1])
 
 
 def test_a_student_gets_nearer_to_the_teacher_that_it_never_met() -> None:
@@ -63,9 +59,7 @@ class Killed(BaseException):
     """Stands for a signal."""
 
 
-def test_a_chain_that_was_killed_goes_on_with_the_link_that_it_was_at(tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_a_chain_that_was_killed_goes_on_with_the_link_that_it_was_at(tmp_path: Path, one_thread: None) -> None:
     labels: list[str] = []
 
     def stopping(label: str, _fraction: float) -> None:
@@ -73,14 +67,11 @@ def test_a_chain_that_was_killed_goes_on_with_the_link_that_it_was_at(tmp_path: 
         if label.startswith("distill 2"):
             raise Killed
 
-    try:
-        with pytest.raises(Killed):
-            paredown.distill_chain(task(), models(), SHORT, progress=stopping, resume=Resume(tmp_path / "run", steps=1))
-        resumed = paredown.distill_chain(task(), models(), SHORT, resume=Resume(tmp_path / "run", steps=1))
-        whole = paredown.distill_chain(task(), models(), SHORT)
-    finally:
-        torch.set_num_threads(threads)
-    assert "distill 1 of 2" in labels and all(equal(a, b) for a, b in zip(resumed, whole, strict=True))
+    with pytest.raises(Killed):
+        paredown.distill_chain(task(), models(), SHORT, progress=stopping, resume=Resume(tmp_path / "run", steps=1))
+    resumed = paredown.distill_chain(task(), models(), SHORT, resume=Resume(tmp_path / "run", steps=1))
+    whole = paredown.distill_chain(task(), models(), SHORT)
+    assert "distill 1 of 2" in labels and all(same_weights(a, b) for a, b in zip(resumed, whole, strict=True))
     assert not (tmp_path / "run").exists()
 
 

@@ -1,5 +1,6 @@
 """What a cut would cost is what its trained file costs, is measured once, and is kept beside the stages."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def test_a_cut_that_can_not_be_made_costs_nothing_and_is_told_so(screen: Callabl
     made = screen()
     assert made(prune(0.98, floor=0.9), SIZE) is None
     assert made(prune(0.98, floor=0.9), SIZE) is None  # from disk
+
+
+def test_progress_says_which_cut_is_looked_at(screen: Callable[..., Screen], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, float]] = []
+    monkeypatch.setattr(Screen, "_measured", lambda *_: {"size": 0.5})
+    dataclasses.replace(screen(), progress=lambda label, fraction: seen.append((label, fraction)))(prune(0.4), SIZE)
+    assert seen == [("plan: what prune ratio 0.4 would cost", 0.0), ("plan: what prune ratio 0.4 would cost", 1.0)]
 
 
 def test_no_scratch_file_is_left(screen: Callable[..., Screen]) -> None:

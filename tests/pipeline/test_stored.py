@@ -30,7 +30,7 @@ def made(task: Task, *steps: object) -> QuantizedModel:
     return model
 
 
-def agrees_and_is_small(task: Task, name: str, runtime: str, path: str) -> None:
+def check_file(task: Task, name: str, runtime: str, path: str) -> None:
     config, most, _ = FORMS[name]
     artifact = paredown.export(made(task, config), task, target=runtime, path=path)
     assert artifact.precision == name  # export compares with the tolerance of fp32
@@ -41,14 +41,14 @@ def agrees_and_is_small(task: Task, name: str, runtime: str, path: str) -> None:
 
 @pytest.mark.parametrize("name, runtime", [("fp16", "onnxruntime"), ("palette4", "openvino")])
 def test_the_file_is_small_and_as_near_to_torch_as_fp32(pattern_task: Task, name: str, runtime: str, tmp_path: object) -> None:
-    agrees_and_is_small(pattern_task, name, runtime, f"{tmp_path}/m.onnx")
+    check_file(pattern_task, name, runtime, f"{tmp_path}/m.onnx")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @each_form
 def test_so_are_all_forms_in_both_runtimes(pattern_task: Task, name: str, runtime: str, tmp_path: object) -> None:
-    agrees_and_is_small(pattern_task, name, runtime, f"{tmp_path}/m.onnx")
+    check_file(pattern_task, name, runtime, f"{tmp_path}/m.onnx")
 
 
 @each_form

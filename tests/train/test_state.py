@@ -20,10 +20,13 @@ from paredown.task.batches import Batch, Batches
 from paredown.train.loop import Loss, fit_
 from paredown.train.schedule import Clock
 from paredown.train.state import Keeping
+from tests.conftest import same_weights
 
 X = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(48) % 10
 SHORT = Training(effort=Effort(8, "steps"), learning_rate=0.05)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Killed(BaseException):
@@ -70,19 +73,6 @@ def interrupted(model: nn.Module, batches: Batches, training: Training, keeping:
     return fit_(copy.deepcopy(model), batches, dropped, training, seed=1, keeping=keeping)
 
 
-def equal(a: nn.Module, b: nn.Module) -> bool:
-    first, second = a.state_dict(), b.state_dict()
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize(
     ("batches", "changes"),
     [
@@ -98,13 +88,13 @@ def test_an_interrupted_training_ends_with_the_same_weights_bit_for_bit(
     training = dataclasses.replace(SHORT, **changes)
     whole = fit_(copy.deepcopy(small_resnet), batches, dropped, training, seed=1)
     keeping = Keeping(Resume(tmp_path / "training", steps=2))
-    assert equal(interrupted(small_resnet, batches, training, keeping, at=5), whole)
+    assert same_weights(interrupted(small_resnet, batches, training, keeping, at=5), whole)
 
 
 @pytest.mark.parametrize("at", [0, 3, 7])
 def test_it_may_be_interrupted_anywhere_also_where_a_pass_ends(small_resnet: nn.Module, at: int, tmp_path: Path) -> None:
     whole = fit_(copy.deepcopy(small_resnet), loader(), dropped, SHORT, seed=1)
-    assert equal(interrupted(small_resnet, loader(), SHORT, Keeping(Resume(tmp_path, steps=1)), at), whole)
+    assert same_weights(interrupted(small_resnet, loader(), SHORT, Keeping(Resume(tmp_path, steps=1)), at), whole)
 
 
 def test_no_step_is_done_twice_but_those_after_the_last_write(small_resnet: nn.Module, tmp_path: Path) -> None:
@@ -124,7 +114,7 @@ def test_no_step_is_done_twice_but_those_after_the_last_write(small_resnet: nn.M
 
 def test_writing_changes_nothing(small_resnet: nn.Module, tmp_path: Path) -> None:
     written = fit_(copy.deepcopy(small_resnet), loader(), dropped, SHORT, keeping=Keeping(Resume(tmp_path, steps=1)))
-    assert equal(written, fit_(small_resnet, loader(), dropped, SHORT))
+    assert same_weights(written, fit_(small_resnet, loader(), dropped, SHORT))
 
 
 def test_nothing_unfinished_is_left_and_nothing_is_written_before_it_is_time(small_resnet: nn.Module, tmp_path: Path) -> None:
