@@ -9,6 +9,7 @@ groups. Ours includes cutting the model and comparing it with the masked origina
 
 import gc
 import importlib.metadata
+import signal
 import sys
 import time
 from typing import Any
@@ -23,6 +24,7 @@ from paredown.core.target import Target
 from paredown.task.batches import Inputs
 
 RUNS = 1
+_PATIENCE = 60  # seconds for one run of Torch-Pruning, which doesn't end on every model
 TORCHVISION = (
     "resnet18", "resnet50", "vgg16_bn", "densenet121", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny",
     "vit_b_16", "swin_t", "inception_v3", "shufflenet_v2_x1_0", "regnet_y_400mf",
@@ -75,11 +77,20 @@ def _peer(model: nn.Module, inputs: Inputs) -> dict[str, float]:
     import torch_pruning as tp
 
     gc.collect()
+    signal.signal(signal.SIGALRM, _expired)
+    signal.alarm(_PATIENCE)
     last = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1:]
     start = time.process_time()
-    graph = tp.DependencyGraph().build_dependency(model, example_inputs=inputs)
-    found = len(list(graph.get_all_groups(ignored_layers=last)))
+    try:
+        graph = tp.DependencyGraph().build_dependency(model, example_inputs=inputs)
+        found = len(list(graph.get_all_groups(ignored_layers=last)))
+    finally:
+        signal.alarm(0)
     return {"tp_groups": found, "tp_seconds": time.process_time() - start}
+
+
+def _expired(*_: object) -> None:
+    raise TimeoutError(f"not finished after {_PATIENCE} s")
 
 
 def _warm_up() -> None:

@@ -15,7 +15,8 @@ def main() -> None:
         report = run_demo(folder)
     best, name = report.best, f"digits, {report.best.recipe}"
     measured = [best.test_quality, best.test_drop, best.drop, best.latency_ratio, Measurement("size_ratio", best.size_ratio, "x")]
-    print(write("digits.csv", [row(name, each, met=report.met) for each in measured if each is not None], report.target))
+    rows = [row(name, each, met=report.met) for each in measured if each is not None]
+    print(write("digits.csv", rows, report.target, other_machines=True))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,18 @@ def row(name: str, measurement: Measurement, **extra: Any) -> dict[str, Any]:
     return {"case": name, **{k: v for k, v in dataclasses.asdict(measurement).items() if v is not None}, **extra}
 
 
-def write(file: str, rows: list[dict[str, Any]], target: Target | None = None) -> pathlib.Path:
-    """RESULTS/file, its columns the union of the rows', with date and environment appended to each row that has none."""
+def write(file: str, rows: list[dict[str, Any]], target: Target | None = None, *, other_machines: bool = False) -> pathlib.Path:
+    """RESULTS/file, its columns the union of the rows', with date and environment appended to each row that has none.
+
+    other_machines: what the file holds of processors of another kind stays in it, above.
+    """
     stamp = {"date": datetime.date.today().isoformat(), "paredown": paredown.__version__}
     where = "; ".join(f"{key}={value}" for key, value in environment(target or Target()).items())
     stamp["environment"] = where
     full = [{**each, **stamp, **each} for each in rows]  # a row of an earlier run keeps its own
+    if other_machines and (RESULTS / file).exists():
+        with (RESULTS / file).open(newline="") as stream:
+            full = [each for each in csv.DictReader(stream) if _processor(each) != _processor(stamp)] + full
     columns = list(dict.fromkeys(key for each in full for key in each))
     RESULTS.mkdir(exist_ok=True)
     path, unfinished = RESULTS / file, RESULTS / f".{file}"
@@ -34,3 +40,8 @@ def write(file: str, rows: list[dict[str, Any]], target: Target | None = None) -
         writer.writerows(full)
     unfinished.replace(path)
     return path
+
+
+def _processor(row: dict[str, Any]) -> str:
+    """The part of an environment that names the processor and its instructions."""
+    return str(row["environment"]).partition("; os=")[0]

@@ -63,9 +63,9 @@ def prune(task: paredown.Task) -> list[dict[str, Any]]:
 def main(which: str = "all") -> None:
     task = cifar_task()
     if which in ("all", "int8"):
-        print(write("resnet20_int8.csv", int8(task)))
+        print(write("resnet20_int8.csv", int8(task), other_machines=True))
     if which in ("all", "prune"):
-        print(write("resnet20_prune.csv", prune(task)))
+        print(write("resnet20_prune.csv", prune(task), other_machines=True))
 
 
 if __name__ == "__main__":
