@@ -11,6 +11,7 @@ class Measurement:
     low, high: its interval at `confidence`. Of a drop each end is a one-sided bound at that confidence
     (the gate looks at one end only); of a latency the interval is two-sided. None: exact.
     device: machine, runtime and threads, as text.
+    load: of a latency, the cores that other processes kept busy while it was timed; from about 0.1 on it isn't to be relied on.
     """
 
     metric: str
@@ -21,6 +22,7 @@ class Measurement:
     high: float | None = None
     confidence: float = 0.95
     device: str = ""
+    load: float = 0.0
 
     @property
     def lower(self) -> float:

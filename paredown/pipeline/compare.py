@@ -1,7 +1,5 @@
 """One file against another, without a task: paired latency, bytes, and how far their outputs are apart on random inputs."""
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from paredown.core.report import Comparison
 from paredown.core.target import Target
 from paredown.deploy.ports import Port
 from paredown.deploy.session import Session, inputs_for, load
+from paredown.deploy.stopwatch import rounds
 from paredown.measure.cost import size_bytes
 from paredown.measure.latency import paired_latency
 
@@ -33,8 +32,8 @@ def compare_files(
         _check_batch(session, batch)
     inputs = inputs_for(sessions[1], batch)
     ours, theirs = (_leaves(session(**inputs)) for session in sessions)
-    after, before = (functools.partial(_opened, path, target, inputs) for path in (file, against))
-    latency = paired_latency(before, after, pairs=pairs, device=str(target))
+    with rounds(against, file, target, [inputs[name] for name in sessions[1].input_names]) as timed:
+        latency = paired_latency(timed, pairs=pairs, device=str(target))
     comparable = [one.shape for one in ours] == [other.shape for other in theirs]
     names = _names(file, against)
     return Comparison(
@@ -83,11 +82,6 @@ def _check_batch(session: Session, batch: int) -> None:
         raise ArtifactError(
             f"the files must take batches of {batch}", got=f"a batch fixed at {first[0]}", remedy=f"pass --batch {first[0]}"
         )
-
-
-def _opened(path: Path, target: Target, inputs: dict[str, Array]) -> Callable[[], object]:
-    """The file loaded afresh, as what is timed."""
-    return functools.partial(load(path, target), **inputs)
 
 
 def _leaves(outputs: Array | tuple[Array, ...]) -> tuple[Array, ...]:

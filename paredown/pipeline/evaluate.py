@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import shutil
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from paredown.core.target import Target
 from paredown.deploy.onnx import export_onnx
 from paredown.deploy.parity import check_parity
 from paredown.deploy.session import Session, load
+from paredown.deploy.stopwatch import rounds
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.latency import PairedLatency, paired_latency
 from paredown.measure.memory import peak_memory
@@ -60,23 +60,13 @@ def arrays_of(inputs: Inputs) -> Arrays:
     return tuple(tensor.detach().cpu().numpy() for tensor in tensors(inputs))
 
 
-def runner(session: Session, task: Task, batch: int) -> Callable[[], object]:
-    """One inference at a batch size, on the example inputs repeated: what latency is taken of."""
-    arrays = arrays_of(apply_tensors(task.inputs, lambda tensor: _tiled(tensor, batch)))
-    return lambda: session(*arrays)
-
-
-def _opened(path: Path, task: Task, target: Target) -> Callable[[], object]:
-    """The file loaded afresh, as what is timed."""
-    return runner(load(path, target), task, target.batch)
-
-
 def compare_latency(
     task: Task, baseline: Path, candidate: Path, target: Target, *, pairs: int = 60, confidence: float = 0.95
 ) -> PairedLatency:
-    """Paired latency of two files in one process, each loaded anew in every round: the ratio is candidate / baseline."""
-    before, after = (functools.partial(_opened, path, task, target) for path in (baseline, candidate))
-    return paired_latency(before, after, pairs=pairs, confidence=confidence, device=str(target))
+    """Paired latency of two files, on the example inputs repeated to the target's batch: the ratio is candidate / baseline."""
+    arrays = arrays_of(apply_tensors(task.inputs, lambda tensor: _tiled(tensor, target.batch)))
+    with rounds(baseline, candidate, target, arrays) as timed:
+        return paired_latency(timed, pairs=pairs, confidence=confidence, device=str(target))
 
 
 def latency_of(

@@ -5,10 +5,13 @@ from typing import Any
 
 from paredown.core.artifact import Candidate
 from paredown.core.budget import Axis
+from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
 from paredown.core.report import Report, Stage
 from paredown.core.steps import Sparsify
 from paredown.render import numbers
+
+_BUSY = 0.1  # cores: what a machine with nothing to do spends on itself is less
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,16 @@ def relative(drop: float, baseline: float) -> str:
 def certainty(report: Report) -> tuple[str, ...]:
     """How sure the verdict is, in plain sentences: samples, the one-sided bound, pairs, what was not measured."""
     return (_sure_of_drop(report), *_sure_of_test(report), _sure_of_latency(report))
+
+
+def busy(latency: Measurement) -> str:
+    """A warning where other processes ran while a latency was timed; empty where the machine was quiet."""
+    if latency.load < _BUSY:
+        return ""
+    return (
+        f"other processes kept {latency.load:.1f} cores busy while latency was timed: it is theirs too; measure again when the "
+        "machine is quiet"
+    )
 
 
 def binding(report: Report) -> tuple[str, ...]:
@@ -201,6 +214,10 @@ def _sure_of_test(report: Report) -> tuple[str, ...]:
     )
 
 
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
 def _sure_of_latency(report: Report) -> str:
     measured = report.best.latency_ratio
     spread = numbers.interval(measured, "ratio")
@@ -208,5 +225,5 @@ def _sure_of_latency(report: Report) -> str:
     return (
         f"Latency was timed on the shipped file in {report.target}: {measured.n:,} pairs, baseline and result in turn "
         f"on one machine, median ratio {numbers.ratio(measured.value)}{sure}. "
-        "Another machine gives other times: run paredown measure there."
-    )
+        f"Another machine gives other times: run paredown measure there. {_sentence(busy(measured))}"
+    ).rstrip()

@@ -24,6 +24,7 @@ def summary(report: Report) -> RenderableType:
     if report.sensitivity:
         parts += [Text(sensitivity.summary(report.sensitivity, report.metric), style="dim"), Text()]
     parts += [Text(f"binds: {text}", style="red") for text in findings.binding(report)]
+    parts += _busy(report.best.latency_ratio)
     return Group(*parts, _verdict(report))
 
 
@@ -39,7 +40,7 @@ def measure_table(comparison: Comparison) -> RenderableType:
         lines.append(f"outputs: max |difference| / max |y| = {it.difference:.2g}")
     if it.agreement is not None:
         lines.append(f"largest output at the same place for {numbers.percent(it.agreement)} of the samples")
-    return Group(table, *(Text(line, style="dim") for line in lines))
+    return Group(table, *(Text(line, style="dim") for line in lines), *_busy(it.latency_ratio))
 
 
 def doctor_table(profile: Profile) -> RenderableType:
@@ -137,6 +138,11 @@ def _verdict(report: Report) -> Text:
 def _ratio(measured: Measurement) -> Text:
     spread = numbers.interval(measured, "ratio")
     return Text(numbers.ratio(measured.value) + (f" ({spread})" if spread else ""))
+
+
+def _busy(measured: Measurement) -> list[Text]:
+    text = findings.busy(measured)
+    return [Text(f"warning: {text}", style="yellow")] if text else []
 
 
 def _timed(measured: Measurement) -> Text:

@@ -209,3 +209,16 @@ def test_progress_leaves_an_interrupted_stage_unfinished() -> None:
         progress("prune", 0.4)
         raise KeyboardInterrupt
     assert [task.completed for task in bars._bars.tasks] == [0.4]
+
+
+@pytest.mark.parametrize(("load", "warned"), [(0.03, False), (0.97, True)])
+def test_a_latency_timed_beside_other_work_comes_with_a_warning(load: float, warned: bool) -> None:
+    report, comparison = sample_report(), sample_comparison(None)
+    ratio = dataclasses.replace(report.best.latency_ratio, load=load)
+    loaded = dataclasses.replace(report, best=dataclasses.replace(report.best, latency_ratio=ratio))
+    texts = (
+        shown(summary(loaded)),
+        shown(measure_table(dataclasses.replace(comparison, latency_ratio=ratio))),
+        render_html(loaded),
+    )
+    assert [f"ther processes kept {load:.1f} cores busy" in text.replace("\n", " ") for text in texts] == [warned] * 3

@@ -1,0 +1,120 @@
+"""Times two files in turn, each round in a process of its own that loads both afresh. Started by `rounds`; no torch in it.
+
+    python -m paredown.deploy.stopwatch BASELINE CANDIDATE INPUTS.npz --runtime onnxruntime --batch 1 --threads 2
+
+It imports the runtime once, then waits: a line with a number of pairs is answered by a line of JSON, {"times": [[ms, ...],
+[ms, ...]], "load": cores} or {"error": "..."}. Where the system can't fork, the rounds share this one process.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paredown.core.errors import MeasurementError, ParedownError
+from paredown.core.target import Target
+from paredown.deploy.ports import Array
+from paredown.deploy.session import load
+from paredown.measure.interleave import Round, interleaved
+
+_WARMUP = 5
+
+
+@contextlib.contextmanager
+def rounds(baseline: Path, candidate: Path, target: Target, inputs: Sequence[Array]) -> Iterator[Callable[[int], Round]]:
+    """A function that times a round of so many pairs. inputs: arrays of the target's batch, in the order of the files' inputs.
+
+    The function raises MeasurementError where a file can't be loaded or run there, or where the process ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
+        arrays = Path(folder) / "inputs.npz"
+        np.savez(arrays, *inputs)
+        command = [sys.executable, "-m", "paredown.deploy.stopwatch", str(baseline), str(candidate), str(arrays)]
+        command += ["--runtime", target.runtime, "--batch", str(target.batch), "--threads", str(target.threads)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+            try:
+                yield functools.partial(_round, process, command)
+            finally:
+                process.kill()
+
+
+def _round(process: "subprocess.Popen[str]", command: list[str], pairs: int) -> Round:
+    assert process.stdin is not None and process.stdout is not None
+    answer: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # it ended, or what it wrote is no JSON
+        process.stdin.write(f"{pairs}\n")
+        process.stdin.flush()
+        answer = json.loads(process.stdout.readline())
+    if "times" not in answer:
+        raise MeasurementError(
+            "both files must run in the process that times them",
+            got=answer.get("error", f"it ended with {process.poll()}"),
+            remedy=f"run it by hand: {' '.join(command)}",
+        )
+    return Round(np.array(answer["times"]), answer["load"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answers until its input ends, then returns 0."""
+    parser = argparse.ArgumentParser(prog="paredown.deploy.stopwatch", description=__doc__)
+    for name in ("baseline", "candidate", "inputs"):
+        parser.add_argument(name)
+    parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args(argv)
+    target = Target(arguments.runtime, arguments.batch, arguments.threads)
+    importlib.import_module(target.runtime)  # once, for all rounds; a session before a fork would leave its threads behind
+    timed = functools.partial(_timed, (arguments.baseline, arguments.candidate), target, arguments.inputs)
+    for line in sys.stdin:
+        (_forked if hasattr(os, "fork") else _answer)(functools.partial(timed, int(line)))
+    return 0
+
+
+def _timed(files: tuple[str, str], target: Target, inputs: str, pairs: int) -> Round:
+    with np.load(inputs, allow_pickle=False) as saved:
+        arrays = [saved[name] for name in saved.files]
+    before, after = (functools.partial(load(file, target), *arrays) for file in files)
+    return interleaved(before, after, pairs, _WARMUP)
+
+
+def _answer(timed: Callable[[], Round]) -> None:
+    try:
+        found = timed()
+        _say(times=found.times.tolist(), load=found.load)
+    except ParedownError as error:
+        _say(error=str(error))
+
+
+def _say(**answer: Any) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def _forked(timed: Callable[[], Round]) -> None:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            _answer(timed)
+            status = 0
+        finally:
+            os._exit(status)  # no clean-up: it belongs to the parent
+    _, ending = os.waitpid(child, 0)
+    if ending != 0:
+        _say(error=f"the process of a round ended with {os.waitstatus_to_exitcode(ending)}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
