@@ -51,6 +51,33 @@ def test_macs_of_a_matrix_times_a_vector() -> None:
     assert count_macs(Project(), torch.randn(4, 8)) == 8
 
 
+class _Tokened(nn.Module):
+    """A class token that is a view of a parameter, and an argument of a module inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.inner = nn.Parameter(torch.zeros(1, 1, 8)), _Joined()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, self.token.expand(x.shape[0], -1, -1))
+
+
+class _Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, token: Tensor) -> Tensor:
+        return self.linear(torch.cat([token, x], 1))
+
+
+def test_macs_of_a_model_with_a_class_token() -> None:
+    model = _Tokened()
+    model.inner.linear.bias.requires_grad_(False)
+    assert count_macs(model, torch.randn(2, 3, 8)) == 4 * 8 * 8
+    assert [parameter.requires_grad for parameter in model.parameters()] == [True, True, False]
+
+
 def test_counting_leaves_modes_and_statistics_as_they_were(small_resnet: nn.Module) -> None:
     small_resnet.train()
     small_resnet.get_submodule("block1").eval()
