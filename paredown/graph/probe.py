@@ -6,7 +6,7 @@ Groups that can only lose the same fraction (the halves of `chunk(2)` in Shuffle
 
 import re
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -19,7 +19,7 @@ from paredown.graph.couple import find_coupled, same_fraction
 from paredown.graph.equality import compare_recut
 from paredown.graph.places import Dimension
 from paredown.graph.surgery import named_tensors
-from paredown.graph.twin import SIDE, Twin, light_twin, random_twin, runs
+from paredown.graph.twin import SIDE, Twin, full_twin, light_twin, random_twin, runs
 from paredown.task.batches import Inputs
 
 _MANY = 30_000_000  # elements of a model that is probed in float32
@@ -58,7 +58,8 @@ def probe(model: nn.Module, groups: Groups, inputs: Inputs, literal: frozenset[i
 
 def culprits(model: nn.Module, groups: Groups, keep: Sequence[Keep], inputs: Inputs, seed: int = 0) -> list[int]:
     """Numbers of the groups without whose part the cut `keep` works: what is right for some atoms may be wrong for others."""
-    trial = _Trial(groups, random_twin(model, inputs, seed), keep)
+    twin = replace(full_twin(model, inputs, seed), lazy=False)  # a class that takes no lazy one would fail whatever is cut
+    trial = _Trial(groups, twin, keep)
     numbers = [g for g, k in enumerate(keep) if not k.all()]
     bound = {g for together in groups.coupled for g in together}
     alone = _guilty([[unit] for unit in (*((g,) for g in numbers if g not in bound), *groups.coupled)], trial)
