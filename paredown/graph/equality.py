@@ -10,7 +10,6 @@ import functools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,15 +60,6 @@ def check_cut(
     """
     _check_slices(original, pruned, manifest)
     twin = full_twin(original, inputs, seed)
-    if twin.lazy:
-        try:
-            return _compare_cut(pruned, twin, manifest, consumers)
-        except SurgeryError:  # it may be that the class reads large weights without running their layers
-            twin = replace(twin, lazy=False)
-    return _compare_cut(pruned, twin, manifest, consumers)
-
-
-def _compare_cut(pruned: nn.Module, twin: Twin, manifest: Manifest, consumers: Collection[Reader]) -> float:
     with cut_twin(pruned, twin, manifest) as candidate:
         found = [_run(candidate, batch, twin.dtype) for batch in twin.batches]
     return _judge(found, twin, manifest, consumers)

@@ -70,8 +70,8 @@ def full_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     """
     if sum(tensor.numel() for tensor in named_tensors(model).values()) > LARGE:
         twin = light_twin(model, inputs, seed, torch.float64, samples=_SAMPLES, batches=_BATCHES)
-        if runs(twin):
-            return replace(twin, lazy=True)
+        if tried := lazy_where_possible(twin):
+            return tried
     return random_twin(model, inputs, seed)
 
 
@@ -117,6 +117,20 @@ def runs(twin: Twin) -> bool:
     except Exception:  # whatever a class raises
         return False
     return all(t.dtype is twin.dtype and bool(torch.isfinite(t).all()) for t in found)
+
+
+def lazy_where_possible(twin: Twin) -> Twin | None:
+    """The twin, lazy if its class runs every layer with a large weight instead of reading that weight; None if it doesn't run."""
+    lazy = replace(twin, lazy=True)
+    large = {module for name in twin.weights if (module := _late(lazy, name)) is not None}
+    called = set[nn.Module]()
+    handles = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in large]
+    try:
+        works = runs(twin)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None if not works else lazy if called == large else twin
 
 
 def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
@@ -213,7 +227,9 @@ def recut(twin: Twin, manifest: Manifest) -> Iterator[None]:
 def cut_twin(pruned: nn.Module, twin: Twin, manifest: Manifest) -> Iterator[nn.Module]:
     """A copy of a model, cut by `manifest` from the twin's source, that while active holds what is left of its weights."""
     sizes = {name: [*tensor.shape] for name, tensor in named_tensors(pruned).items()}
-    makers = {name: functools.partial(kept_values, name, twin.weights[name], manifest) for name in sizes}
+    makers: dict[str, Callable[[], Tensor]] = {
+        name: functools.partial(kept_values, name, twin.weights[name], manifest) for name in sizes
+    }
     empty = {name: twin.weights[name].new_zeros(()).expand(size) for name, size in sizes.items()}
     candidate = Twin(_holding(pruned, empty), pruned, empty, (), twin.dtype, twin.lazy)
     with on_demand(candidate, makers, sizes):
