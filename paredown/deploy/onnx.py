@@ -80,7 +80,7 @@ def build(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> B
     names = _output_names(exported)
     try:
         with _quiet():
-            program = _translated(_pools_as_means(exported), names)
+            program = _translated(_pools_as_means(_laid_out_(exported)), names)
     except Exception as error:
         raise ExportError(
             "the model must be expressible in ONNX operators", got=_cause(error), remedy="replace the operator that it names"
@@ -203,6 +203,22 @@ def _dimension_names(program: Any, dynamic: Dynamic | None) -> dict[str, dict[in
     """{input: {dimension: name}}: the batch, and what `dynamic` names."""
     names = [entry.name for entry in program.model_proto.graph.input]
     return {name: {0: "batch"} | (dynamic or {}).get(name, {}) for name in names}
+
+
+def _laid_out_(exported: ExportedProgram) -> ExportedProgram:
+    """The program itself, with outputs of attention laid out in the order of their dimensions: which strides they have depends on
+    the kernel that torch would choose, and its exporter may write a view that fits one choice and then run it with another.
+    """
+    graph = exported.graph_module.graph
+    found = [node for node in graph.nodes if node.target is torch.ops.aten.scaled_dot_product_attention.default]
+    for node in found:
+        with graph.inserting_after(node):
+            copy = graph.call_function(torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
+        copy.meta = dict(node.meta)
+        node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy and user.op != "output")
+    if found:
+        exported.graph_module.recompile()
+    return exported
 
 
 def _pools_as_means(exported: ExportedProgram) -> ExportedProgram:

@@ -20,9 +20,8 @@ def find_coupled(guilty: Sequence[int], groups: Groups, works: Callable[[Togethe
     guilty: numbers of the groups that fail alone. works: whether the class can lose the same fraction of each.
     """
     left, found = dict.fromkeys(guilty), list[Together]()
-    for proposal in _proposals(guilty, groups):
-        together = tuple(sorted(g for g in proposal if g in left))
-        if len(together) > 1 and len(together) == len(proposal) and works(together):
+    for together in dict.fromkeys(tuple(sorted(proposal)) for proposal in _proposals(guilty, groups)):
+        if len(together) > 1 and all(g in left for g in together) and works(together):
             found.append(together)
             for g in together:
                 del left[g]

@@ -118,6 +118,8 @@ class Labels:
         if (a & b & 1).all():
             self._link_all(a >> 1, b >> 1)
             return True
+        if self._follow(b, a) or self._follow(a, b):
+            return True
         if ((a | b) & 1 == 0).any():
             self._align(a, b)
         kept = True
@@ -188,6 +190,19 @@ class Labels:
             if not fixed.any():
                 return a, b
             self.freeze((a + b)[fixed])
+
+    def _follow(self, labels: Array, leading: Array) -> bool:
+        """Where `labels` are single atoms that stand nowhere else in the two dimensions, as those of a vector that goes with
+        channels do, they become what stands on the other side. -> whether it was so. Both (size,), canonical.
+        """
+        atoms, single = labels >> 1, leading & 1 == 1
+        if not (labels & 1).all() or len(np.unique(atoms)) < len(atoms) or np.isin(atoms, self._spelled(leading)[0]).any():
+            return False
+        if single.any():
+            self._link_all(leading[single] >> 1, atoms[single])
+        self._substitutes[atoms[~single]] = leading[~single]
+        self._states[atoms[~single]] = _REPLACED
+        return True
 
     def _align(self, a: Array, b: Array) -> None:
         """Two products of the same form, {h, d} and {g, e}: an atom is united with the one that stands in the same positions."""

@@ -5,7 +5,7 @@ Groups that can only lose the same fraction (the halves of `chunk(2)` in Shuffle
 """
 
 import re
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ from paredown.graph.couple import find_coupled, same_fraction
 from paredown.graph.equality import compare_recut
 from paredown.graph.places import Dimension
 from paredown.graph.surgery import named_tensors
-from paredown.graph.twin import SIDE, Twin, light_twin, random_twin, runs
+from paredown.graph.twin import SIDE, Twin, full_twin, lazy_where_possible, light_twin, random_twin, runs
 from paredown.task.batches import Inputs
 
 _MANY = 30_000_000  # elements of a model that is probed in float32
@@ -51,14 +51,15 @@ def probe(model: nn.Module, groups: Groups, inputs: Inputs, literal: frozenset[i
         few, many = _trials(groups, twin, seed)
         if all(trial.works(_members(chosen)) for trial, chosen in _rounds(groups, kinds, few, many, suspect)):
             return Findings((), groups.coupled)
-        if runs(twin):
+        if side is not None and runs(twin):
             break
-    return _explore(groups, kinds, *_trials(groups, _full_twin(model, inputs, seed), seed), suspect)
+    full = _full_twin(model, inputs, seed)
+    return _explore(groups, kinds, lambda: _trials(groups, full, seed), suspect)
 
 
 def culprits(model: nn.Module, groups: Groups, keep: Sequence[Keep], inputs: Inputs, seed: int = 0) -> list[int]:
     """Numbers of the groups without whose part the cut `keep` works: what is right for some atoms may be wrong for others."""
-    trial = _Trial(groups, random_twin(model, inputs, seed), keep)
+    trial = _Trial(groups, full_twin(model, inputs, seed), keep)
     numbers = [g for g, k in enumerate(keep) if not k.all()]
     bound = {g for together in groups.coupled for g in together}
     alone = _guilty([[unit] for unit in (*((g,) for g in numbers if g not in bound), *groups.coupled)], trial)
@@ -66,43 +67,79 @@ def culprits(model: nn.Module, groups: Groups, keep: Sequence[Keep], inputs: Inp
 
 
 def _full_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
-    """Of the inputs' own size; in float64, unless the model is large."""
-    elements = sum(tensor.numel() for tensor in named_tensors(model).values())
-    for dtype in (torch.float64, torch.float32)[elements > _MANY :]:
-        twin = light_twin(model, inputs, seed, dtype, samples=2)
-        if runs(twin):
-            return twin
+    """Of the inputs' own size; in float64 and of 2 samples, unless the model is large."""
+    large = sum(tensor.numel() for tensor in named_tensors(model).values()) > _MANY
+    for dtype in (torch.float64, torch.float32)[large:]:
+        twin = light_twin(model, inputs, seed, dtype, samples=1 if large else 2)
+        if tried := lazy_where_possible(twin):
+            return tried
     return random_twin(model, inputs, seed)
 
 
-def _explore(groups: Groups, kinds: list[Kind], few: "_Trial", many: "_Trial", suspect: set[int]) -> Findings:
-    """Bisects what fails, finds what can only be lost together, and makes sure of the rest."""
-    guilty: set[int] = set()
-    for trial, chosen in _rounds(groups, kinds, few, many, suspect):
-        left = ([unit for unit in kind if guilty.isdisjoint(unit)] for kind in chosen)
-        guilty.update(_guilty([kind for kind in left if kind], trial))
+def _explore(groups: Groups, kinds: list[Kind], fresh: Callable[[], tuple["_Trial", "_Trial"]], suspect: set[int]) -> Findings:
+    """Finds what fails and what can only be lost together. Mostly the rest works at once; where it doesn't, all are tried.
+
+    fresh: makes the trials, a third and two thirds of every group.
+    """
+    doubtful = [kind for kind in kinds if not suspect.isdisjoint(kind[0])]
+    few, many = fresh()
+    guilty = _failing(groups, doubtful, few, many, suspect)
+    coupled = [together for together in groups.coupled if guilty.isdisjoint(together)]
+    taken = [g for g in range(len(groups.groups)) if g not in guilty]
+
+    def joins(together: tuple[int, ...]) -> bool:
+        works = few.tied(together, taken)
+        taken.extend(together if works else ())
+        return works
+
+    found = find_coupled(sorted(guilty), groups, joins)
+    for together in found:
+        many.tie(together)
+    if (found or few.works(taken)) and many.works(taken):
+        return _findings(guilty, [*coupled, *found])
+    return _explore_all(groups, kinds, *fresh(), suspect)
+
+
+def _explore_all(groups: Groups, kinds: list[Kind], few: "_Trial", many: "_Trial", suspect: set[int]) -> Findings:
+    """Bisects everything that fails, tries what can only be lost together by itself, and leaves out what fails beside others."""
+    guilty = _failing(groups, kinds, few, many, suspect)
     coupled = [together for together in groups.coupled if guilty.isdisjoint(together)]
     coupled += find_coupled(sorted(guilty), groups, lambda together: all(trial.tied(together) for trial in (few, many)))
     guilty -= {g for together in coupled for g in together}
     for trial in (few, many) if guilty or coupled else ():
         guilty.update(_greedy([g for g in range(len(groups.groups)) if g not in guilty], trial, coupled))
-    return Findings(tuple(sorted(guilty)), tuple(together for together in coupled if not guilty.intersection(together)))
+    return _findings(guilty, coupled)
+
+
+def _failing(groups: Groups, kinds: list[Kind], few: "_Trial", many: "_Trial", suspect: set[int]) -> set[int]:
+    """Groups of these kinds that fail by themselves."""
+    guilty: set[int] = set()
+    for trial, chosen in _rounds(groups, kinds, few, many, suspect):
+        left = ([unit for unit in kind if guilty.isdisjoint(unit)] for kind in chosen)
+        guilty.update(_guilty([kind for kind in left if kind], trial))
+    return guilty
+
+
+def _findings(guilty: set[int], coupled: Sequence[tuple[int, ...]]) -> Findings:
+    """guilty: by themselves; those that are coupled aren't any more."""
+    alone = guilty - {g for together in coupled for g in together}
+    return Findings(tuple(sorted(alone)), tuple(together for together in coupled if not alone.intersection(together)))
 
 
 def _rounds(
     groups: Groups, kinds: list[Kind], few: "_Trial", many: "_Trial", suspect: set[int]
 ) -> list[tuple["_Trial", list[Kind]]]:
-    """Two thirds of everything. Where some are suspect, a third of everything too, and of halves of them by kind, and of
-    factors alone.
+    """Two thirds of everything. Where some are suspect, a third of everything too; of some of them a third and of the others
+    two thirds, so that any two kinds once lose different parts; and factors alone.
     """
     open_to_doubt = [kind for kind in kinds if not suspect.isdisjoint(kind[0])]
     if not open_to_doubt:
         return [(many, kinds)]
     bits = range(max(len(open_to_doubt) - 1, 0).bit_length())
-    halves = [[kind for k, kind in enumerate(open_to_doubt) if (k >> bit & 1) == side] for bit in bits for side in (0, 1)]
+    mixed = [few.mixed_with(many, _members([kind for k, kind in enumerate(open_to_doubt) if k >> bit & 1])) for bit in bits]
     factors = set(_factors(groups))
     alone = [[kind] for kind in open_to_doubt if len(kind[0]) == 1 and not factors.isdisjoint(kind[0])]
-    return [(few, kinds), (many, kinds), *((few, chosen) for chosen in (*halves, *alone))]
+    return [(few, kinds), (many, kinds), *((trial, open_to_doubt) for trial in mixed), *((few, chosen) for chosen in alone)]
 
 
 def _kinds(units: Sequence[Unit], groups: Groups, suspect: set[int]) -> list[Kind]:
@@ -145,16 +182,26 @@ class _Trial:
             return False
         return True
 
-    def tied(self, together: Sequence[int]) -> bool:
-        """Whether the class works when these lose the same fraction, which they do in every later trial then."""
-        before, whole = self.sample, sum(group.size for group in self.groups.groups)
-        lost = sum(int((~k).sum()) for k in before) / max(whole, 1)
+    def tie(self, together: Sequence[int]) -> None:
+        """From now on these lose the same fraction."""
+        lost = sum(int((~k).sum()) for k in self.sample) / max(sum(group.size for group in self.groups.groups), 1)
         tied = same_fraction(self.groups, together, lost, np.random.default_rng(0))
-        self.sample = [tied.get(g, k) for g, k in enumerate(before)]
-        works = self.works(together)
+        self.sample = [tied.get(g, k) for g, k in enumerate(self.sample)]
+
+    def tied(self, together: Sequence[int], besides: Sequence[int] = ()) -> bool:
+        """Whether the class works when these lose the same fraction, besides others, which they do in every later trial then."""
+        before = self.sample
+        self.tie(together)
+        works = self.works([*besides, *together])
         if not works:
             self.sample = before
         return works
+
+    def mixed_with(self, more: "_Trial", members: Collection[int]) -> "_Trial":
+        """A trial in which these lose what they do in `more`, and the others what they do here; or nothing, if it is as much."""
+        mine, theirs, chosen = self.sample, more.sample, set(members)
+        less = [np.ones_like(a) if a.sum() == b.sum() else a for a, b in zip(mine, theirs, strict=True)]
+        return _Trial(self.groups, self.twin, [theirs[g] if g in chosen else k for g, k in enumerate(less)])
 
 
 def _trials(groups: Groups, twin: Twin, seed: int) -> tuple[_Trial, _Trial]:

@@ -18,7 +18,7 @@ _POOLS = "max_pool{0}d avg_pool{0}d adaptive_avg_pool{0}d adaptive_max_pool{0}d 
 _ROWS: tuple[tuple[Rule, str], ...] = (
     (layers.elementwise, "hardswish hardsigmoid relu6 selu celu rrelu log_sigmoid softplus square"),
     (layers.elementwise, "dropout feature_dropout alpha_dropout clone contiguous detach alias to copy lift_fresh_copy"),
-    (layers.elementwise, "zeros_like ones_like empty_like full_like rand_like randn_like"),
+    (layers.elementwise, "zeros_like ones_like empty_like full_like rand_like randn_like zero fill"),
     (layers.convolution, "conv1d conv2d conv3d"),
     (layers.transposed_convolution, "conv_transpose1d conv_transpose2d conv_transpose3d"),
     (layers.linear, "linear"),

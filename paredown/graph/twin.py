@@ -1,15 +1,16 @@
 """Copies of a model with random weights, in which a cut is compared with the masked original.
 
-`random_twin` draws every weight. `light_twin` is for probing: its weights are views of a few pools of random numbers, one per
-scale, so that the twin of a large model costs about as much memory as its largest layers; and `on_demand` makes the weights of a
-cut or masked layer when the layer runs, so that none of the runs needs a second copy of the weights either.
+`random_twin` draws every weight. `light_twin` is for probing, and for models so large that a copy of their weights in float64
+wouldn't fit: its weights are views of a few pools of random numbers, one per scale, so that the twin of a large model costs about
+as much memory as its largest layers; and `on_demand` makes the weights of a cut or masked layer when the layer runs, so that none
+of the runs needs a second copy of the weights either.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from paredown.graph.surgery import Layout, copy_with, cut, fix_attributes_, kept
 from paredown.task.batches import Inputs, apply_tensors, call, device_of, first_samples, tensors, unfused
 
 SIDE = 32  # pixels of a small twin's images
+LARGE = 100_000_000  # elements of a model that is compared by a light twin
 _BATCHES, _SAMPLES = 2, 2
 _SLACK = 8192  # how many places of a pool a tensor may begin at, so that no two of one size are equal
 _PERIOD = 262_139  # a prime
@@ -60,10 +62,22 @@ class Twin:
         return dict(self.model.named_modules())
 
 
+def full_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
+    """What a cut is finally compared in: 2 batches of the inputs' own size, in float64 where the model runs in it.
+
+    Weights are independent of one another; of a model of more than LARGE elements they are a light twin's.
+    Raises SurgeryError where the model's output is never finite.
+    """
+    if sum(tensor.numel() for tensor in named_tensors(model).values()) > LARGE:
+        twin = light_twin(model, inputs, seed, torch.float64, samples=_SAMPLES, batches=_BATCHES)
+        if tried := lazy_where_possible(twin):
+            return tried
+    return random_twin(model, inputs, seed)
+
+
 def random_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     """In float64 where the model runs in it, else in float32. Raises SurgeryError where its output is never finite."""
-    copy, inputs = cut(model, Manifest()), first_samples(inputs, _SAMPLES)
-    trained = {name: tensor.detach().clone() for name, tensor in named_tensors(copy).items()}
+    copy, trained, inputs = cut(model, Manifest()), named_tensors(model), first_samples(inputs, _SAMPLES)
     for gentle in (False, True):  # gentle: near the trained weights, where random ones overflow
         generator = torch.Generator().manual_seed(seed)
         _randomize_(copy, trained, generator, gentle=gentle)
@@ -75,16 +89,25 @@ def random_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
 
 
 def light_twin(
-    model: nn.Module, inputs: Inputs, seed: int, dtype: torch.dtype, *, samples: int, side: int | None = None, lazy: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    seed: int,
+    dtype: torch.dtype,
+    *,
+    samples: int,
+    side: int | None = None,
+    lazy: bool = False,
+    batches: int = 1,
 ) -> Twin:
-    """One batch of a few samples, images (batch, channels, *) thinned out to about `side` pixels.
+    """Batches of a few samples, images (batch, channels, *) thinned out to about `side` pixels.
 
     Whether the class runs on it, in this type, and its output is finite, is not tried: `runs`.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = _pooled(named_tensors(model), device_of(model), generator, dtype)
-    batch = _random_inputs(_smaller(first_samples(inputs, samples), side), generator, dtype)
-    return Twin(_holding(model, weights), model, weights, (batch,), dtype, lazy)
+    few = _smaller(first_samples(inputs, samples), side)
+    drawn = tuple(_random_inputs(few, generator, dtype) for _ in range(batches))
+    return Twin(_holding(model, weights), model, weights, drawn, dtype, lazy)
 
 
 def runs(twin: Twin) -> bool:
@@ -94,6 +117,20 @@ def runs(twin: Twin) -> bool:
     except Exception:  # whatever a class raises
         return False
     return all(t.dtype is twin.dtype and bool(torch.isfinite(t).all()) for t in found)
+
+
+def lazy_where_possible(twin: Twin) -> Twin | None:
+    """The twin, lazy if its class runs every layer with a large weight instead of reading that weight; None if it doesn't run."""
+    lazy = replace(twin, lazy=True)
+    large = {module for name in twin.weights if (module := _late(lazy, name)) is not None}
+    called = set[nn.Module]()
+    handles = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in large]
+    try:
+        works = runs(twin)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None if not works else lazy if called == large else twin
 
 
 def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
@@ -186,6 +223,19 @@ def recut(twin: Twin, manifest: Manifest) -> Iterator[None]:
         restore_attributes_(twin.modules, twin.layout, manifest)
 
 
+@contextmanager
+def cut_twin(pruned: nn.Module, twin: Twin, manifest: Manifest) -> Iterator[nn.Module]:
+    """A copy of a model, cut by `manifest` from the twin's source, that while active holds what is left of its weights."""
+    sizes = {name: [*tensor.shape] for name, tensor in named_tensors(pruned).items()}
+    makers: dict[str, Callable[[], Tensor]] = {
+        name: functools.partial(kept_values, name, twin.weights[name], manifest) for name in sizes
+    }
+    empty = {name: twin.weights[name].new_zeros(()).expand(size) for name, size in sizes.items()}
+    candidate = Twin(_holding(pruned, empty), pruned, empty, (), twin.dtype, twin.lazy)
+    with on_demand(candidate, makers, sizes):
+        yield candidate.model
+
+
 def _holding(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     """A copy in evaluation mode that has these values, by name."""
     parameters = {id(p) for p in model.parameters()}
@@ -252,7 +302,7 @@ def _randomize_(model: nn.Module, trained: dict[str, Tensor], generator: torch.G
     for name, tensor in named_tensors(model).items():
         if tensor.is_floating_point():
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            tensor.data = _near(trained[name], noise) if gentle else _random(noise, id(tensor) in parameters)
+            tensor.data = _near(trained[name].detach(), noise) if gentle else _random(noise, id(tensor) in parameters)
 
 
 def _near(tensor: Tensor, noise: Tensor) -> Tensor:

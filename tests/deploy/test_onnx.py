@@ -36,6 +36,19 @@ class Pooled(nn.Module):
         return self.head(self.pool(torch.relu(self.conv(x))).flatten(1))
 
 
+class BiasedAttention(nn.Module):
+    """A learned bias per head and pair of positions, as in BEiT and Swin; the heads are joined by a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.bias = nn.Linear(8, 24), nn.Linear(8, 8), nn.Parameter(torch.randn(1, 2, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, 5, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+        return self.out(y.transpose(1, 2).reshape(-1, 5, 8))
+
+
 class Inverse(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(x @ x.transpose(1, 2))
@@ -130,6 +143,14 @@ def test_adaptive_pool_of_channels_last_inputs_is_right(runtime, tmp_path) -> No
     x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
     artifact = export_onnx(model, (x,), tmp_path / "m.onnx", target=runtime)
     assert max(p.error for p in check_parity(model, (x,), artifact.path, runtime, precision="fp32")) < 1e-5
+
+
+def test_attention_with_a_learned_bias_is_exported(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = BiasedAttention().eval(), torch.randn(3, 5, 8)
+    artifact = export_onnx(model, x, tmp_path / "m.onnx", target="onnxruntime")
+    assert max(p.error for p in check_parity(model, x, artifact.path, "onnxruntime", precision="fp32")) < 1e-5
+    assert "Identity" not in {node.op_type for node in onnx.load(artifact.path).graph.node}
 
 
 def test_export_leaves_the_model_as_it_was(tmp_path) -> None:

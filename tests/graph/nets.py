@@ -82,6 +82,18 @@ def sliced() -> tuple[nn.Module, Tensor]:
     return Net(steps, a=Conv(3, 16, 3), b=Conv(8, 3, 1), c=Conv(8, 3, 1)).eval(), IMAGE
 
 
+def zeroed() -> tuple[nn.Module, Tensor]:
+    """As in Swin v2, whose keys have no bias: zeros are written into a part of a copy."""
+
+    def steps(s: Any, x: Tensor) -> Tensor:
+        bias = s.a.bias.clone()
+        bias[len(bias) // 2 :].zero_()
+        p, q = F.linear(x, s.a.weight, bias).chunk(2, -1)
+        return s.d(p * q.sigmoid())
+
+    return Net(steps, a=nn.Linear(12, 16), d=nn.Linear(8, 4)).eval(), TOKENS
+
+
 def flattened() -> tuple[nn.Module, Tensor]:
     def steps(s: Any, x: Tensor) -> Tensor:
         return s.d(F.max_pool2d(s.b(F.relu(s.a(x))), 2).flatten(1))
@@ -167,5 +179,20 @@ def one_of(layer: str) -> tuple[nn.Module, Tensor]:
 
 PRUNABLE: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     f.__name__: f
-    for f in (depthwise, grouped, dense, gated, chunked, sliced, flattened, squeezed, shuffled, in_place, heads, volume, signal)
+    for f in (
+        depthwise,
+        grouped,
+        dense,
+        gated,
+        chunked,
+        sliced,
+        zeroed,
+        flattened,
+        squeezed,
+        shuffled,
+        in_place,
+        heads,
+        volume,
+        signal,
+    )
 } | {"tied_head": tied_head}

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from paredown.core.errors import SurgeryError
+from paredown.graph import twin
 from paredown.graph.equality import check_cut, masked
 from paredown.graph.groups import Groups, dependency_groups
 from paredown.graph.manifest import Manifest
@@ -93,3 +95,43 @@ def test_a_model_that_insists_on_float32_is_compared_in_float32() -> None:
     manifest = groups.manifest([np.arange(8) < 5])
     assert [group.name for group in groups.groups] == ["a"]
     assert check_cut(model, cut(model, manifest), manifest, groups.consumers, x) <= 1e-4
+
+
+class ReadsWeights(nn.Module):
+    """One layer is called, the weight of the other is read; both are large enough to be made only while their layer runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.read, self.head = nn.Linear(600, 600), nn.Linear(600, 600), nn.Linear(600, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.linear(self.called(x).relu(), self.read.weight).relu())
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_large_model_is_checked_without_copies_of_its_weights(planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twin, "LARGE", 1000)
+    monkeypatch.setattr(twin, "random_twin", None)  # its copies wouldn't fit
+    for model in (
+        nn.Sequential(nn.Linear(600, 600), nn.ReLU(), nn.Linear(600, 600), nn.ReLU(), nn.Linear(600, 3)),
+        ReadsWeights(),
+    ):
+        x = torch.randn(3, 600)
+        groups = dependency_groups(model, x)
+        manifest = groups.manifest([np.arange(group.size) % 3 > 0 for group in groups.groups])
+        assert len(groups.groups) == 2
+        if planted:
+            name, kept = next((name, kept) for name, kept in manifest.kept.items() if 1 in kept)
+            manifest = Manifest({**manifest.kept, name: {**kept, 1: tuple(range(len(kept[1])))}})
+            with pytest.raises(SurgeryError, match="must equal the masked original"):
+                check_cut(model, cut(model, manifest), manifest, groups.consumers, x)
+        else:
+            assert check_cut(model, cut(model, manifest), manifest, groups.consumers, x) <= 1e-9
+
+
+def test_the_weights_of_a_large_model_are_in_float64_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twin, "LARGE", 1000)
+    found = twin.full_twin(nn.Sequential(nn.Linear(600, 600), nn.Linear(600, 600)), torch.randn(3, 600), 0)
+    rows = torch.cat([weight for weight in found.weights.values() if weight.dim() == 2])
+    assert len(found.batches) == 2 and found.lazy and rows.dtype is torch.float64
+    assert len(torch.unique(rows, dim=0)) == len(rows) and torch.unique(rows[:600]).numel() > 250_000

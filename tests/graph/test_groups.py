@@ -65,6 +65,7 @@ def test_a_cut_net_equals_the_masked_net_and_costs_what_was_counted(name: str) -
         ("grouped", {"a:0": 4, "a:1": 4, "b": 6}),  # 4 groups, 4 inputs in each, 6 outputs in each
         ("dense", {"a": 8, "b": 6, "c": 5}),
         ("gated", {"a": 8}),
+        ("zeroed", {"a": 8}),
         ("flattened", {"a": 8, "b": 6}),
         ("squeezed", {"a": 16, "b": 4}),
         ("in_place", {"a": 8}),

@@ -49,6 +49,17 @@ def test_split_makes_factors_and_merge_restores_the_rows() -> None:
     assert merged is not None and sets(labels, merged) == sets(labels, channels)
 
 
+def test_a_vector_that_goes_with_a_product_stands_for_its_factors() -> None:
+    labels = Labels()
+    channels, vector, other = labels.fresh(6), labels.fresh(6), labels.fresh(6)
+    labels.split(channels, [2, 3])
+    labels.unite(vector, other)
+    assert labels.unite(vector, channels)
+    assert sets(labels, vector) == sets(labels, other) == sets(labels, channels)
+    assert labels.freeze(other[:1])
+    assert [len(s) for s in sets(labels, channels)] == [0, 1, 1, 1, 2, 2]
+
+
 def test_splitting_twice_in_the_same_way_makes_no_new_factors() -> None:
     labels = Labels()
     channels = labels.fresh(6)
