@@ -6,6 +6,7 @@ A recipe says what is wanted ("remove half of the MACs"); what was decided (whic
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,17 +119,36 @@ class Recipe:
 def _load(text: str) -> Any:
     """JSON before YAML, which reads JSON's escapes of characters beyond 16 bits differently."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         pass
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that can't be
         raise RecipeError(
             "a recipe must be valid YAML or JSON",
             got=" ".join(str(error).split()),
             remedy="see `recipe.yaml` of any finished run",
         ) from None
+
+
+def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Raises RecipeError for a key that stands twice: which of the two values counts would be a guess."""
+    found: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise RecipeError("a recipe must name each field once", got=f"{_short(key)} twice", remedy="remove one of the two")
+        found[key] = value
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset, with each key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found = super().construct_mapping(node, deep)  # complains of keys that can't be
+        _once((self.construct_object(key, deep=True), None) for key, _ in node.value)
+        return found
 
 
 def step_name(step: Step) -> str:

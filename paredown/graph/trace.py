@@ -22,6 +22,7 @@ from paredown.task.batches import Inputs, evaluating, unfused
 
 Dynamic = dict[str, dict[int, str]]
 _LIMIT = re.compile(r"(\w+) = Dim\('\w+'(?:, min=\d+)?, max=(\d+)\)")  # what torch.export proposes
+_UNKNOWN = re.compile(r"Found <class '(?:.*\.)?(\w+)'> in output, which is not a known type")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
 
@@ -37,8 +38,14 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> E
     except Exception as error:
         raise TraceError(
             "torch.export must be able to follow the model", got=f"{_line(error)}{_first_sentence(error)}",
-            remedy="replace control flow on tensor values by torch.where, and literal batch sizes by x.shape[0]",
+            remedy=_remedy(error),
         ) from error  # fmt: skip
+
+
+def _remedy(error: Exception) -> str:
+    if unknown := _UNKNOWN.search(str(error)):
+        return f"return tensors in a tuple or a dict, or call torch.export.register_dataclass({unknown[1]})"
+    return "replace control flow on tensor values by torch.where, and literal batch sizes by x.shape[0]"
 
 
 def _exported(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None) -> ExportedProgram:

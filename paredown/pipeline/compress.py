@@ -86,7 +86,9 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     chosen, recovery = Target.of(target), Effort.parse(effort)
     store = Store.open(out, identity(task, budget, chosen, seed), existing)
     run = _Run(task, budget, chosen, seed, progress, store)
-    run.measure_baseline()
+    run.measure_baseline(fresh=existing == "replace")
+    if existing == "replace":
+        store.clear(keep=Recipe())
     groups = dependency_groups(task.model, task.inputs, dynamic=task.dynamic, protect=task.protect)
     curves = group_sensitivity(task, groups, seed=seed, progress=progress) if sensitivity else ()
     if fixed is not None:
@@ -131,10 +133,12 @@ class _Run:
     def baseline(self) -> Candidate:
         return self.stages[self.store.key(Recipe())].stage.candidate
 
-    def measure_baseline(self) -> None:
-        """The task's own model as a file, measured. Raises CertificationError before anything is written."""
+    def measure_baseline(self, *, fresh: bool) -> None:
+        """The task's own model as a file, measured; fresh: even where that was done. Raises CertificationError before anything is
+        written.
+        """
         self.progress("baseline", 0.0)
-        stored = self.store.find(Recipe())
+        stored = None if fresh else self.store.find(Recipe())
         if stored is None:
             with scratch_folder(self.store.folder(Recipe())) as scratch:
                 began = time.monotonic()

@@ -60,7 +60,10 @@ class Store:
 
     @classmethod
     def open(cls, out: str | Path, identity: str, existing: Existing) -> "Store":
-        """Raises OutputError where the folder holds something and `existing` doesn't say what to do with it."""
+        """Raises OutputError where the folder holds something and `existing` doesn't say what to do with it.
+
+        What is to be replaced stays until `clear`: the new run may yet be refused.
+        """
         if existing not in ("refuse", "resume", "replace"):
             raise OutputError("existing must be refuse, resume or replace", got=existing, remedy='write existing="resume"')
         folder = Path(out)
@@ -74,9 +77,15 @@ class Store:
                 got=f"{folder.name} with {(foreign or held)[0]}",
                 remedy="pass --resume, or another folder",
             )
-        for path in [folder / name for name in held] if existing == "replace" else _left_behind(folder):
+        for path in _left_behind(folder):
             _remove(path)
         return cls(folder, identity)
+
+    def clear(self, *, keep: Recipe) -> None:
+        """Removes all that the folder holds, but for one finished stage."""
+        held = [path for path in self.out.iterdir() if path.name != "stages"]
+        for path in [*held, *(path for path in (self.out / "stages").iterdir() if path != self.folder(keep))]:
+            _remove(path)
 
     def key(self, recipe: Recipe) -> str:
         return hashlib.sha256(f"{self.identity}\n{recipe.to_json()}".encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
 """Batches as the user gives them: (inputs, target), inputs a tensor, a tuple (positional) or a dict (by name)."""
 
 import contextlib
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,9 +25,10 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in a nest of tuples, lists and dicts, in order."""
+    """All tensors in a nest of tuples, lists, dicts and dataclasses, in order."""
     if isinstance(value, Tensor):
         return [value]
+    value = _fields(value)
     items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
     return [tensor for item in items for tensor in tensors(item)]
 
@@ -39,7 +41,16 @@ def apply_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
         return {key: apply_tensors(item, function) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return _sequence(value, [apply_tensors(item, function) for item in value])
+    if isinstance(fields := _fields(value), dict):
+        return dataclasses.replace(value, **{name: apply_tensors(item, function) for name, item in fields.items()})
     return value
+
+
+def _fields(value: Any) -> Any:
+    """A dataclass as {field: value}; anything else as it is."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def joined(nests: Sequence[Any]) -> Any:

@@ -62,6 +62,12 @@ def test_yaml_that_would_build_objects_is_refused() -> None:
         Recipe.parse("steps: !!python/object/apply:os.system ['true']")
 
 
+@pytest.mark.parametrize("text", ["steps: [{step: prune, ratio: 0.3, ratio: 0.5}]", '{"steps": [], "steps": []}'])
+def test_a_field_that_stands_twice_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match=r"each field once, got '(ratio|steps)' twice; remove one"):
+        Recipe.parse(text)
+
+
 @pytest.mark.parametrize(
     ("text", "field"),
     [

@@ -1,5 +1,7 @@
 """Tracing: a dynamic batch whatever the form of the inputs, the model's modes kept, and errors that name the user's line."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -113,3 +115,18 @@ def test_nodes_know_their_module_and_the_users_line() -> None:
     (node,) = [node for node in trace(Net(), (X,)).graph.nodes if node.op == "call_function"]
     assert module_path(node) == "body.0"
     assert source_line(node).startswith("test_trace.py:") and source_line(node).endswith("in forward")
+
+
+@dataclasses.dataclass
+class _Answer:
+    logits: Tensor
+
+
+class _Answering(nn.Module):
+    def forward(self, x: Tensor) -> _Answer:
+        return _Answer(x + 1)
+
+
+def test_a_dataclass_as_output_is_refused_with_its_own_remedy() -> None:
+    with pytest.raises(TraceError, match=r"tuple or a dict, or call torch\.export\.register_dataclass\(_Answer\)"):
+        trace(_Answering(), torch.randn(2, 3))

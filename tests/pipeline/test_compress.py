@@ -242,6 +242,20 @@ def test_validation_set_too_small_to_certify_is_refused_before_anything_is_writt
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_to_be_replaced_stays_until_the_new_one_is_accepted(pattern_task: Task, tmp_path: Path) -> None:
+    old = {tmp_path / "stages" / "0123" / "stage.json", tmp_path / "report.json"}
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("old")
+    small = dataclasses.replace(pattern_task, validation=list(pattern_task.validation)[:3])
+    with pytest.raises(CertificationError):
+        paredown.compress(small, Budget(max_drop=0.01, size="0.5x"), target=TARGET, out=tmp_path, existing="replace")
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == old
+    recipe = Recipe((Quantize(),))
+    paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path, recipe=recipe, existing="replace")
+    assert names(tmp_path) == RESULT and "0123" not in names(tmp_path / "stages")
+
+
 def test_few_samples_of_a_metric_that_is_not_right_or_wrong_are_refused(pattern_task: Task, tmp_path: Path) -> None:
     few = dataclasses.replace(
         pattern_task,

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from paredown import Budget, Metric, Task
 from paredown.core.errors import OutputError
+from paredown.core.recipe import Recipe
 from paredown.core.target import Target
 from paredown.pipeline.evaluate import scratch_folder
 from paredown.pipeline.store import Store, identity
@@ -107,10 +108,19 @@ def test_scratch_folder_takes_the_empty_folders_around_it_along(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("existing", ["resume", "replace"])
-def test_scratch_folders_of_a_killed_run_are_removed(tmp_path: Path, existing: Any) -> None:
+def test_scratch_folders_of_a_killed_run_are_removed_and_nothing_else(tmp_path: Path, existing: Any) -> None:
     scratch = [f"stages/.{'0a' * 8}-x1y_2z", f"stages/.{'0a' * 8}.costs.json-x1y_2z", ".result-x1y_2z"]
     for name in (*scratch, f"stages/{'0a' * 8}"):
         (tmp_path / name / "ready").mkdir(parents=True)
     Store.open(tmp_path, "", existing)
     assert not any((tmp_path / name).exists() for name in scratch)
-    assert (tmp_path / "stages" / ("0a" * 8)).exists() == (existing == "resume")
+    assert (tmp_path / "stages" / ("0a" * 8)).exists()
+
+
+def test_what_is_cleared_is_all_but_one_stage(tmp_path: Path) -> None:
+    store = Store(tmp_path, "")
+    for folder in (store.folder(Recipe()), tmp_path / "stages" / "old", tmp_path / "checkpoint"):
+        folder.mkdir(parents=True)
+    (tmp_path / "report.json").write_text("old")
+    store.clear(keep=Recipe())
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "stages", store.folder(Recipe())]

@@ -1,5 +1,6 @@
 """A task checks its parts against one another; each misfit is a typed error with a remedy."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from paredown.core.errors import (
     ParedownError,
     TaskError,
 )
-from paredown.task.batches import call, each
+from paredown.task.batches import apply_tensors, call, each, tensors
 from paredown.task.metric import CORPUS, Metric
 from paredown.task.task import Task
 
@@ -179,3 +180,18 @@ def test_nothing_trains_in_inference_mode() -> None:
 def test_top1_is_one_where_the_largest_logit_is_the_label() -> None:
     values = paredown.top1.per_sample(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 1]), 2)
     assert values.tolist() == [1.0, 0.0]
+
+
+@dataclasses.dataclass
+class _Answer:
+    logits: Tensor
+    hidden: tuple[Tensor, ...] = ()
+    note: str = "kept"
+
+
+def test_tensors_of_a_dataclass_are_its_fields_in_order() -> None:
+    answer = _Answer(torch.tensor([1.0]), (torch.tensor([2.0]), torch.tensor([3.0])))
+    assert [float(tensor) for tensor in tensors({"a": answer, "b": torch.tensor(4.0)})] == [1, 2, 3, 4]
+    doubled = apply_tensors(answer, lambda tensor: 2 * tensor)
+    assert [float(tensor) for tensor in tensors(doubled)] == [2, 4, 6]
+    assert isinstance(doubled, _Answer) and doubled.note == "kept"
