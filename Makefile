@@ -36,6 +36,10 @@ bench: $(VENV)/.bench ## the figures that the documents state, into benchmarks/r
 	$(BIN)/python -m benchmarks.resnet20
 	$(BIN)/python -m benchmarks.resnet56
 	$(BIN)/python -m benchmarks.reconstruction
+	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.students
+	$(BIN)/python -m benchmarks.minilm
+	$(BIN)/python -m benchmarks.stories_mlp
 	$(BIN)/python -m benchmarks.nas201_choice
 	$(BIN)/python -m benchmarks.nas201
 	$(BIN)/python -m benchmarks.elastic_resnet20

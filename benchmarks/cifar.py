@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+import shutil
 import tempfile
 from typing import Any
 
@@ -18,6 +19,7 @@ from paredown.measure.quality import Scores, quality
 from paredown.pipeline.evaluate import score_file
 
 SEEDS = (0, 1, 2)
+FOLDER = pathlib.Path("runs/bench")
 
 
 def seeds(task: paredown.Task, case: str, recipe: paredown.Recipe) -> list[dict[str, Any]]:
@@ -36,11 +38,16 @@ def seeds(task: paredown.Task, case: str, recipe: paredown.Recipe) -> list[dict[
 
 
 def recovered(task: paredown.Task, recipe: paredown.Recipe, seed: int) -> nn.Module:
-    """The model after the recipe; kept under runs/bench, so that a killed benchmark goes on where it stopped."""
+    """The model after the recipe; kept under runs/bench, so that a killed benchmark goes on where it stopped.
+
+    All students of one model are trained on the same augmented images, so that the teacher is asked only for the first one's.
+    """
     digest = hashlib.sha256(f"{recipe!r} {seed}".encode()).hexdigest()[:12]
-    folder = pathlib.Path("runs/bench") / digest
+    folder = FOLDER / digest
     if not folder.exists():
-        paredown.save_checkpoint(paredown.apply(task, recipe, seed=seed), folder)
+        place = paredown.Resume(folder.with_suffix(".unfinished"), teacher=FOLDER / "teacher")
+        paredown.save_checkpoint(paredown.apply(task, recipe, seed=seed, resume=place), folder)
+        shutil.rmtree(place.folder)
     return paredown.load_checkpoint(folder, task.model)
 
 

@@ -6,6 +6,8 @@ import datetime
 import pathlib
 from typing import Any
 
+import torch
+
 import paredown
 from paredown.core.measurement import Measurement
 from paredown.core.target import Target
@@ -24,7 +26,11 @@ def write(file: str, rows: list[dict[str, Any]], target: Target | None = None, *
 
     other_machines: what the file holds of processors of another kind stays in it, above.
     """
-    stamp = {"date": datetime.date.today().isoformat(), "paredown": paredown.__version__}
+    stamp = {
+        "date": datetime.date.today().isoformat(),
+        "paredown": paredown.__version__,
+        "torch_threads": torch.get_num_threads(),
+    }
     where = "; ".join(f"{key}={value}" for key, value in environment(target or Target()).items())
     stamp["environment"] = where
     full = [{**each, **stamp, **each} for each in rows]  # a row of an earlier run keeps its own

@@ -1,23 +1,27 @@
 """What each scheme of distillation recovers per second: ResNet-56 at 0.35x of its MACs, CIFAR-10.
 
-    python -m benchmarks.recovery                        72 trainings of 5.6 hours, on two cores; goes on where it stopped
+    python -m benchmarks.recovery                        72 trainings of 5.6 hours, 180 s first; goes on where it stopped
+    python -m benchmarks.recovery 180                    those of 180 s: 24 trainings of 72 minutes, and their scores
     python -m benchmarks.recovery cell hints 180 0       one cell: scheme, seconds, seed
     python -m benchmarks.recovery table                  the cells that are done, into benchmarks/results/recovery.csv
     python -m benchmarks.recovery smoke                  two steps of every scheme; nothing is written
 
-Every student begins as the same cut with the same recalibrated batch norms. `seconds` is what is spent on training; of the
-schemes that train blocks first a third goes there. Tracing and proposals come on top: `wall_seconds` is everything. Of the
-learning rates of plain fine-tuning the means are of the one that is best on the validation images; the other schemes have one
-rate, that of the other benchmarks. Drops are on the 5,000 validation images, which choose, and on the 5,000 of the test.
+Every student begins as the same cut with the same recalibrated batch norms; a seed is the order and the augmentation of the
+images. `seconds` is what is spent on training; of the schemes that train blocks first a third goes there. Each of the three times
+is a training of its own: the learning rate falls to zero at its end, so one of 600 s has after 60 s not what one of 60 s gives.
+The teacher is asked on the fly. Tracing and proposals come on top: `wall_seconds` is everything. Of the learning rates of plain
+fine-tuning the means are of the one that is best on the validation images; the other schemes have one rate, that of the other
+benchmarks. Drops are on the 5,000 validation images, which choose, and on the 5,000 of the test.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,22 +29,23 @@ from torch import nn
 
 import paredown
 from benchmarks.cifar import SEEDS
+from benchmarks.kept import once, scored, scores_of
 from benchmarks.record import row, write
 from examples.cifar10_resnet20 import task as cifar_task
 from paredown import AttentionTransfer, Blocks, Distill, Hint, Training
 from paredown.core.effort import Effort
 from paredown.core.measurement import Measurement
 from paredown.measure.cost import count_macs
-from paredown.measure.quality import Scores, drop, score
-from paredown.task.batches import call, evaluating
+from paredown.measure.quality import Scores, drop
 from paredown.train.batchnorm import recalibrate_
 
 FOLDER = pathlib.Path("runs/bench/recovery")
-KEPT, SECONDS = 0.35, (60, 180, 600)
+KEPT, SECONDS = 0.35, (180, 60, 600)  # in the order in which they are trained
 RATE, PLAIN_RATES = 0.05, (0.02, 0.05, 0.1)
 SCHEMES = ("plain", "soft_labels", "attention_transfer", "hints", "blocks", "combination")
 SPLITS = ("validation", "test")
 _BLOCKS = 1 / 3  # of the time
+Group = tuple[str, Effort, float]  # scheme, time, learning rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +80,14 @@ class Cell:
         return Training(effort=Effort(max(1, amount), self.effort.unit), learning_rate=self.rate)
 
 
-def cells() -> Iterator[Cell]:
-    """Short ones first, each scheme with every seed."""
-    for seconds in SECONDS:
+@functools.lru_cache(maxsize=1)
+def task_of(seed: int) -> paredown.Task:
+    return cifar_task(56, seed=seed)
+
+
+def cells(times: Sequence[int] = SECONDS) -> Iterator[Cell]:
+    """One time after the other, each scheme with every seed."""
+    for seconds in times:
         for scheme in SCHEMES:
             for rate in PLAIN_RATES if scheme == "plain" else (RATE,):
                 yield from (Cell(scheme, Effort(seconds, "seconds"), seed, rate) for seed in SEEDS)
@@ -95,45 +105,29 @@ def cut(task: paredown.Task) -> nn.Module:
 
 def baseline(task: paredown.Task, split: str) -> Scores:
     """The original's scores; right and wrong answers are kept, since asking takes a minute."""
-    file = FOLDER / f"baseline-{split}.json"
-    if not file.exists():
-        found = _scores(task, task.model, split)
-        assert found.values is not None  # top-1 is per sample
-        _write(file, {"digest": found.digest, "values": found.values.tolist()})
-    kept = json.loads(file.read_text())
-    values = np.array(kept["values"])
-    return Scores(task.scorer, float(values.mean()), len(values), kept["digest"], values)
+    return scores_of(task.scorer, once(FOLDER / f"baseline-{split}.json", lambda: scored(task, task.model, split)))
 
 
-def _scores(task: paredown.Task, model: nn.Module, split: str) -> Scores:
-    with evaluating(model):
-        return score(lambda inputs: call(model, inputs), task, split)
-
-
-def run(task: paredown.Task, cell: Cell) -> dict[str, Any]:
+def run(cell: Cell) -> dict[str, Any]:
     """What a cell gave; trained only where it wasn't before, and from where it was killed."""
-    if not cell.file.exists():
-        start, began = cut(task), time.monotonic()
-        resume = cell.file.with_suffix("")
-        student = paredown.distill(task, cell.config(), model=start, seed=cell.seed, resume=resume)
-        found: dict[str, Any] = {"wall_seconds": round(time.monotonic() - began, 1)}
-        for split in SPLITS:
-            found[split] = dataclasses.asdict(drop(baseline(task, split), _scores(task, student, split)))
-        found["macs_ratio"] = round(count_macs(student, task.inputs) / count_macs(task.model, task.inputs), 4)
-        _write(cell.file, found)
-    result: dict[str, Any] = json.loads(cell.file.read_text())
-    return result
+    return once(cell.file, lambda: _trained(cell))
 
 
-def _write(file: pathlib.Path, content: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(content))
-    unfinished.replace(file)
+def _trained(cell: Cell) -> dict[str, Any]:
+    start, task, began = cut(task_of(0)), task_of(cell.seed), time.monotonic()
+    student = paredown.distill(task, cell.config(), model=start, seed=cell.seed, resume=cell.file.with_suffix(""))
+    found: dict[str, Any] = {"wall_seconds": round(time.monotonic() - began, 1)}
+    for split in SPLITS:
+        own = scores_of(task.scorer, scored(task, student, split))
+        found[split] = dataclasses.asdict(drop(baseline(task, split), own))
+    found["macs_ratio"] = round(count_macs(student, task.inputs) / count_macs(task.model, task.inputs), 4)
+    return found
 
 
 def table() -> list[dict[str, Any]]:
-    """A row for each cell that is done and split, and the mean over seeds where all are; of plain fine-tuning the best rate's."""
+    """A row for each cell that is done and split; the mean over seeds where all are, of plain fine-tuning that of the best rate;
+    and what that mean is of plain fine-tuning's.
+    """
     rows, done = [], [cell for cell in cells() if cell.file.exists()]
     groups = {(cell.scheme, cell.effort, cell.rate): [c for c in done if _group(c) == _group(cell)] for cell in done}
     whole = {key: found for key, found in groups.items() if len(found) == len(SEEDS)}
@@ -147,17 +141,32 @@ def table() -> list[dict[str, Any]]:
     for key, found in whole.items():
         if key == _best(whole, key):
             rows += [_mean(found, split) for split in SPLITS]
+            plain = _best(whole, ("plain", *key[1:]))
+            rows += [_ratio(found, whole[plain], split) for split in SPLITS if plain is not None]
     return rows
 
 
-def _group(cell: Cell) -> tuple[str, Effort, float]:
+def _group(cell: Cell) -> Group:
     return cell.scheme, cell.effort, cell.rate
 
 
-def _best(whole: dict[tuple[str, Effort, float], list[Cell]], key: tuple[str, Effort, float]) -> tuple[str, Effort, float]:
-    """Of the same scheme and time the learning rate with the least drop on the validation images."""
+def _best(whole: dict[Group, list[Cell]], key: Group) -> Group | None:
+    """Of the same scheme and time the learning rate with the least drop on the validation images, once all of them are done."""
     rivals = [other for other in whole if other[:2] == key[:2]]
+    if len(rivals) < len(PLAIN_RATES if key[0] == "plain" else (RATE,)):
+        return None
     return min(rivals, key=lambda other: np.mean(_drops(whole[other], "validation")))
+
+
+def _ratio(found: list[Cell], plain: list[Cell], split: str) -> dict[str, Any]:
+    """Of mean drops; from the least to the most of the seeds' own ratios."""
+    ours, theirs = np.array(_drops(found, split)), np.array(_drops(plain, split))
+    each, cell = ours / theirs, found[0]
+    ratio = Measurement(
+        "of plain's drop", float(ours.mean() / theirs.mean()), "x", len(ours), float(each.min()), float(each.max())
+    )
+    fields = {"scheme": cell.scheme, "seconds": cell.effort.amount, "learning_rate": cell.rate, "split": split, "seed": "mean"}
+    return row(_name(cell), ratio, **fields)
 
 
 def _drops(found: list[Cell], split: str) -> list[float]:
@@ -187,15 +196,14 @@ def main(words: list[str]) -> None:
     match words:
         case ["cell", scheme, seconds, seed] if scheme in SCHEMES:
             for rate in PLAIN_RATES if scheme == "plain" else (RATE,):
-                print(run(cifar_task(56), Cell(scheme, Effort(float(seconds), "seconds"), int(seed), rate)))
+                print(run(Cell(scheme, Effort(float(seconds), "seconds"), int(seed), rate)))
         case ["table"]:
             print(write("recovery.csv", table()))
         case ["smoke"]:
             smoke(cifar_task(56, 512))
-        case []:
-            task = cifar_task(56)
-            for cell in cells():
-                run(task, cell)
+        case [] | [_] if not words or words[0] in map(str, SECONDS):
+            for cell in cells(tuple(map(int, words)) or SECONDS):
+                run(cell)
                 print(write("recovery.csv", table()))
         case _:
             sys.exit(__doc__)

@@ -20,14 +20,16 @@ DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "load.p
 
 
 class Augmented:
-    """Training batches with random crops (4 black pixels of padding) and flips; every epoch draws anew, seeded by its number.
+    """Training batches with random crops (4 black pixels of padding) and flips; every epoch draws anew, by seed and its number.
 
     images: uint8 (samples, 32, 32, 3). normalize: uint8 (batch, 32, 32, 3) -> float (batch, 3, 32, 32).
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, normalize: Callable[[Tensor], Tensor], batch: int = 128) -> None:
+    def __init__(
+        self, images: Tensor, labels: Tensor, normalize: Callable[[Tensor], Tensor], batch: int = 128, seed: int = 0
+    ) -> None:
         self.images = torch.nn.functional.pad(images, (0, 0, 4, 4, 4, 4))
-        self.labels, self.normalize, self.batch, self.epoch = labels, normalize, batch, 0
+        self.labels, self.normalize, self.batch, self.seed, self.epoch = labels, normalize, batch, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -36,7 +38,7 @@ class Augmented:
         return len(self.images) // self.batch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        draw = torch.Generator().manual_seed(self.epoch)
+        draw = torch.Generator().manual_seed(100_000 * self.seed + self.epoch)
         windows = self.images.unfold(1, 32, 1).unfold(2, 32, 1)  # (samples, 9, 9, 3, 32, 32), a view
         for index in torch.randperm(len(self.images), generator=draw).split(self.batch)[: len(self)]:
             top, left = torch.randint(0, 9, (2, len(index)), generator=draw)
@@ -55,7 +57,7 @@ def data() -> ModuleType:
     return module
 
 
-def task(depth: int = 20, train_limit: int | None = None) -> paredown.Task:
+def task(depth: int = 20, train_limit: int | None = None, seed: int = 0) -> paredown.Task:
     load = data()
 
     def batches(split: str) -> list[tuple[Tensor, Tensor]]:
@@ -67,7 +69,7 @@ def task(depth: int = 20, train_limit: int | None = None) -> paredown.Task:
     return paredown.Task(
         model=load.cifar_resnet(depth),
         example_inputs=(validation[0][0][:2],),
-        train=Augmented(torch.as_tensor(images), torch.as_tensor(labels), load.normalize),
+        train=Augmented(torch.as_tensor(images), torch.as_tensor(labels), load.normalize, seed=seed),
         validation=validation,
         test=batches("test"),
         name=f"ResNet-{depth} on CIFAR-10",

@@ -5,6 +5,7 @@ import io
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,11 @@ import typer
 from rich.console import Console
 
 from paredown.core.budget import Budget
+from paredown.core.effort import Effort
 from paredown.core.errors import ArtifactError, ParedownError, RecipeError, TaskError
 from paredown.core.report import Report
 from paredown.core.target import Target
+from paredown.core.training import Training
 
 app = typer.Typer(
     help="Pare a trained PyTorch model down to a budget, measured on the file that ships.",
@@ -47,6 +50,7 @@ def compress(  # noqa: PLR0913, PLR0917 (typer reads a command's options from it
     recipe: Annotated[Path | None, typer.Option(help="a fixed recipe (YAML or JSON) instead of a planned one")] = None,
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/run"),
     effort: Annotated[str, typer.Option(help='of each recovery: "3 epochs", "200 steps", "60 s"')] = "3 epochs",
+    learning_rate: Annotated[float | None, typer.Option(help="of each recovery, at its peak; default 0.02")] = None,
     seed: int = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="take up the finished stages in --out, and the one that was running")
@@ -60,10 +64,11 @@ def compress(  # noqa: PLR0913, PLR0917 (typer reads a command's options from it
     budget = Budget(_drop(max_drop), latency, size)
     chosen = Target(target, batch, threads)  # type: ignore[arg-type]  # Target checks the name
     steps = None if recipe is None else _recipe(recipe)
+    training = Training() if learning_rate is None else Training(learning_rate=learning_rate)
     with ProgressBars(_err) as progress:
         report = run(
-            load_task(task), budget, target=chosen, out=out, recipe=steps, effort=effort, seed=seed, progress=progress,
-            existing="resume" if resume else "refuse", sensitivity=sensitivity,
+            load_task(task), budget, target=chosen, out=out, recipe=steps, effort=replace(training, effort=Effort.parse(effort)),
+            seed=seed, progress=progress, existing="resume" if resume else "refuse", sensitivity=sensitivity,
         )  # fmt: skip
     _conclude(report, out)
 

@@ -140,6 +140,7 @@ BAD = [
     ("no batch", ["compress", "{task}", "--size", "0.5x", "--batch", "0"], "batch=1"),
     ("too many threads", ["compress", "{task}", "--size", "0.5x", "--threads", "9999"], "cores of this machine"),
     ("unknown effort", ["compress", "{task}", "--size", "0.5x", "--effort", "a lot"], '"3 epochs"'),
+    ("no learning rate", ["compress", "{task}", "--size", "0.5x", "--learning-rate", "0"], "learning_rate must be a"),
     ("absent recipe", ["compress", "{task}", "--size", "0.5x", "--recipe", "absent.yaml"], "must be a file"),
     ("unknown step", ["compress", "{task}", "--size", "0.5x", "--recipe", "{bad}"], "prune, sparsify, distill, quantize"),
     ("unknown option", ["compress", "{task}", "--sise", "0.5x"], "--size"),

@@ -222,6 +222,7 @@ class Blocks:
 
     def __post_init__(self) -> None:
         instance("training", self.training, Training)
+        self.training.require_names("blocks")
         choice("inputs", self.inputs, Literal["student", "teacher"])
         instance("solve", self.solve, bool)
 

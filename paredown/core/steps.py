@@ -63,6 +63,7 @@ class ChannelAttention:
 
     def __post_init__(self) -> None:
         instance("training", self.training, Training)
+        self.training.require_names("gates")
         choice("gate", self.gate, Gate)
         within("penalty", self.penalty, 0, 1e3)
         positive("temperature", self.temperature)
@@ -79,6 +80,7 @@ class Slimming:
 
     def __post_init__(self) -> None:
         instance("training", self.training, Training)
+        self.training.require_names("an importance")
         within("penalty", self.penalty, 0, 1e3)
 
 

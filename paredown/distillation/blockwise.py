@@ -5,10 +5,13 @@
 f_t(x_t): what the teacher's block gives on the teacher's input, of it the indices that the student kept. Gradients stay within a
 block, so that no block waits for another, and a pass costs what one of plain distillation costs.
 
-x, the block's input: the student's own by default, so that a block also makes up for what the blocks before it lost. The
-teacher's (Li et al., arXiv:1911.13053, section 3.1) makes blocks independent of each other, but none ever sees the error that
-it will get, and errors add up with depth: what He et al. (arXiv:1707.06168, section 3.2) and AdaRound (arXiv:2004.10568,
-section 3.4, "asymmetric") mend by taking the student's own input, as BRECQ (arXiv:2102.05426) does, too.
+x, the block's input: the student's own by default, so that a block also makes up for what the blocks before it lost, as in
+channel pruning by reconstruction (He et al., arXiv:1707.06168) and in AdaRound (Nagel et al., arXiv:2004.10568). The
+teacher's (Li et al., arXiv:1911.13053) makes blocks independent of each other, but none ever sees the error that it will get, and
+errors add up with depth.
+
+A block whose error on held-out samples has not fallen afterwards keeps the weights that it had. They come from the validation
+batches, of which no target is read.
 
 ResNet-20 at half of its MACs, without labels, on one thread, top-1 of 2,000 validation images, one seed: batch norms recalibrated
 65.7, solved by least squares 81.8; blocks trained for 20 s from the first 69.3, from the second 81.7 (80.0 on the teacher's
@@ -37,12 +40,14 @@ from paredown.distillation.teacher import placed
 from paredown.graph.blocks import Block, Kept, blocks_of, shared
 from paredown.graph.manifest import Manifest, manifest_of
 from paredown.graph.surgery import take
-from paredown.task.batches import Batch, apply_tensors, call, evaluating, tensors, unfused
+from paredown.task.batches import Batch, Inputs, apply_tensors, batch_size, call, device_of, each, evaluating, tensors, unfused
 from paredown.task.task import Task
+from paredown.train.freeze import require_modules
 from paredown.train.loop import fit_
-from paredown.train.state import Keeping
+from paredown.train.state import Keeping, named_tensors
 
 _SMALLEST = 1e-12  # of a mean square that is divided by
+_HELD_OUT = 256  # samples that tell whether a block is better
 
 
 def learn_blocks_(
@@ -55,19 +60,23 @@ def learn_blocks_(
     progress: Progress = silent,
     keeping: Keeping | None = None,
 ) -> tuple[str, ...]:
-    """Trains the blocks where they stand, in place. -> their names, in the order in which they run.
+    """Trains the blocks where they stand, in place. -> the names of those that are better now, in the order in which they run.
 
     student: cut from the teacher, or quantized, or sparse. Left alone: what `task.protect` names, what lies outside of blocks,
-    and blocks that share a weight with another. The teacher is not touched. keeping: as `fit_` takes it.
+    and blocks that share a weight with another. As before: blocks whose error on held-out samples didn't fall. The teacher is
+    not touched. keeping: as `fit_` takes it.
     Raises TaskError for a student that doesn't descend from the teacher, or where nothing is a block; TraceError where
     torch.export can't follow the teacher; what training raises.
     """
     blocks = _learning(student, teacher, task)
+    require_modules(student, config.training)
     local = _Local(blocks, frozen_copy(teacher), config.inputs == "teacher")
     with local.listening(student) as trained:
+        guard = _Guard(local, trained, student, _held_out(task, student))
         fit_(trained, task.train, local, config.training, frozen=task.protect, seed=seed, progress=progress, keeping=keeping)
+        better = guard.restore_()
     student.eval()
-    return tuple(block.name for block in blocks)
+    return better
 
 
 def _learning(student: nn.Module, teacher: nn.Module, task: Task) -> list[Block]:
@@ -106,14 +115,18 @@ class _Local:
     ours: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
-        theirs = self._ask(batch[0])
+        return torch.stack(list(self.errors(student, batch[0]).values())).sum()
+
+    def errors(self, student: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        """Of each block by name, in order; scalars."""
+        theirs = self._ask(inputs)
         self.ours = {}
         with evaluating(student), unfused():
-            call(student, batch[0])
+            call(student, inputs)
         missing = [block.name for block in self.blocks if block.name not in self.ours]
         if missing:
             raise TaskError("every block must run on every batch", got=f"nothing from {missing[0]}", remedy="protect it")
-        return torch.stack([relative_error(self.ours[block.name], theirs[block.name]) for block in self.blocks]).sum()
+        return {block.name: relative_error(self.ours[block.name], theirs[block.name]) for block in self.blocks}
 
     @torch.no_grad()
     def _ask(self, inputs: Any) -> dict[str, Tensor]:
@@ -154,6 +167,52 @@ class _Local:
 
     def _leave(self, name: str, output: Any) -> None:
         self.ours[name] = tensors(output)[0]
+
+
+class _Guard:
+    """The blocks as they are now, with their errors, to go back to where training makes them no better.
+
+    trained: what `listening` gives of the student. batches: inputs that aren't trained on.
+    """
+
+    def __init__(self, local: _Local, trained: nn.Module, student: nn.Module, batches: Sequence[Inputs]) -> None:
+        self._local, self._trained, self._batches = local, trained, batches
+        self._tensors = {b.name: list(named_tensors(student.get_submodule(b.name)).values()) for b in local.blocks}
+        self._values = {name: [tensor.detach().clone() for tensor in tensors] for name, tensors in self._tensors.items()}
+        self._errors = self._measured()
+
+    @torch.no_grad()
+    def restore_(self) -> tuple[str, ...]:
+        """Blocks that are no better get their old values. -> the names of the others.
+
+        One at a time, the first one first: the blocks after it may be worse only for what it hands them.
+        """
+        better = list(self._errors)
+        while True:
+            now = self._measured()
+            worse = [name for name in better if not now[name] < self._errors[name]]  # a NaN is no better
+            if not worse:
+                return tuple(better)
+            for tensor, value in zip(self._tensors[worse[0]], self._values[worse[0]], strict=True):
+                tensor.copy_(value)
+            better.remove(worse[0])
+
+    @torch.no_grad()
+    def _measured(self) -> dict[str, float]:
+        """The mean over the batches."""
+        found = [self._local.errors(self._trained, inputs) for inputs in self._batches]
+        return {name: float(torch.stack([errors[name] for errors in found]).mean()) for name in found[0]}
+
+
+def _held_out(task: Task, student: nn.Module) -> list[Inputs]:
+    """Some validation batches, at least _HELD_OUT samples where there are as many."""
+    found, samples = list[Inputs](), 0
+    for inputs, _ in each(task.validation, "validation", device_of(student)):
+        found.append(inputs)
+        samples += batch_size(inputs)
+        if samples >= _HELD_OUT:
+            break
+    return found
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:

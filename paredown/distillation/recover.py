@@ -8,7 +8,7 @@ feature losses: no teacher is asked, a plain fine-tuning; with a `train_step` th
 import contextlib
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -27,9 +27,11 @@ from paredown.distillation.objective import Objective
 from paredown.distillation.reconstruct import reconstruct_
 from paredown.distillation.teacher import Asked
 from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, teacher_of
+from paredown.distillation.uncut import before_the_cut
 from paredown.task.batches import device_of, each
 from paredown.task.task import Task
-from paredown.train.batchnorm import recalibrate_
+from paredown.train.batchnorm import recalibrate_, require_two_samples
+from paredown.train.freeze import require_modules
 from paredown.train.loop import Loss, fit_
 from paredown.train.schedule import length
 from paredown.train.seeds import seeded
@@ -63,21 +65,24 @@ def distill_model(
     compared, or a target is missing that a loss needs; RecipeError for a teacher that is none; TrainingDivergedError.
     """
     task.require_trainable(model)
+    if task.recover is None:
+        require_two_samples(model, task.train)
     teachers = models_of(teacher, task.model)
+    frozen = (*task.protect, *_frozen(model, teachers[0], task, config))
     key = "" if resume is None else _key((model, *teachers), teacher, config, seed)
     student, keeping = copy.deepcopy(model), None if resume is None else Keeping(resume, key)
     with seeded(seed):
-        _prepare_(student, teachers[0], task, config, seed, progress, keeping)
+        _prepare_(student, teachers[0], task, config, frozen, seed, progress, keeping)
     if task.recover is not None:
         return _recovered(task.recover, student)
-    loss = _objective(task, config, student, teacher, seed, None if resume is None else resume.folder / _OUTPUTS)
+    loss = _objective(task, config, student, teacher, seed, resume)
     with attached(student, loss.compared), (learning or _unchanged)(student) as changed:
         fit_(
             student,
             task.train,
             changed(loss),
             config.training,
-            frozen=task.protect,
+            frozen=frozen,
             seed=seed,
             progress=lambda _, fraction: progress("distill", fraction),
             keeping=None if keeping is None else keeping.within(_TRAINING, loss),
@@ -106,14 +111,21 @@ def _unchanged(_student: nn.Module) -> Iterator[Callable[[Loss], Loss]]:
 
 
 def _prepare_(
-    student: nn.Module, original: nn.Module, task: Task, config: Distill, seed: int, progress: Progress, keeping: Keeping | None
+    student: nn.Module,
+    original: nn.Module,
+    task: Task,
+    config: Distill,
+    frozen: Collection[str],
+    seed: int,
+    progress: Progress,
+    keeping: Keeping | None,
 ) -> None:
     """What comes before the training from end to end: layers solved or batch norms recalibrated, then blocks trained."""
     blocks = config.reconstruct if isinstance(config.reconstruct, Blocks) else None
     solve = blocks.solve if blocks is not None else config.reconstruct
-    solved = reconstruct_(student, original, task.train, frozen=task.protect, seed=seed) if solve else 0
+    solved = reconstruct_(student, original, task.train, frozen=frozen, seed=seed) if solve else 0
     if config.recalibrate and not solved:
-        recalibrate_(student, task.train, frozen=task.protect)
+        recalibrate_(student, task.train, frozen=frozen)
     if blocks is None:
         return
     learn_blocks_(
@@ -126,14 +138,28 @@ def _prepare_(
         keeping=None if keeping is None else keeping.within(_BLOCKS),
     )
     if config.recalibrate and blocks.inputs == "teacher":  # statistics so far are those of inputs that no block will get
-        recalibrate_(student, task.train, frozen=task.protect)
+        recalibrate_(student, task.train, frozen=frozen)
 
 
-def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, seed: int, folder: Path | None) -> Objective:
-    """The loss; a teacher is made only where it will be asked. folder: where its outputs are kept."""
+def _frozen(model: nn.Module, original: nn.Module, task: Task, config: Distill) -> tuple[str, ...]:
+    """What the config freezes. Raises RecipeError for a name that the model lacks."""
+    if config.training.freeze == "uncut":
+        return before_the_cut(original, model, task.inputs)
+    return require_modules(model, config.training)
+
+
+def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, seed: int, resume: Resume | None) -> Objective:
+    """The loss; a teacher is made only where it will be asked. resume: where its outputs are kept."""
     if not config.features and (config.soft is None or config.hard_weight == 1):
         return Objective(task, config)
-    asked = teacher_of(teacher, student, task.model, batches_per_pass=length(task.train), folder=folder)
+    asked = teacher_of(
+        teacher,
+        student,
+        task.model,
+        batches_per_pass=length(task.train),
+        folder=None if resume is None else resume.teacher or resume.folder / _OUTPUTS,
+        lasting=resume is not None and resume.teacher is not None,
+    )
     writer = _writer(asked, config)
     if not config.features:
         return Objective(task, config, asked, writer=writer)

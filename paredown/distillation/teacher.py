@@ -1,7 +1,8 @@
 """A teacher whose outputs are computed once per sample and then remembered, where samples come again unchanged.
 
-A sample is known by a digest of its inputs, so that a shuffled data set hits as well as a fixed one. Augmented samples
-never come twice: after a whole pass with next to no hit nothing is remembered any more.
+A sample is known by a digest of its inputs, so that a shuffled data set hits as well as a fixed one. Samples that are augmented
+anew never come twice in one training: after a whole pass with next to no hit nothing is remembered any more. But the next
+training with the same seed meets the same ones, so that what is kept for it is given up only when it found nothing either.
 """
 
 import copy
@@ -52,7 +53,7 @@ class Teacher:
     batches_per_pass: a pass of as many calls with next to no hit, the first aside, ends the remembering; None: nothing does.
     bytes_at_most: of what is remembered; further samples are computed each time.
     folder: where it is remembered for other processes too, in a folder of the model's own; the first that is taken from there is
-    computed once more, and held against it.
+    computed once more, and held against it. lasting: for later trainings, too.
     Inputs and outputs have the samples on dimension 0; where outputs don't, nothing is remembered.
     """
 
@@ -63,10 +64,13 @@ class Teacher:
         batches_per_pass: int | None = None,
         bytes_at_most: int = _BYTES_AT_MOST,
         folder: Path | None = None,
+        lasting: bool = False,
     ) -> None:
         self.model = frozen(model)
         self._memory = Memory(bytes_at_most, None if folder is None else folder / model_digest(model)[:16])
         self._doubted = self._memory.inherited
+        self._first_of_several = lasting and not self._memory.inherited
+        self._learning = 0 if lasting else 1  # passes in which there can't be a hit
         self._batches_per_pass = batches_per_pass
         self._calls = self._samples = self._hits = 0
         self.computed = 0  # samples that the model ran on
@@ -108,10 +112,13 @@ class Teacher:
     def keep(self) -> dict[str, Tensor]:
         """Counts; what is remembered is on disk afterwards, where there is a folder."""
         self._memory.flush()
-        return {"counts": torch.tensor([self._calls, self._samples, self._hits, int(self.remembers)])}
+        return {
+            "counts": torch.tensor([self._calls, self._samples, self._hits, int(self.remembers), int(self._first_of_several)])
+        }
 
     def take_up_(self, kept: Mapping[str, Tensor]) -> None:
-        self._calls, self._samples, self._hits, remembers = kept["counts"].tolist()
+        self._calls, self._samples, self._hits, remembers, first = kept["counts"].tolist()
+        self._first_of_several = bool(first)
         if not remembers:
             self._forget()
 
@@ -141,11 +148,12 @@ class Teacher:
             )
 
     def _count(self, samples: int, hits: int) -> None:
-        """At the end of every pass but the first: was it worth it?"""
+        """At the end of a pass: was it worth it?"""
         self._calls, self._samples, self._hits = self._calls + 1, self._samples + samples, self._hits + hits
         if self._batches_per_pass is None or self._calls % self._batches_per_pass:
             return
-        if self._calls > self._batches_per_pass and self._hits < _LEAST_HITS * self._samples:
+        passes = self._calls // self._batches_per_pass
+        if not self._first_of_several and passes > self._learning and self._hits < _LEAST_HITS * self._samples:
             self._forget()
         self._samples = self._hits = 0
 

@@ -33,8 +33,8 @@ from paredown.train.state import named_tensors, under
 @dataclass(frozen=True)
 class Cached:
     """A teacher whose outputs are kept in a folder, by the digests of model and sample, and read from there, mapped into memory:
-    by a later run, or by the next of several students. Worth it where samples come again unchanged: what is augmented anew in
-    every pass is never found.
+    by a later run, or by the next of several students. Worth it where samples come again unchanged, in the next pass or in the
+    next training: augmentation that is seeded gives each training the same samples. Where nothing is found it ends by itself.
 
     bytes_at_most: of what is kept.
     """
@@ -165,18 +165,30 @@ def _each(given: object) -> list[One]:
 
 
 def teacher_of(
-    given: Given, student: nn.Module, original: nn.Module, *, batches_per_pass: int | None, folder: Path | None = None
+    given: Given,
+    student: nn.Module,
+    original: nn.Module,
+    *,
+    batches_per_pass: int | None,
+    folder: Path | None = None,
+    lasting: bool = False,
 ) -> Asked:
     """Who is asked. student: the module that will be trained; its average is the teacher where "ema" is given.
 
-    folder: where outputs are kept that are kept nowhere else.
+    folder: where outputs are kept that are kept nowhere else. lasting: for other trainings, too.
     """
     if isinstance(given, str) and given == "ema":
         return OwnAverage(student)
     teachers = [
-        Teacher(each.model, batches_per_pass=batches_per_pass, bytes_at_most=each.bytes_at_most, folder=Path(each.folder))
+        Teacher(
+            each.model,
+            batches_per_pass=batches_per_pass,
+            bytes_at_most=each.bytes_at_most,
+            folder=Path(each.folder),
+            lasting=True,
+        )
         if isinstance(each, Cached)
-        else Teacher(each, batches_per_pass=batches_per_pass, folder=folder)
+        else Teacher(each, batches_per_pass=batches_per_pass, folder=folder, lasting=lasting)
         for each in ([original] if given is None else _each(given))
     ]
     return teachers[0] if len(teachers) == 1 else Several(teachers, given.combine if isinstance(given, Panel) else "mean")

@@ -1,9 +1,9 @@
 """Teaching assistants: a student that is much smaller than its teacher learns more from one of a size between them, which has
-learned from the teacher before (Mirzadeh et al., arXiv:1902.03393, section 3).
+learned from the teacher before (Mirzadeh et al., arXiv:1902.03393).
 
     teacher -> assistant -> ... -> student
 
-Densely (Son et al., arXiv:2009.08825, section 3.2) each learns from the mean of all before it, so that what one got wrong is not
+Densely (Son et al., arXiv:2009.08825) each learns from the mean of all before it, so that what one got wrong is not
 handed on. There teachers are left out at random; here none is.
 """
 
@@ -42,7 +42,7 @@ def distill_chain(
     """
     configs = _configs(models, config)
     place = None if resume is None else Resume.of(resume)
-    places = [None if place is None else Resume(place.folder / str(i), place.seconds, place.steps) for i in range(len(models))]
+    places = [None if place is None else place.within(str(i)) for i in range(len(models))]
     before: list[One] = [task.model if teacher is None else teacher]
     trained: list[nn.Module] = []
     for i, (model, each, where) in enumerate(zip(models, configs, places, strict=True)):

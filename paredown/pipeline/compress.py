@@ -27,12 +27,14 @@ from paredown.core.errors import (
     OutputError,
     ParedownError,
     RecipeError,
+    TrainingDivergedError,
 )
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
 from paredown.core.report import Barrier, LayerBits, Parity, Report, SensitivityCurve, Stage
-from paredown.core.steps import Sparsify
+from paredown.core.steps import ChannelAttention, Distill, Prune, Slimming, Sparsify
 from paredown.core.target import Target
+from paredown.core.training import Resume, Training
 from paredown.deploy.capabilities import environment
 from paredown.distillation.suited import suited
 from paredown.graph.groups import dependency_groups
@@ -52,6 +54,7 @@ from paredown.quantization.bits import layer_bits
 from paredown.quantization.model import QuantizedModel
 from paredown.render.html import render_html
 from paredown.task.task import Task, require_task
+from paredown.train.batchnorm import require_two_samples
 
 _EFFORT = Effort(3, "epochs")
 _LEAST_SAMPLES = 30
@@ -65,7 +68,7 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     target: Target | str = "onnxruntime",
     out: str | Path,
     recipe: Recipe | None = None,
-    effort: Effort | str = _EFFORT,
+    effort: Effort | Training | str = _EFFORT,
     seed: int = 0,
     progress: Progress = silent,
     existing: Existing = "refuse",
@@ -73,7 +76,8 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
 ) -> Report:
     """The smallest drop that meets the budget, as a file in `out`, with the report of how it was found.
 
-    recipe: a fixed one; None: planned from the budget. effort: of each recovery that the plan holds.
+    recipe: a fixed one; None: planned from the budget. effort: of each recovery that the plan holds; a Training says how it
+    trains, too.
     existing: what to do where `out` is not empty: refuse, resume (take up finished stages and the one that was running), replace.
     sensitivity: put into the report what masking more and more of each dependency group costs (`group_sensitivity`).
 
@@ -83,7 +87,9 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     started = time.monotonic()
     _check_arguments(task, budget, seed)
     fixed = None if recipe is None else _with_steps(Recipe.of(recipe))
-    chosen, recovery = Target.of(target), Effort.parse(effort)
+    chosen, recovery = Target.of(target), effort if isinstance(effort, Training) else Training(effort=Effort.parse(effort))
+    if task.recover is None and _trains(fixed):
+        require_two_samples(task.model, task.train)
     store = Store.open(out, identity(task, budget, chosen, seed), existing)
     run = _Run(task, budget, chosen, seed, progress, store)
     run.measure_baseline(fresh=existing == "replace")
@@ -114,6 +120,14 @@ def _with_steps(recipe: Recipe) -> Recipe:
     if not recipe.steps:
         raise RecipeError("a recipe to follow must have steps", got="none", remedy="leave recipe out, for a planned one")
     return recipe
+
+
+def _trains(recipe: Recipe | None) -> bool:
+    """None: planned; a plan may train."""
+    steps = () if recipe is None else recipe.steps
+    prunings = [step for step in steps if isinstance(step, Prune)]
+    within = any(p.schedule.steps > 1 or isinstance(p.importance, ChannelAttention | Slimming) for p in prunings)
+    return recipe is None or within or any(isinstance(step, Distill) for step in steps)
 
 
 @dataclass
@@ -185,13 +199,13 @@ def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) ->
         )  # fmt: skip
 
 
-def _plan(run: _Run, effort: Effort) -> None:
+def _plan(run: _Run, training: Training) -> None:
     """Proposals until the budget is met or the planner has no more to try."""
     baseline = run.baseline
     absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
     limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
     screen = Screen(run.task, baseline, run.target, run.store, run.seed, run.progress)
-    planner = Planner(limits, effort, screen, recovery=suited(run.task))
+    planner = Planner(limits, training, screen, recovery=suited(run.task))
     while (proposal := planner.ask()) is not None:
         try:
             planner.tell(_outcome(run, proposal, _follow(run, proposal)))
@@ -199,6 +213,10 @@ def _plan(run: _Run, effort: Effort) -> None:
             planner.tell_unquantizable()
         except NothingToPruneError:
             planner.tell(Outcome(dict.fromkeys(limits, 1.0), drop_met=False, possible=False))
+        except TrainingDivergedError as error:
+            lower = f"learning_rate={training.learning_rate / 4:g}"
+            remedy = f"pass effort=Training({lower}), on the command line --learning-rate {training.learning_rate / 4:g}"
+            raise TrainingDivergedError(error.rule, got=error.got, remedy=remedy) from error
 
 
 def _outcome(run: _Run, proposal: Recipe, final: Stored) -> Outcome:
@@ -245,13 +263,13 @@ def _execute(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate) -> St
 
 def _applied(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate, progress: Progress) -> nn.Module:
     """The steps of a stage, from where a run that was killed had got. What a refused step leaves is of no use to anybody."""
-    place, model = run.store.unfinished(whole), run.model_of(previous)
+    place, model = Resume(run.store.unfinished(whole), teacher=run.store.teacher), run.model_of(previous)
     try:
         return apply(run.task, steps, model=model, target=run.target, seed=run.seed, progress=progress, resume=place)
     except OutputError:  # a full disk, say
         raise
     except ParedownError:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(place.folder, ignore_errors=True)
         raise
 
 

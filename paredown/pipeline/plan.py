@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from paredown.core.budget import Axis
-from paredown.core.effort import Effort
 from paredown.core.recipe import Recipe
 from paredown.core.steps import Distill, Prune, Quantize, Step, Training
 
@@ -45,15 +44,15 @@ class Outcome:
 
 @dataclass
 class Planner:
-    """limits: ratios to the baseline that the budget names. effort: of each recovery. rounds: proposals at most.
+    """limits: ratios to the baseline that the budget names. training: of each recovery. rounds: proposals at most.
 
     costs: of the file that an untrained recipe gives, the ratios on these axes at least; None where it can't be carried out.
-    recovery: how each recovery distills; for how long, `effort` says.
+    recovery: what each recovery distills; how it trains, `training` says.
     quantizes: False once it is known that nothing of the model runs in int8, or that it gains nothing.
     """
 
     limits: Ratios
-    effort: Effort
+    training: Training
     costs: Costs
     rounds: int = 5
     recovery: Distill = field(default_factory=Distill)
@@ -163,16 +162,19 @@ class Planner:
         return outcome.possible and outcome.complete and outcome.drop_met and self._cheap(outcome.ratios)
 
     def _recipe(self, kept: float, goal: Goal) -> Recipe:
-        """Prune to the kept fraction and distill (not for 1), then int8; `_recovers`: distill after that too, a third as long."""
+        """Prune to the kept fraction and distill (not for 1), then int8; `_recovers`: distill after that too, a third as long and
+        at a tenth of the learning rate.
+        """
         steps: list[Step] = []
         if kept < 1:
-            steps += [self._prune(kept, goal), replace(self.recovery, training=Training(effort=self.effort))]
+            steps += [self._prune(kept, goal), replace(self.recovery, training=self.training)]
         if self.quantizes:
             steps.append(Quantize())
         if self.quantizes and self._recovers:
-            amount = self.effort.amount / 3
-            short = replace(self.effort, amount=amount if self.effort.unit == "seconds" else max(amount, 1))
-            steps.append(replace(self.recovery, training=Training(effort=short, learning_rate=2e-3), recalibrate=False))
+            amount, unit = self.training.effort.amount / 3, self.training.effort.unit
+            effort = replace(self.training.effort, amount=amount if unit == "seconds" else max(amount, 1))
+            short = replace(self.training, effort=effort, learning_rate=self.training.learning_rate / 10)
+            steps.append(replace(self.recovery, training=short, recalibrate=False))
         return Recipe(tuple(steps))
 
     def _prune(self, kept: float, goal: Goal) -> Prune:

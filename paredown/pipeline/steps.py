@@ -26,6 +26,7 @@ from paredown.distillation.recover import distill_model, forget_training
 from paredown.distillation.teachers import Given, Panel
 from paredown.measure.latency_table import LatencyTable
 from paredown.pipeline.schedule import prune_by_schedule
+from paredown.pipeline.stored_steps import forget
 from paredown.pipeline.timings import layer_latencies
 from paredown.pruning.sparse import sparsify_model
 from paredown.quantization.assign import quantize_mixed
@@ -39,6 +40,8 @@ from paredown.quantization.weight_only import quantize_weights
 from paredown.task.task import Task, require_task
 from paredown.train.loop import Loss
 
+_PRUNING = "pruning"  # a folder of a pruning that can be taken up
+
 
 def prune(
     task: Task,
@@ -48,19 +51,45 @@ def prune(
     target: Target | str | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    resume: Resume | str | Path | None = None,
 ) -> nn.Module:
     """The model with whole channels removed: same class, really smaller, equal to the masked original (checked).
 
     target: where latency is measured; needed where the config's goal is a latency, or its widths are the target's choice.
-    Raises NothingToPruneError where the goal can't be reached, OrderError for a quantized model.
+    resume: as `distill` takes it: of a schedule what was cut and trained already is taken up, and a training in the middle, that
+    of a learned importance too.
+    Raises NothingToPruneError where the goal can't be reached, OrderError for a quantized model, and what training raises.
     """
     _check(task, config, Prune)
+    place = None if resume is None else Resume.of(resume).within(_PRUNING)
     source = task.model if model is None else model
-    if isinstance(source, QuantizedModel):
+    try:
+        found = prune_resumable(task, config, source, target, seed=seed, progress=progress, resume=place)
+    except TrainingDivergedError:  # it would diverge again from there
+        if place is not None:
+            forget(place.folder)
+        raise
+    if place is not None:
+        forget(place.folder)
+    return found
+
+
+def prune_resumable(
+    task: Task,
+    config: Prune,
+    model: nn.Module,
+    target: Target | str | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    resume: Resume | None = None,
+) -> nn.Module:
+    """As `prune`; the folder of `resume`, which is this pruning's alone, stays until the result lies on disk."""
+    if isinstance(model, QuantizedModel):
         raise OrderError(
             "a quantized model can't be pruned: its channels are fixed", remedy="prune first, then distill, then quantize"
         )
-    return prune_by_schedule(task, config, source, target, seed=seed, progress=progress)
+    return prune_by_schedule(task, config, model, target, seed=seed, progress=progress, resume=resume)
 
 
 def distill(

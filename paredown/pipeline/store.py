@@ -4,6 +4,7 @@
       model.onnx  checkpoint/  recipe.yaml  report.json  report.html     the result
       stages/<key>/  model.onnx  checkpoint/  stage.json                  one finished stage each
       stages/<key>.unfinished/                                            the stage that was running: steps, and how far it got
+      stages/<key>.teacher/                                               what the teacher gave, until the run is finished
 
 A key is a digest of everything that a stage depends on: model, data, target, budget, seed, and the steps up to it.
 """
@@ -97,6 +98,11 @@ class Store:
         """Where `apply` keeps what it has of a stage; gone when the stage is saved."""
         return self.out / "stages" / f"{self.key(recipe)}.unfinished"
 
+    @property
+    def teacher(self) -> Path:
+        """Where one stage's training leaves what the teacher gave for the next one's."""
+        return self.out / "stages" / f"{self.identity[:16]}.teacher"
+
     def find(self, recipe: Recipe) -> Stored | None:
         """The finished stage, its paths made absolute; None where there is none, or where its files are not as they were."""
         folder = self.folder(recipe)
@@ -140,6 +146,7 @@ class Store:
             for path in scratch.iterdir():
                 _remove(self.out / path.name)
                 path.rename(self.out / path.name)
+        shutil.rmtree(self.teacher, ignore_errors=True)
         return dataclasses.replace(report, best=_at(best, lambda path: str(self.out / Path(path).name)))
 
     def _relative(self, report: Report) -> Report:

@@ -8,8 +8,9 @@ Folding static gates is exact. Gates that depend on the sample are folded as the
 costs is measured (`Attended.before`, `.after`).
 """
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,9 +29,11 @@ from paredown.pruning.goals import macs_per_atom
 from paredown.pruning.select import Scores
 from paredown.task.batches import Batch, call, device_of, each, evaluating, tensors
 from paredown.task.task import Task
+from paredown.train.freeze import require_modules
 from paredown.train.loop import fit_
 from paredown.train.schedule import Clock, clock_of
 from paredown.train.seeds import seeded
+from paredown.train.state import Keeping
 
 _SCALE = 3.0  # how fast gates learn (`Gates`)
 BATCHES = 10  # of training data, at which gates that depend on the sample are read
@@ -56,11 +59,12 @@ def channel_attention(
     objective: Objective | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    keeping: Keeping | None = None,
 ) -> Attended:
     """Gates on every group of `model`, trained together with a copy of its weights, read, and folded. `model` is not touched.
 
     objective: (model, batch) -> scalar tensor, a distillation loss for one; None: the task's training step or loss, and where
-    a batch has no target the distance to the output of `model`.
+    a batch has no target the distance to the output of `model`. keeping: as `fit_` takes it.
     Raises NotTrainableError, TrainingDivergedError, TaskError, BatchError.
     """
     task.require_trainable(model)
@@ -69,11 +73,24 @@ def channel_attention(
     with seeded(seed):
         gated = Gates(copy, groups, config.gate, task.inputs, _SCALE)
     shares = [torch.from_numpy(s).to(device_of(copy)) for s in shares_of(groups)]
+    cooling = _Cooling(gated, task, config, loss, shares)
     with gated.hooked():
-        _fit_(gated, task, config, loss, shares, seed=seed, progress=progress)
-        before, gates = _read(gated, task, loss)
+        fit_(
+            gated,
+            task.train,
+            cooling,
+            config.training,
+            frozen=[f"body.model.{name}" for name in (*task.protect, *require_modules(model, config.training))],
+            seed=seed,
+            progress=lambda _, fraction: progress("gates", fraction),
+            keeping=None if keeping is None else dataclasses.replace(keeping, carried=cooling),
+        )
+        gated.temperature = config.temperature
+        with seeded(seed):
+            before, gates = _read(gated, task, loss)
     fold_(copy, places(groups, device_of(copy)), gates)
-    after = _mean(copy, task, loss)
+    with seeded(seed):  # the same batches as before
+        after = _mean(copy, task, loss)
     return Attended(copy, [gate.cpu().numpy().astype(np.float64) for gate in gates], before, after)
 
 
@@ -85,33 +102,36 @@ def shares_of(groups: Groups) -> list[Scores]:
     return [np.full(size, mac / total) for size, mac in zip(sizes, saved, strict=True)]
 
 
-def _fit_(
-    gated: Gates, task: Task, config: ChannelAttention, objective: Objective, shares: Sequence[Tensor], *, seed: int,
-    progress: Progress,
-) -> None:  # fmt: skip
-    """Trains gates and weights, the temperature falling."""
-    clock: list[Clock] = []
-    step = itertools.count()
+@dataclasses.dataclass(eq=False)
+class _Cooling:
+    """The loss of the gated model for the training loop, while the temperature falls. step: the next one."""
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        if not clock:
-            clock.append(clock_of(config.training.effort, task.train))
-        gated.temperature = config.temperature ** clock[0].fraction(next(step))
-        value = model(objective, batch)
-        openness = torch.stack([(share * gate).sum() for share, gate in zip(shares, gated.gates(), strict=True)]).sum()
-        result: Tensor = value + config.penalty * openness.to(value.dtype)
+    gated: Gates
+    task: Task
+    config: ChannelAttention
+    objective: Objective
+    shares: Sequence[Tensor]
+    step: int = 0
+    clock: Clock | None = None
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        if self.clock is None:
+            self.clock = clock_of(self.config.training.effort, self.task.train)
+        self.gated.temperature = self.config.temperature ** self.clock.fraction(self.step)
+        self.step += 1
+        value = model(self.objective, batch)
+        openness = torch.stack([(share * gate).sum() for share, gate in zip(self.shares, self.gated.gates(), strict=True)]).sum()
+        result: Tensor = value + self.config.penalty * openness.to(value.dtype)
         return result
 
-    fit_(
-        gated,
-        task.train,
-        loss,
-        config.training,
-        frozen=[f"body.model.{name}" for name in task.protect],
-        seed=seed,
-        progress=lambda _, fraction: progress("gates", fraction),
-    )
-    gated.temperature = config.temperature
+    def keep(self) -> dict[str, Tensor]:
+        """What must be kept to go on later (`train.state.Carried`)."""
+        spent = 0.0 if self.clock is None else self.clock.spent()
+        return {"step": torch.tensor(self.step), "spent": torch.tensor(spent, dtype=torch.float64)}
+
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        self.step = int(kept["step"])
+        self.clock = clock_of(self.config.training.effort, self.task.train).after(float(kept["spent"]))
 
 
 @torch.no_grad()

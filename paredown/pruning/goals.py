@@ -10,6 +10,7 @@ from torch import nn
 
 from paredown.core.errors import NothingToPruneError, RecipeError
 from paredown.core.steps import ChannelAttention, Prune
+from paredown.core.training import Resume
 from paredown.graph.groups import Groups
 from paredown.graph.surgery import cut
 from paredown.graph.units import Units, original_sizes
@@ -26,14 +27,15 @@ Latency = Callable[[nn.Module], float]
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Which part of its goal one cut of a schedule reaches.
+    """One cut of a schedule.
 
-    fraction: of what the goal removes, in (0, 1]. original: what relative goals, floors and ceilings refer to; None: the model
-    that is cut.
+    fraction: of what the goal removes, in (0, 1], by this cut and those before it. original: what relative goals, floors and
+    ceilings refer to; None: the model that is cut. resume: where it is kept how far the training of a learned importance got.
     """
 
     fraction: float = 1.0
     original: nn.Module | None = None
+    resume: Resume | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:

@@ -24,6 +24,8 @@ from paredown.pruning.scores import scores
 from paredown.pruning.select import Scores
 from paredown.pruning.slimming import slim
 from paredown.task.task import Task
+from paredown.train.seeds import seeded
+from paredown.train.state import Keeping, model_digest
 
 __all__ = ["Latency", "Part", "latency_table", "prune_model"]
 
@@ -45,7 +47,8 @@ def prune_model(
 
     latency: measures a model in ms, on the target; needed where the goal is a latency. table: latencies group by group
     (`latency_table`), for which widths are chosen exactly; None: candidates are ordered by MACs.
-    part: which part of the goal this cut of a schedule reaches. A schedule is a loop of the caller's, with training in between.
+    part: which part of the goal this cut of a schedule reaches, and where a learned importance is kept. A schedule is a
+    loop of the caller's, with training in between.
     MACs end at the goal or just under it; a latency at most at the goal, in its best of a few trials.
     Raises NothingToPruneError where nothing would change or the goal is out of reach, SurgeryError where the cut model
     doesn't equal the masked original, RecipeError where config.protect names no module, and TraceError.
@@ -54,7 +57,8 @@ def prune_model(
     progress("dependency groups", 0.0)
     groups = _groups(model, task, config)
     progress("importance", 0.2)
-    source, found = _importance(model, task, groups, config, seed, progress)
+    with seeded(seed):  # a loader that shuffles hands out the same batches
+        source, found = _importance(model, task, groups, config, _keeping(model, config, part, seed), seed, progress)
     if config.scope == "depth":
         return prune_depth(source, task, config, groups, found, part, seed)
     job = Job(source, task, config, groups, Units(groups, found), latency, table, part)
@@ -88,20 +92,33 @@ def _groups(model: nn.Module, task: Task, config: Prune) -> Groups:
 
 
 def _importance(
-    model: nn.Module, task: Task, groups: Groups, config: Prune, seed: int, progress: Progress
+    model: nn.Module,
+    task: Task,
+    groups: Groups,
+    config: Prune,
+    keeping: Keeping | None,
+    seed: int,
+    progress: Progress,
 ) -> tuple[nn.Module, list[Scores]]:
     """What is cut, `model` itself or a copy that was trained to tell what it can do without, and scores (size,) per group."""
     match config.importance:
         case ChannelAttention():
-            attended = channel_attention(model, task, groups, config.importance, seed=seed, progress=progress)
+            attended = channel_attention(model, task, groups, config.importance, seed=seed, progress=progress, keeping=keeping)
             progress(f"gates folded, loss {attended.before:.4g} -> {attended.after:.4g}", 0.9)
             return attended.model, attended.scores
         case Slimming():
-            trained = slim(model, task, groups, config.importance, seed=seed, progress=progress)
+            trained = slim(model, task, groups, config.importance, seed=seed, progress=progress, keeping=keeping)
             return trained, scores(trained, task, groups, "bn_scale", seed=seed)
         case _:
             whole = config.scope == "depth"
             return model, scores(model, task, groups, config.importance, whole=whole, seed=seed)
+
+
+def _keeping(model: nn.Module, config: Prune, part: Part, seed: int) -> Keeping | None:
+    """Of the training of a learned importance."""
+    if part.resume is None or not isinstance(config.importance, ChannelAttention | Slimming):
+        return None
+    return Keeping(part.resume.within("importance"), f"{model_digest(model)} {config.importance!r} {seed}")
 
 
 def _checked_cut(job: Job, found: Sequence[Scores], seed: int) -> nn.Module:

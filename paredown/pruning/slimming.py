@@ -20,17 +20,27 @@ from paredown.pruning.importance.gradients import task_loss
 from paredown.pruning.scores import batch_norm_scales
 from paredown.task.batches import Batch
 from paredown.task.task import Task
+from paredown.train.freeze import require_modules
 from paredown.train.loop import fit_
+from paredown.train.state import Keeping
 
 
 def slim(
-    model: nn.Module, task: Task, groups: Groups, config: Slimming, *, seed: int = 0, progress: Progress = silent
+    model: nn.Module,
+    task: Task,
+    groups: Groups,
+    config: Slimming,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+    keeping: Keeping | None = None,
 ) -> nn.Module:
-    """A copy of the model, trained with the penalty, in evaluation mode. The model is not touched.
+    """A copy of the model, trained with the penalty, in evaluation mode. The model is not touched. keeping: as `fit_` takes it.
 
     Raises RecipeError where no channel that may be removed has a batch norm with a scale, NotTrainableError where all those
     scales are frozen, BatchError where targets are missing, TrainingDivergedError.
     """
+    require_modules(model, config.training)
     copy = cut(model, Manifest())
     names = _penalized(copy, groups)
     objective = task_loss(task, "Slimming")
@@ -47,6 +57,7 @@ def slim(
         frozen=task.protect,
         seed=seed,
         progress=lambda _, done: progress("slimming", done),
+        keeping=keeping,
     )
 
 

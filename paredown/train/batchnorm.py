@@ -1,19 +1,22 @@
 """New statistics for the batch norms of a model whose weights were changed.
 
 A pruned layer's outputs have another mean and variance than the ones its batch norm remembers, and most of the accuracy
-lost by cutting comes back by measuring them anew (Izmailov et al., arXiv:1803.05407, section 3.3, do it after averaging weights).
+lost by cutting comes back by measuring them anew (Izmailov et al., arXiv:1803.05407, do it after averaging weights).
 """
 
 import contextlib
+import copy
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sized
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
 
 from paredown.core.errors import BatchError
-from paredown.task.batches import Batches, call, device_of, each, evaluating, fitting
+from paredown.task.batches import Batches, call, device_of, each, evaluating, first_samples, fitting, tensors
+from paredown.train.seeds import seeded
 
 
 def recalibrate_(model: nn.Module, batches: Batches, *, frozen: Collection[str] = (), batches_at_most: int = 50) -> int:
@@ -34,6 +37,29 @@ def recalibrate_(model: nn.Module, batches: Batches, *, frozen: Collection[str] 
             with fitting("train", inputs), needing_two_samples():
                 call(model, inputs)
     return len(norms)
+
+
+def require_two_samples(model: nn.Module, batches: Batches) -> None:
+    """Raises BatchError before any work where a batch is known to hold one sample, and the model can't train on that.
+
+    Known are the batches of a list, and those of a DataLoader over a data set with a length; others are met when they come.
+    """
+    if 1 not in _known_sizes(batches):
+        return
+    inputs, _ = next(each(batches, "train", device_of(model)))
+    with needing_two_samples(), torch.no_grad(), seeded(0):
+        call(copy.deepcopy(model).train(), first_samples(inputs, 1))
+
+
+def _known_sizes(batches: Batches) -> list[int]:
+    match batches:
+        case list() | tuple():
+            inputs = [batch[0] for batch in batches if isinstance(batch, tuple | list) and batch]
+            return [len(found[0]) for found in map(tensors, inputs) if found and found[0].dim()]
+        case DataLoader(batch_size=int(size), drop_last=False, dataset=Sized() as samples):
+            return [len(samples) % size or size]
+        case _:
+            return []
 
 
 @contextlib.contextmanager

@@ -44,7 +44,8 @@ def fit_(
 ) -> nn.Module:
     """Trains the model where it stands and returns it in evaluation mode.
 
-    frozen: names of modules whose weights and statistics stay as they are; a name that the model lacks is passed over.
+    frozen: names of modules whose weights and statistics stay as they are, beside those of `training`; a name that the
+    model lacks is passed over.
 
     loss: (model, (inputs, target)) -> scalar tensor; the batch is on the model's device. Call the model that is passed in.
     batches: their `set_epoch(epoch)`, or their sampler's, is called before each pass where there is one, and with 0 at the end.
@@ -54,7 +55,7 @@ def fit_(
     Raises TrainingDivergedError (a loss that is NaN or infinite), NotTrainableError, BatchError, TaskError. On any error the
     model keeps the weights, buffers and modes from before.
     """
-    still = [module for name, module in model.named_modules() if name in frozen]
+    still = [module for name, module in model.named_modules() if name in {*frozen, *training.frozen}]
     try:
         with _unharmed(model), _without_gradient(still), _prepared_once(model), seeded(seed):
             if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -48,7 +48,7 @@ class Keeping:
 
     def within(self, name: str, carried: Carried | None = None) -> "Keeping":
         """The same for one training of several, in a folder of its own."""
-        return replace(self, resume=replace(self.resume, folder=self.resume.folder / name), carried=carried)
+        return replace(self, resume=self.resume.within(name), carried=carried)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import paredown
 from paredown import Blocks, Distill, Prune, Quantize, Recipe, Task, Training, Widths
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError, TaskError
+from paredown.distillation import blockwise
 from paredown.distillation.blockwise import learn_blocks_, relative_error
+from paredown.train.loop import fit_
 
 SHORT = Training(effort=Effort(2, "epochs"), learning_rate=0.02)
 STILL = Training(effort=Effort(1, "steps"), learning_rate=1e-9)
@@ -54,9 +56,9 @@ def test_gradients_stay_within_a_block_and_what_is_protected_stays(pattern_task:
     before = copy.deepcopy(student.state_dict())
     task = Task(pattern_task.model, pattern_task.inputs, pattern_task.train, pattern_task.validation, protect=("block1",))
     names = learn_blocks_(student, task.model, task, Blocks(training=SHORT))
-    assert names == ("stem", "block2", "head")
+    assert names == ("block2", "head")  # what the stem gives is exactly what the teacher's gives
     changed = {name.split(".")[0] for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {"stem", "block2", "head"}
+    assert changed == {"block2", "head"}
     hooks = [m for m in student.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert not hooks and not student.training
 
@@ -98,3 +100,30 @@ def test_the_config_checks_itself_and_round_trips() -> None:
     for chosen in (True, Blocks(), Blocks(training=Training(effort=Effort(9, "seconds")), inputs="teacher", solve=False)):
         recipe = Recipe((Distill(reconstruct=chosen),))
         assert Recipe.parse(recipe.to_yaml()) == recipe == Recipe.parse(recipe.to_json())
+
+
+def test_a_block_that_training_makes_worse_keeps_its_weights(pattern_task: Task) -> None:
+    """A learning rate that wrecks all of them, and targets that are never read."""
+    task = Task(pattern_task.model, pattern_task.inputs, pattern_task.train, pattern_task.validation)
+    student = cut_by(task)
+    before = copy.deepcopy(student.state_dict())
+    wild = Training(effort=Effort(3, "steps"), learning_rate=30.0, warmup=0)
+    assert learn_blocks_(student, task.model, task, Blocks(training=wild)) == ()
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_only_the_blocks_that_are_worse_go_back(pattern_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = cut_by(pattern_task)
+    before = copy.deepcopy(student.state_dict())
+
+    def spoiled(model: nn.Module, *given: Any, **options: Any) -> nn.Module:
+        found = fit_(model, *given, **options)
+        with torch.no_grad():
+            student.get_submodule("block1.bn2").weight.mul_(-3)  # type: ignore[operator]  # a parameter
+        return found
+
+    monkeypatch.setattr(blockwise, "fit_", spoiled)
+    better = learn_blocks_(student, pattern_task.model, pattern_task, Blocks(training=SHORT))
+    assert better == ("block2", "head")
+    changed = {name.split(".")[0] for name, value in student.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == set(better)

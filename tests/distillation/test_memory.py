@@ -59,6 +59,25 @@ def test_what_never_comes_again_is_not_left_on_disk(small_resnet: nn.Module, tmp
     assert not teacher.remembers and not list(tmp_path.rglob("*.safetensors"))
 
 
+def test_what_is_kept_for_others_is_given_up_only_when_the_next_training_finds_nothing(
+    small_resnet: nn.Module, tmp_path: Path
+) -> None:
+    """Each training sees other samples in each pass, the second one those of the first."""
+
+    def trained(shift: int) -> Teacher:
+        teacher = Teacher(small_resnet, folder=tmp_path, batches_per_pass=2, lasting=True)
+        for call in range(6):
+            teacher(X + call + shift)
+            teacher.keep()
+        return teacher
+
+    first, second, third = trained(0), trained(0), trained(100)
+    assert first.remembers and first.computed == 6 * 12
+    assert second.remembers and second.computed == 1
+    assert not third.remembers
+    assert trained(0).computed == 1
+
+
 class Scaled(nn.Module):
     """Its code can change while its weights don't."""
 

@@ -1,7 +1,6 @@
 """A recipe that was interrupted goes on with the step, and in the step, where it stopped."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from paredown import Distill, Prune, Recipe, Sparsify, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.training import Resume
 from paredown.pipeline import apply as doing
+from paredown.pipeline.steps import prune_resumable
 
 SHORT = Training(effort=Effort(12, "steps"))
 RECIPE = Recipe((Prune(ratio=0.4), Distill(training=SHORT), Sparsify(ratio=0.3), Distill(hard_weight=1.0, training=SHORT)))
@@ -36,24 +36,23 @@ class Interrupting:
 def test_an_interrupted_recipe_ends_with_the_same_model(
     pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doing, "Resume", functools.partial(Resume, steps=5))
     threads, cut = torch.get_num_threads(), []
     torch.set_num_threads(1)
 
-    def run(loss: Interrupting, resume: Path | None) -> nn.Module:
+    def run(loss: Interrupting, resume: Resume | None) -> nn.Module:
         return paredown.apply(dataclasses.replace(pattern_task, loss=loss), RECIPE, resume=resume)
 
     def counted(*given: Any, **options: Any) -> nn.Module:
         cut.append(1)
-        return paredown.prune(*given, **options)
+        return prune_resumable(*given, **options)
 
     try:
         whole = run(Interrupting(), None).state_dict()
         with pytest.raises(KeyboardInterrupt):
-            run(Interrupting(at=20), tmp_path)
-        monkeypatch.setattr(doing, "prune", counted)
+            run(Interrupting(at=20), Resume(tmp_path, steps=5))
+        monkeypatch.setattr(doing, "prune_resumable", counted)
         rest = Interrupting()
-        resumed = run(rest, tmp_path).state_dict()
+        resumed = run(rest, Resume(tmp_path, steps=5)).state_dict()
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
@@ -63,6 +62,6 @@ def test_an_interrupted_recipe_ends_with_the_same_model(
 def test_what_is_finished_is_not_done_again(pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe((Prune(ratio=0.4),))
     first = paredown.apply(pattern_task, recipe, resume=tmp_path)
-    monkeypatch.setattr(doing, "prune", lambda *_, **__: pytest.fail("cut again"))
+    monkeypatch.setattr(doing, "prune_resumable", lambda *_, **__: pytest.fail("cut again"))
     again = paredown.apply(pattern_task, recipe, resume=tmp_path)
     assert [tuple(p.shape) for p in again.parameters()] == [tuple(p.shape) for p in first.parameters()]

@@ -1,7 +1,6 @@
 """The main job on a small net: files, gate, front, resume, and that nothing is left half-written."""
 
 import dataclasses
-import functools
 import json
 import shutil
 import subprocess
@@ -15,8 +14,14 @@ import torch
 import paredown
 from paredown import Budget, Distill, Prune, Quantize, Recipe, Report, Sparsify, Target, Task, Training
 from paredown.core.effort import Effort
-from paredown.core.errors import CertificationError, ExportError, NothingToPruneError, OutputError
-from paredown.core.training import Resume
+from paredown.core.errors import (
+    BatchError,
+    CertificationError,
+    ExportError,
+    NothingToPruneError,
+    OutputError,
+    TrainingDivergedError,
+)
 from paredown.pipeline import apply as doing
 from paredown.pipeline import compress as main_job
 from paredown.pipeline.store import Store, identity, read_report
@@ -148,13 +153,15 @@ def test_killed_run_is_taken_up_where_it_stopped(pattern_task: Task, tmp_path: P
     def counts(task: Task, recipe: Recipe, **options: Any) -> torch.nn.Module:
         done.append(str(recipe))
         result = real(task, recipe, **options)
-        assert names(options["resume"]) == {"0-quantize"} and options["resume"].parent == out / "stages"
+        folder = options["resume"].folder
+        assert names(folder) == {"of", "0-quantize"} and folder.parent == out / "stages"
         return result
 
     monkeypatch.setattr(main_job, "apply", stops_at_quantize)
     with pytest.raises(KeyboardInterrupt):
         paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=FULL)
-    assert names(out) == {"stages"} and len(names(out / "stages")) == 2, "the baseline and the pruned stage are whole"
+    whole = {name for name in names(out / "stages") if "." not in name}
+    assert names(out) == {"stages"} and len(whole) == 2, "the baseline and the pruned stage are whole"
     monkeypatch.setattr(main_job, "apply", counts)
     report = paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=out, recipe=FULL, existing="resume")
     assert done == ["quantize"]
@@ -179,7 +186,7 @@ def test_run_killed_in_a_distillation_goes_on_from_there_to_the_same_weights(
     pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, cut, threads = Recipe((Prune(ratio=0.4), RECOVERY)), [], torch.get_num_threads()
-    monkeypatch.setattr(doing, "Resume", functools.partial(Resume, steps=5))
+    monkeypatch.setattr(doing.Resume, "of", lambda place: dataclasses.replace(place, steps=5))
 
     def run(out: str, loss: Interrupting, existing: Any = "refuse") -> Report:
         task = dataclasses.replace(pattern_task, loss=loss)
@@ -193,7 +200,7 @@ def test_run_killed_in_a_distillation_goes_on_from_there_to_the_same_weights(
         whole = run("whole", Interrupting())
         with pytest.raises(KeyboardInterrupt):
             run("killed", Interrupting(at=12))
-        monkeypatch.setattr(doing, "prune", lambda *_, **__: cut.append(1))
+        monkeypatch.setattr(doing, "prune_resumable", lambda *_, **__: cut.append(1))
         rest = Interrupting()
         resumed = run("killed", rest, "resume")
     finally:
@@ -254,6 +261,32 @@ def test_a_run_to_be_replaced_stays_until_the_new_one_is_accepted(pattern_task: 
     recipe = Recipe((Quantize(),))
     paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path, recipe=recipe, existing="replace")
     assert names(tmp_path) == RESULT and "0123" not in names(tmp_path / "stages")
+
+
+@pytest.mark.parametrize("recipe", [None, Recipe((Prune(ratio=0.4), RECOVERY))], ids=["planned", "fixed"])
+def test_a_training_batch_of_one_is_refused_before_anything_is_measured(recipe: Recipe | None, tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2)).eval()
+    x, y = torch.randn(33, 3), torch.zeros(33).long()
+    task = Task(model, (x[:2],), train=[(x[:32], y[:32]), (x[32:], y[32:])], validation=[(x, y)])
+    with pytest.raises(BatchError, match="drop_last=True"):
+        paredown.compress(task, SIZE_ONLY, target=TARGET, out=tmp_path / "run", recipe=recipe)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_remedy_of_a_training_that_diverged_can_be_given_to_a_plan(
+    pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Recipe] = []
+
+    def diverges(_run: Any, proposal: Recipe) -> Any:
+        asked.append(proposal)
+        raise TrainingDivergedError("the loss must stay finite", got="nan", remedy="lower learning_rate (now 0.08)")
+
+    monkeypatch.setattr(main_job, "_follow", diverges)
+    given = paredown.Training(effort=Effort(1, "epochs"), learning_rate=0.08)
+    with pytest.raises(TrainingDivergedError, match=r"Training\(learning_rate=0.02\).* --learning-rate 0.02"):
+        paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path / "run", effort=given)
+    assert asked == [Recipe((Quantize(),))]
 
 
 def test_few_samples_of_a_metric_that_is_not_right_or_wrong_are_refused(pattern_task: Task, tmp_path: Path) -> None:

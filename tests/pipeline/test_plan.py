@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from paredown.core.budget import Axis
 from paredown.core.effort import Effort
 from paredown.core.recipe import Recipe
-from paredown.core.steps import Distill, Prune, Quantize
+from paredown.core.steps import Distill, Prune, Quantize, Training
 from paredown.pipeline.plan import Costs, Outcome, Planner, Ratios
 
-EFFORT = Effort(3, "epochs")
+EFFORT = Training(effort=Effort(3, "epochs"))
 
 
 World = Callable[[float], tuple[float, float, bool]]  # kept fraction of the MACs -> (latency, size, drop met)
@@ -53,6 +53,21 @@ def play(limits: dict[Axis, float], world: World, rounds: int = 4) -> tuple[list
         asked.append(kept)
         planner.tell(outcome)
     return asked, outcome
+
+
+def test_recoveries_train_as_they_are_told_after_int8_at_a_tenth_of_the_rate() -> None:
+    told = Training(effort=Effort(3, "epochs"), learning_rate=0.08, optimizer="adamw")
+    planner = Planner({"size": 0.2}, told, costs_in(lambda kept: (1.0, 0.3 * kept, True)))
+    planner.ask()
+    planner.tell(Outcome({"latency": 1.0, "size": 0.3}, drop_met=True))
+    first = planner.ask()
+    assert first is not None
+    planner.tell(Outcome({"latency": 1.0, "size": 0.19}, drop_met=False))
+    second = planner.ask()
+    assert second is not None
+    trainings = [step.training for recipe in (first, second) for step in recipe.steps if isinstance(step, Distill)]
+    assert trainings[:2] == [told, told]
+    assert trainings[2] == Training(effort=Effort(1, "epochs"), learning_rate=0.008, optimizer="adamw")
 
 
 def test_int8_alone_comes_first_and_is_enough_where_it_meets_the_budget() -> None:

@@ -1,11 +1,13 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from paredown.core.errors import BatchError, NotFiniteError
-from paredown.train.batchnorm import recalibrate_
+from paredown.train.batchnorm import recalibrate_, require_two_samples
 
 Batches = list[tuple[Tensor, None]]
 
@@ -103,3 +105,26 @@ def test_old_statistics_stand_after_an_error(hook: Callable[..., None] | None, d
 def test_one_value_per_channel_is_an_error_with_its_remedy() -> None:
     with pytest.raises(BatchError, match=r"at least 2 samples .* drop_last=True"):
         recalibrate_(nn.BatchNorm1d(3), [(torch.randn(1, 3), None)])
+
+
+def with_a_last_batch_of_one(shuffle: bool = True, drop_last: bool = False) -> Any:
+    return DataLoader(TensorDataset(torch.randn(9, 3), torch.zeros(9).long()), 4, shuffle=shuffle, drop_last=drop_last)
+
+
+@pytest.mark.parametrize(
+    "data", [with_a_last_batch_of_one(), [(torch.randn(4, 3), None), (torch.randn(1, 3), None)], [((torch.randn(1, 3),), None)]]
+)
+def test_a_batch_of_one_is_refused_before_it_comes_and_the_model_is_untouched(data: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
+    before = model[1].running_mean.clone()
+    with pytest.raises(BatchError, match=r"at least 2 samples .* drop_last=True"):
+        require_two_samples(model, data)
+    assert torch.equal(model[1].running_mean, before) and not model.training
+
+
+@pytest.mark.parametrize(
+    "data", [with_a_last_batch_of_one(drop_last=True), [(torch.randn(4, 3), None)], [(torch.randn(1, 3), 3)]]
+)
+def test_batches_of_more_and_models_that_can_train_on_one_pass(data: Any) -> None:
+    norm: nn.Module = nn.LayerNorm(3) if isinstance(data, list) and len(data[0][0]) == 1 else nn.BatchNorm1d(3)
+    require_two_samples(norm, data)
