@@ -25,15 +25,20 @@ _WIDTHS = (8, 4, 3, 2)
 
 @dataclass(frozen=True)
 class MixedBits:
-    """Bits of the weights chosen layer by layer under one limit or several: the smallest summed sensitivity, exactly.
+    """Bits chosen layer by layer under one limit or several: the smallest summed sensitivity, exactly.
 
     average: bits that a weight may take in the file, averaged over all weights.
-    latency: what may remain, "0.6x" of the float model or "3 ms", as measured in the target's runtime. There layers of 8 bits and
-    fewer take the same time, so it limits how many stay in float (32), with the conversions around them.
+    size: bytes that the weights may take in the file, scales among them: "0.15x" of their float32, or "60 KB".
+    latency: what may remain, "0.6x" of the float model or "3 ms", as measured in the target's runtime. There weights of 8 bits
+    and fewer take the same time, so it limits how many layers stay in float (32), with the conversions around them.
     bops: bit operations (MACs times bits of weights times bits of activations), as a fraction of those of 8 and 8 bits.
-    choices: of the bits of a layer, from 32, 8, 4, 3, 2; 32 is float, activations included.
-    sensitivity: what a layer loses at each width by itself: "noise" (squared error of the output, on training data), "metric"
-    (drop of the task's metric, on validation data), "hessian" (curvature of the output's error times that of the weights).
+    choices: of the bits of a layer's weights, from 32, 8, 4, 3, 2; 32 is float, what it reads included.
+    activations: of the bits of what a layer reads, from 32, 8, 4, 3, 2; layers that read the same tensor read it in the same
+    bits. 32: it isn't rounded, and the layer computes in float, on weights that are stored in fewer bits. (): what
+    `Activations(bits=)` says, for all layers.
+    sensitivity: what a layer loses by its weights, and by what it reads, at each width by itself: "noise" (squared error of the
+    output, on training data), "metric" (drop of the task's metric, on validation data), "hessian" (curvature of the output's
+    error times the squared error).
     evaluations: how many assignments are measured by the task's metric, on validation data, in a local search that starts at the
     chosen one and moves where another is significantly better; 1 takes it as it is.
     method: "exact"; "rule" is a baseline to beat: the layers with the most MACs get the most bits, the rest the fewest.
@@ -41,28 +46,28 @@ class MixedBits:
 
     __pydantic_config__: ClassVar = _FORBID
     average: float | None = None
+    size: str | None = None
     latency: str | None = None
     bops: float | None = None
     choices: tuple[int, ...] = (2, 3, 4, 8)
+    activations: tuple[int, ...] = ()
     sensitivity: LayerSensitivity = "noise"
     evaluations: int = 20
     method: Literal["exact", "rule"] = "exact"
 
     def __post_init__(self) -> None:
-        given = self.choices
-        if not isinstance(given, tuple | list) or len(set(given)) < max(len(given), 2) or not set(given) <= {*_WIDTHS, 32}:
+        object.__setattr__(self, "choices", _ascending("choices", self.choices))
+        if self.activations != ():
+            object.__setattr__(self, "activations", _ascending("activations", self.activations))
+        if (self.average, self.size, self.latency, self.bops) == (None,) * 4:
             raise RecipeError(
-                "choices must be at least two different ones of 32, 8, 4, 3, 2", got=repr(given), remedy="write choices=(2, 4, 8)"
-            )
-        object.__setattr__(self, "choices", tuple(sorted(given)))
-        if self.average is None and self.latency is None and self.bops is None:
-            raise RecipeError(
-                "MixedBits needs a limit: average, latency or bops", got="none", remedy="write MixedBits(average=4)"
+                "MixedBits needs a limit: average, size, latency or bops", got="none", remedy="write MixedBits(average=4)"
             )
         if self.average is not None:
             within("average", self.average, self.choices[0], self.choices[-1])
-        if self.latency is not None:
-            parse_limit("latency", self.latency)
+        for axis in ("size", "latency"):
+            if getattr(self, axis) is not None:
+                parse_limit(axis, getattr(self, axis))
         if self.bops is not None:
             positive("bops", self.bops)
         choice("sensitivity", self.sensitivity, LayerSensitivity)
@@ -70,11 +75,22 @@ class MixedBits:
         choice("method", self.method, Literal["exact", "rule"])
 
 
+def _ascending(name: str, given: object) -> tuple[int, ...]:
+    if not isinstance(given, tuple | list) or len(set(given)) < max(len(given), 2) or not set(given) <= {*_WIDTHS, 32}:
+        raise RecipeError(
+            f"{name} must be at least two different ones of 32, 8, 4, 3, 2", got=repr(given), remedy=f"write {name}=(2, 4, 8)"
+        )
+    return tuple(sorted(given))
+
+
 @dataclass(frozen=True)
 class Weights:
     """How weights are put on their grids, whatever the bits.
 
     symmetric, of "static": False puts each channel between its own extremes, on an unsigned grid with a zero point.
+    two_sided, of "static": what is above 0 and what is below have scales of their own, each between 0 and its own extreme. The
+    layers are stored in few bits and computed in float: no integer operator of ONNX has two scales.
+    power_of_two, of "static": scales are powers of two.
     range, of 8 symmetric bits: "full" is [-127, 127]; "reduced" is [-63, 63], which can't saturate 16-bit sums on machines
     without VNNI; "auto" asks the machine.
     method, of "weight_only": "nearest", "hqq" (neither reads data), "gptq", "awq" (both read training samples).
@@ -84,13 +100,24 @@ class Weights:
 
     __pydantic_config__: ClassVar = _FORBID
     symmetric: bool = True
+    two_sided: bool = False
+    power_of_two: bool = False
     range: WeightRange = "auto"
     method: WeightMethod = "nearest"
     group: int = 32
     embeddings: bool = False
 
     def __post_init__(self) -> None:
-        instance("symmetric", self.symmetric, bool)
+        for name in ("symmetric", "two_sided", "power_of_two"):
+            instance(name, getattr(self, name), bool)
+        if self.two_sided and not self.symmetric:
+            raise RecipeError(
+                "two-sided weights have no zero point", got="symmetric=False and two_sided=True", remedy="leave one of them out"
+            )
+        if self.two_sided and self.range == "reduced":
+            raise RecipeError(
+                "two-sided weights are computed in float, where no sum saturates", got="range='reduced'", remedy="leave range out"
+            )
         choice("range", self.range, WeightRange)
         choice("method", self.method, WeightMethod)
         instance("embeddings", self.embeddings, bool)
@@ -100,9 +127,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Activations:
-    """How activations are put on their grids, asymmetric and per tensor, in a "static" step.
+    """How activations are put on their grids, per tensor, in a "static" step: between their extremes with a zero point, or
+    two_sided: what is above 0 and what is below with scales of their own; what reads them then computes in float.
 
-    bits: 8 or 4.
+    power_of_two: scales are powers of two.
+
+    bits: 8, 4, 3 or 2; by layer where MixedBits(activations=) says so.
     observer, of the range that calibration finds: "minmax"; "percentile", which clips what lies beyond `percentile` on either
     side; "moving_average", of the extremes of batches; "mse", the range with the smallest squared error; "kl", the one with
     the nearest distribution.
@@ -112,12 +142,16 @@ class Activations:
     bits: int = 8
     observer: Observer = "percentile"
     percentile: float = 99.99
+    two_sided: bool = False
+    power_of_two: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("two_sided", "power_of_two"):
+            instance(name, getattr(self, name), bool)
         choice("observer", self.observer, Observer)
         number("percentile", self.percentile)
-        if isinstance(self.bits, bool) or self.bits not in (8, 4):
-            raise RecipeError("bits of activations must be 8 or 4", got=self.bits, remedy="8 loses the least")
+        if isinstance(self.bits, bool) or self.bits not in _WIDTHS:
+            raise RecipeError("bits of activations must be 8, 4, 3 or 2", got=self.bits, remedy="8 loses the least")
         if not 50 < self.percentile <= 100:
             raise RecipeError("percentile must be in (50, 100]", got=self.percentile, remedy="99.99 is the usual choice")
 
@@ -169,12 +203,27 @@ class Quantize:
             choice("refine", name, Refinement)
         if {"adaround", "brecq"} <= set(self.refine):
             raise RecipeError("rounding is learned once", got="adaround and brecq", remedy="leave one of them out")
+        self._check_two_sided()
         number("samples", self.samples)
         names("protect", self.protect)
         if self.samples < 0:
             raise RecipeError("samples must be at least 0", got=self.samples, remedy="write samples=0 to use them all")
         self._check_bits()
         self._check_unused()
+
+    def _check_two_sided(self) -> None:
+        """What learns on a grid knows one scale for both signs."""
+        learned = {"adaround", "brecq"} & set(self.refine)
+        if self.scales != "fixed" and (self.weights.two_sided or self.activations.two_sided):
+            raise RecipeError(
+                "scales are learned on one-sided grids", got=f'scales="{self.scales}" with two_sided=True',
+                remedy='write scales="fixed": a distill step still trains the weights',
+            )  # fmt: skip
+        if learned and self.weights.two_sided:
+            raise RecipeError(
+                "rounding is learned on one-sided grids", got=f"{min(learned)} with two_sided=True",
+                remedy=f"leave {min(learned)} out of refine, or two_sided out of weights",
+            )  # fmt: skip
 
     def _check_bits(self) -> None:
         allowed = _BITS.get(self.kind, (self.bits,))
@@ -184,6 +233,13 @@ class Quantize:
                 f"bits of a {self.kind} step must be {_listed(allowed)}" + (", or MixedBits" if self.kind == "static" else ""),
                 got=self.bits,
                 remedy="leave bits out" if len(allowed) == 1 else f"write bits={allowed[1]}",
+            )
+
+        if isinstance(self.bits, MixedBits) and self.bits.activations and self.activations.bits != 8:
+            raise RecipeError(
+                "bits of activations are chosen by layer, or the same for all",
+                got=f"activations={self.bits.activations} and Activations(bits={self.activations.bits})",
+                remedy="leave one of them out",
             )
 
     def _check_unused(self) -> None:
@@ -208,6 +264,7 @@ _GROUPS = (32, 64, 128)
 _READ_BY = {
     "bits": ("static", "dynamic", "weight_only", "palette"),
     "activations": ("static",), "scales": ("static",), "refine": ("static",), "weights.symmetric": ("static",),
+    "weights.two_sided": ("static",), "weights.power_of_two": ("static",),
     "weights.range": ("static", "dynamic"), "weights.group": ("weight_only",), "weights.method": ("weight_only",),
     "weights.embeddings": ("weight_only", "dynamic", "palette"),
 }  # fmt: skip

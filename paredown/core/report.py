@@ -34,11 +34,50 @@ class Width:
 
 
 @dataclass(frozen=True)
+class WidthLoss:
+    """What is lost with so many bits; 32 is float. In the unit of the `BitsSensitivity` that it stands in."""
+
+    __pydantic_config__: ClassVar = _FORBID
+    bits: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class BitsSensitivity:
+    """What one layer loses at each width, everything else in float: what bits by layer were chosen from.
+
+    measure: "noise" (squared error of the model's output, relative to the output), "metric" (drop, in the metric's units),
+    "hessian" (predicted rise of half the squared distance of the output). weights, activations: of the layer's weights, and of
+    what it reads, ascending; activations is empty where they weren't chosen, and the same for layers that read the same tensor.
+    float_ms: what the model takes more with the layer in float; None where no latency was measured.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    measure: str
+    weights: tuple[WidthLoss, ...]
+    activations: tuple[WidthLoss, ...] = ()
+    float_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a layer costs as it is, and in float. Bytes of its weights as stored, scales among them; bit operations of one sample
+    (MACs times bits of weights times bits of what it reads).
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    size_bytes: int
+    size_bytes_float: int
+    bops: int
+    bops_float: int
+
+
+@dataclass(frozen=True)
 class LayerBits:
     """What a layer's weights are stored in, and what it computes in, in a quantized model. 32 bits are float.
 
     operator: "conv2d". parameters: numbers in its weights. activation_bits: of what it reads. note: why it doesn't compute in
-    integers; empty where it does.
+    integers; empty where it does. cost: what its bits bought. sensitivity: where bits were chosen layer by layer.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -48,6 +87,8 @@ class LayerBits:
     weight_bits: int
     activation_bits: int
     note: str = ""
+    cost: LayerCost | None = None
+    sensitivity: BitsSensitivity | None = None
 
 
 @dataclass(frozen=True)
@@ -212,7 +253,8 @@ class Report:
 
     front: the Pareto-optimal candidates in drop, latency and size, the baseline among them. environment: machine, versions.
     sensitivity: of the unchanged model, one curve per dependency group, where it was asked for.
-    bits: of the result, layer by layer, where it is quantized.
+    bits: of the result, layer by layer, where it is quantized. quantization: likewise, what that costs each layer on an integer
+    grid by itself, the noisiest first.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -234,6 +276,7 @@ class Report:
     seconds: float
     sensitivity: tuple[SensitivityCurve, ...] = ()
     bits: tuple[LayerBits, ...] = ()
+    quantization: tuple[NoisyLayer, ...] = ()
     render: Callable[["Report"], str] | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:

@@ -37,7 +37,7 @@ def narrow_weights_(model: ModelProto) -> int:
             bits = narrowest(value)
             if bits < 8 and name not in unpacked:
                 unpacked[name] = f"{name}_{value.dtype}"
-                nodes += _stored(name, value, bits, unpacked[name], constants)
+                nodes += stored(name, value, bits, unpacked[name], constants)
             node.input[0] = unpacked.get(name, name)
         nodes.append(node)
     replace_nodes_(model, nodes)
@@ -69,8 +69,8 @@ def _bytes(size: int, bits: int) -> int:
     return _NODES[bits] + -(-size // count) * int(np.dtype(kind).itemsize)
 
 
-def _stored(name: str, value: Array, bits: int, output: str, constants: Constants) -> list[NodeProto]:
-    """The nodes that give the weight in its own type."""
+def stored(name: str, value: Array, bits: int, output: str, constants: Constants) -> list[NodeProto]:
+    """The nodes that give the 8-bit weight `value` in its own type as `output`, from 4, 3 or 2 bits."""
     kind, lowest = helper.np_dtype_to_tensor_dtype(value.dtype), _lowest(value, bits)
     if bits == 4:
         source = constants.add(f"{name}_packed", value.astype(ml_dtypes.int4 if lowest else ml_dtypes.uint4))

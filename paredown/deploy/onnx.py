@@ -19,7 +19,8 @@ from torch.export import ExportedProgram
 
 import paredown.graph.dynamic_quantize
 import paredown.graph.fake_quantize
-import paredown.graph.stored_weight  # noqa: F401 (they register operators)
+import paredown.graph.stored_weight
+import paredown.graph.two_sided  # noqa: F401 (they register operators)
 from paredown.core.artifact import Artifact
 from paredown.core.errors import ExportError, OutputError
 from paredown.core.target import Target
@@ -95,7 +96,7 @@ def build(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> B
 
 def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
     """torch's own exporter, with our operator in its table."""
-    from paredown.deploy import dynamic, qdq, stored
+    from paredown.deploy import dynamic, qdq, stored, two_sided
 
     return torch.onnx.export(
         exported,
@@ -105,6 +106,7 @@ def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
         output_names=output_names,
         custom_translation_table={
             torch.ops.paredown.fake_quantize.default: qdq.translate(),
+            torch.ops.paredown.fake_quantize_two_sided.default: two_sided.translate(),
             torch.ops.paredown.dynamic_quantize.default: dynamic.translate(),
             torch.ops.paredown.round_float.default: stored.translate_float(),
             torch.ops.paredown.look_up.default: stored.translate_look_up(),
@@ -118,9 +120,15 @@ def _opset(graph: fx.Graph) -> int:
 
     if any(codes <= stored.NARROW for codes in _codebooks(graph)):
         return packed.OPSET
-    grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
+    grids = _grids(graph)
     newer = any(any(block) or (axis >= 0 and high - low < _NARROW) for axis, low, high, *block in grids)
     return packed.OPSET if newer else OPSET
+
+
+def _grids(graph: fx.Graph) -> list[tuple[int, ...]]:
+    """Axis, low, high and perhaps block of each quantizer."""
+    operators = (torch.ops.paredown.fake_quantize.default, torch.ops.paredown.fake_quantize_two_sided.default)
+    return [node.args[3:] for node in graph.nodes if node.target in operators]
 
 
 def _codebooks(graph: fx.Graph) -> list[int]:
@@ -133,7 +141,7 @@ def _precision(graph: fx.Graph) -> str:
     floats = {node.args[1] for node in graph.nodes if node.target is torch.ops.paredown.round_float.default}
     if floats or _codebooks(graph):
         return ("fp16" if 5 in floats else "bf16") if floats else f"palette{max(_codebooks(graph)).bit_length() - 1}"
-    grids = [node.args[3:] for node in graph.nodes if node.target is torch.ops.paredown.fake_quantize.default]
+    grids = _grids(graph)
     levels = [high - low + 1 for axis, low, high, *_ in grids if axis >= 0]  # the others are activations
     bits = {next(b for b in (2, 3, 4, 8) if n <= 2**b) for n in levels if n <= _MOST}  # the others are biases
     return "/".join(f"int{b}" for b in sorted(bits)) or ("int8" if grids else "fp32")
@@ -143,16 +151,18 @@ def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
     """Lowers, strips and checks the model."""
     import onnx
 
-    from paredown.deploy import dynamic, narrow, packed, passes, qdq, stored
+    from paredown.deploy import dynamic, kept_floats, narrow, packed, passes, qdq, stored, two_sided
 
     dynamic.lower_(proto)
     stored.lower_(proto)
+    two_sided.lower_(proto)
     qdq.lower_(proto)
     packed.gemms_as_matmuls_(proto)
     packed.fold_at_load_(proto)
     qdq.transpose_weights_(proto)
     dynamic.integer_products_(proto)
     qdq.quantize_biases_(proto)
+    kept_floats.keep_floats_(proto)
     if any(entry.domain == "" and entry.version >= packed.OPSET for entry in proto.opset_import):
         narrow.narrow_weights_(proto)
     passes.drop_dead_(proto)

@@ -24,7 +24,7 @@ from paredown.task.batches import Inputs
 
 _MOST_DB = 150.0  # what is equal to the last bit
 _FEW_STEPS, _SMALL = 1.5, 1e-3  # by which a sum without saturation may be off: steps of its grid, or of the largest output
-_FAKE = torch.ops.paredown.fake_quantize.default
+_FAKES = (torch.ops.paredown.fake_quantize.default, torch.ops.paredown.fake_quantize_two_sided.default)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def layer_runs(
     model: a quantized model; path: its file; inputs: at least 2 samples.
     """
     twin = build(model, inputs, dynamic)
-    floats = reference_values(twin, inputs, skipped=(_FAKE,))
+    floats = reference_values(twin, inputs, skipped=_FAKES)
     graph, nodes = Graph(load_model(str(path)), floats), {node.name: node for node in twin.program.graph.nodes}
     runs = []
     for value in graph.compared():
@@ -69,7 +69,7 @@ def decibels(signal: float, noise: float) -> float:
 def _compared(module: str, end: fx.Node, values: tuple[Array, Array, Array], floats: dict[str, Array]) -> LayerRun:
     """values: float, simulated, of the runtime."""
     want, ours, got = (value.astype(np.float64) for value in values)
-    scale = end.args[1] if end.target is _FAKE else None
+    scale = end.args[1] if end.target in _FAKES else None
     step = float(floats[scale.name].max()) if isinstance(scale, fx.Node) else 0.0
     allowed = _FEW_STEPS * step if step else _SMALL * float(np.abs(ours).max(initial=0))
     signal = float((want**2).sum())
@@ -83,7 +83,7 @@ def _simulated(end: fx.Node, floats: dict[str, Array], feeds: Collection[str]) -
 
     def value(node: fx.Node) -> Any:
         if node not in known:
-            given = node.op == "placeholder" or (node.name in feeds and node.target is not _FAKE)
+            given = node.op == "placeholder" or (node.name in feeds and node.target not in _FAKES)
             known[node] = torch.from_numpy(floats[node.name]) if given else computed(node)
         return known[node]
 

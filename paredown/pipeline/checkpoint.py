@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from paredown.core.artifact import file_digest
 from paredown.core.errors import CheckpointError, OutputError, ParedownError
 from paredown.core.recipe import step_from_dict, step_to_dict
+from paredown.core.report import BitsSensitivity
 from paredown.core.steps import Quantize
 from paredown.graph.manifest import Manifest, manifest_of
 from paredown.graph.surgery import cut
@@ -35,6 +37,7 @@ from paredown.quantization.scheme import Scheme
 from paredown.quantization.static import prepare
 from paredown.train.masks import mark_sparse_, sparse_names
 
+_EVIDENCE = pydantic.TypeAdapter(dict[str, BitsSensitivity])
 _FORMAT, _VERSION = "paredown checkpoint", 1
 _WEIGHTS, _MANIFEST, _WIDTHS = "model.safetensors", "manifest.json", "widths.json"
 _ATTRIBUTES = (
@@ -132,6 +135,7 @@ def _quantized(model: QuantizedModel) -> dict[str, Any]:
         "inputs": form,
         "dynamic": dynamic or None,
         "scheme": model.scheme.to_dict(),
+        "evidence": _EVIDENCE.dump_python(dict(model.evidence), mode="json"),
     }
 
 
@@ -145,7 +149,9 @@ def _prepared(model: nn.Module, quantized: dict[str, Any]) -> QuantizedModel:
     inputs = built if all(isinstance(name, str) for name in built) else tuple(built.values())
     dynamic = {name: {int(d): label for d, label in dims.items()} for name, dims in (quantized["dynamic"] or {}).items()}
     scheme = Scheme.from_dict(quantized["scheme"]) if "scheme" in quantized else None  # absent in older checkpoints
-    return prepare(model, inputs, config, reduced=quantized["reduced"], dynamic=dynamic or None, scheme=scheme)
+    prepared = prepare(model, inputs, config, reduced=quantized["reduced"], dynamic=dynamic or None, scheme=scheme)
+    prepared.evidence = _EVIDENCE.validate_python(quantized.get("evidence", {}))  # absent in older checkpoints
+    return prepared
 
 
 def _read(folder: Path) -> dict[str, Any]:

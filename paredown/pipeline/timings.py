@@ -7,6 +7,7 @@ A remembered file is data; one that can't be read, or has another form, is measu
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -24,8 +25,10 @@ from paredown.pipeline.evaluate import latency_of
 from paredown.pruning.prune import Latency, latency_table
 from paredown.pruning.widths import preferred_multiple, widths_to_measure
 from paredown.quantization.assign import WHOLE
+from paredown.quantization.costs import READS
 from paredown.quantization.layers import layers_of
 from paredown.quantization.scheme import FLOAT, BitWidths, Scheme
+from paredown.quantization.sensitivity import input_key
 from paredown.quantization.static import quantize_model
 from paredown.task.batches import tensors
 from paredown.task.task import Task
@@ -71,30 +74,43 @@ def _in_int8(model: nn.Module, task: Task, target: Target) -> nn.Module:
 def layer_latencies(
     task: Task, model: nn.Module, config: Quantize, target: Target, *, reduced: bool, progress: Progress = silent
 ) -> LatencyTable:  # fmt: skip
-    """The latency of `model` in int8, with each layer alone in float (32 bits, by its path), and of all of it in float (WHOLE).
+    """The latency of `model` in int8, with each layer alone in float (32 bits, by its path) or reading fewer bits (by its path
+    and READS), and of all of it in float (WHOLE).
 
-    What stands between int8 and float layers is in the file, and so in the time. Remembered; left out are the layers in float
-    where the config has no choice of 32 bits.
+    What stands between int8 and float layers is in the file, and so in the time. Remembered; only what the config has a choice of
+    is measured.
     """
+    variants = _variants(config.bits)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     inputs = [tuple(tensor.shape[1:]) for tensor in tensors(task.inputs)]
-    single = isinstance(config.bits, MixedBits) and FLOAT in config.bits.choices
-    file = _file(target, "layers", single, reduced, type(model).__qualname__, shapes, inputs, task.protect, config.protect)
+    key = ("layers", variants, reduced, type(model).__qualname__, shapes, inputs, task.protect, config.protect)
+    file = _file(target, *key)
     known = _read_table(file)
     if known is not None:
         return known
     step = dataclasses.replace(config, bits=8, refine=(), samples=1, target=target.runtime)
     base = quantize_model(model, task, step, reduced=reduced)
     among = latency_of(task, target, baseline=base)
-    ms = among(base)
-    table = LatencyTable(ms).with_entry(WHOLE, FLOAT, among(model))
-    paths = list(dict.fromkeys(layer.path for layer in layers_of(base))) if single else []
-    for done, path in enumerate(paths):
-        progress("latency of layers in float", done / len(paths))
-        scheme = Scheme(base.scheme.default, {**base.scheme.layers, path: BitWidths(FLOAT)})
-        table = table.with_entry(path, FLOAT, among(quantize_model(model, task, step, reduced=reduced, scheme=scheme)))
+    table = LatencyTable(among(base)).with_entry(WHOLE, FLOAT, among(model))
+    layers = layers_of(base)
+    for done, (layer, (name, bits)) in enumerate(itertools.product(layers, variants)):
+        progress("latency of layers at other widths", done / (len(layers) * len(variants)))
+        alike = {other.path for other in layers if name and input_key(other) == input_key(layer)} | {layer.path}
+        scheme = Scheme(base.scheme.default, {**base.scheme.layers, **dict.fromkeys(alike, variants[name, bits])})
+        ms = among(quantize_model(model, task, step, reduced=reduced, scheme=scheme))
+        table = table.with_entry(layer.path + name, bits, table.base_ms + (ms - table.base_ms) / len(alike))
     _write(file, table.to_json())
     return table
+
+
+def _variants(bits: object) -> dict[tuple[str, int], BitWidths]:
+    """What is measured of each layer: what stands behind its path in the table, under which bits, and the widths. What layers
+    read together takes its time once: each bears a part.
+    """
+    if not isinstance(bits, MixedBits):
+        return {}
+    read: dict[tuple[str, int], BitWidths] = {(READS, a): BitWidths(8, a) for a in bits.activations if a < 8}
+    return read | ({("", FLOAT): BitWidths(FLOAT)} if FLOAT in (*bits.choices, *bits.activations) else {})
 
 
 def preferred_width(target: Target) -> int:

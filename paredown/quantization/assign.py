@@ -1,13 +1,14 @@
 """Bits per layer for a whole model: sensitivities, the exact choice under limits, verification by the task's metric.
 
-A probe, calibrated with 8 bits everywhere, is copied once for each choice of bits, with all its weights at that width;
-activations keep their grids. From these copies come the sensitivities (`sensitivity.py`) and what `mixed.py` verifies. The model
-is then quantized anew with the bits that were chosen: a layer in float moves the quantizers of those around it.
+A probe, calibrated with 8 bits everywhere, is copied once for each choice of bits, with all its weights at that width, or all
+that layers read (calibrated anew). From these copies come the sensitivities (`sensitivity.py`) and what `mixed.py` verifies. The
+model is then quantized anew with the bits that were chosen: a layer in float moves the quantizers of those around it.
 """
 
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,27 +17,35 @@ from torch import nn
 from paredown.core.budget import parse_limit
 from paredown.core.errors import RecipeError
 from paredown.core.progress import Progress, silent
+from paredown.core.report import BitsSensitivity, WidthLoss
 from paredown.core.steps import MixedBits, Quantize
 from paredown.measure.latency_table import LatencyTable
 from paredown.measure.quality import Scores, drop, score
-from paredown.quantization.layers import layers_of
-from paredown.quantization.mixed import (
-    Assignment,
+from paredown.quantization.costs import (
     Facts,
     Table,
     bops_table,
-    choose,
     facts_of,
     latency_table,
-    repair,
-    rule_of_thumb,
-    stored_bits,
+    size_table,
+    stored_table,
 )
+from paredown.quantization.layers import layers_of
+from paredown.quantization.mixed import Assignment, Problem, Sharing, choose, repair, rule_of_thumb
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.refine import held_batches
-from paredown.quantization.scheme import FLOAT, BitWidths, Scheme, weight_grid
-from paredown.quantization.sensitivity import hessian_table, hessian_traces, input_key, metric_table, noise_table, own_distance
-from paredown.quantization.static import quantize_model, set_bias_scales_, set_weight_scales_
+from paredown.quantization.scheme import FLOAT, BitWidths, Scheme, activation_grid, weight_grid
+from paredown.quantization.sensitivity import (
+    hessian_table,
+    hessian_table_of_tensors,
+    hessian_traces,
+    input_key,
+    metric_table,
+    noise_table,
+    own_distance,
+    tensors_of,
+)
+from paredown.quantization.static import calibrate_, quantize_model, set_bias_scales_, set_weight_scales_
 from paredown.task.batches import Inputs, call
 from paredown.task.task import Task
 
@@ -44,6 +53,14 @@ _SAMPLES = 64  # of training data, for sensitivities
 _ERROR = 0.05  # the chance that noise moves the local search at all
 WHOLE = ""  # in a table of latencies: all layers together
 _BEFORE = ("smooth", "equalization")  # refinements that sensitivities are measured behind
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Copies of the probe: by the bits of all weights, and by the bits of all that layers read; 32 is in neither."""
+
+    weights: Mapping[int, QuantizedModel]
+    activations: Mapping[int, QuantizedModel]
 
 
 def quantize_mixed(
@@ -66,44 +83,81 @@ def quantize_mixed(
         raise RecipeError("bits chosen by layer are asked for by MixedBits", got=wanted, remedy="write bits=MixedBits(average=4)")
     before = dataclasses.replace(config, refine=tuple(name for name in config.refine if name in _BEFORE))
     probe = quantize_model(model, task, before, reduced=reduced, progress=progress)
-    bits = choose_bits(probe, task, wanted, latencies, progress)
-    return quantize_model(model, task, config, reduced=reduced, scheme=_scheme(probe, bits), progress=progress)
+    chosen = choose_bits(probe, task, wanted, latencies, progress)
+    scheme = _scheme(probe, chosen.bits, read=bool(wanted.activations))
+    result = quantize_model(model, task, config, reduced=reduced, scheme=scheme, progress=progress)
+    result.evidence = {f.path: row for f, row in zip(chosen.facts, chosen.evidence, strict=True)}
+    return result
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The bits of every layer, in the order of `layers_of`, and what was known of it."""
+
+    bits: tuple[BitWidths, ...]
+    facts: tuple[Facts, ...]
+    evidence: tuple[BitsSensitivity, ...]
 
 
 def choose_bits(
     probe: QuantizedModel, task: Task, wanted: MixedBits, latencies: LatencyTable | None = None, progress: Progress = silent
-) -> tuple[int, ...]:
-    """The bits of every layer, in the order of `layers_of`. probe: calibrated, in 8 bits; it is left as it is."""
+) -> Chosen:
+    """probe: calibrated, in 8 bits; it is left as it is."""
     progress("choosing bits", 0.0)
     batches = held_batches(probe, task, _SAMPLES)
-    candidates = {bits: at_width(probe, bits) for bits in wanted.choices if bits != FLOAT}
-    facts = facts_of(probe, batches[0])
-    costs = _costs(facts, wanted, probe.config.activations.bits, latencies)
-    limits = _limits(facts, wanted, latencies)
+    levels = wanted.activations or (probe.config.activations.bits,)
+    candidates = _candidates(probe, task, wanted.choices, levels)
+    facts, choices = facts_of(probe, batches[0]), _choices(wanted.choices, levels)
+    weights, read = _losses(wanted, candidates, task, batches)
+    problem = Problem(
+        weights[:, [wanted.choices.index(c.weight_bits) for c in choices]],
+        _costs(facts, choices, latencies),
+        _limits(facts, wanted, latencies),
+        _sharing(probe, choices, levels, read) if wanted.activations else None,
+    )
     if wanted.method == "rule":
-        chosen = rule_of_thumb(facts, costs, limits, low=0, high=len(wanted.choices) - 1)
+        found = rule_of_thumb(facts, problem, low=0, high=len(choices) - 1)
     else:
-        sensitivity = _sensitivity(wanted, list(candidates.values()), task, batches)
-        chosen = choose(sensitivity, costs, limits)
+        found = choose(problem)
         if wanted.evaluations > 1:
-            measure, better = _measuring(probe, candidates, task, wanted, progress), _better(wanted.evaluations)
-            chosen = repair(chosen, sensitivity, costs, limits, measure, better, evaluations=wanted.evaluations).assignment
+            measure, better = (
+                _measuring(probe, candidates, choices, task, wanted.evaluations, progress),
+                _better(wanted.evaluations),
+            )
+            found = repair(found, problem, measure, better, evaluations=wanted.evaluations).assignment
     progress("choosing bits", 1.0)
-    return tuple(wanted.choices[c] for c in chosen)
+    evidence = _evidence(probe, facts, wanted, (weights, read), latencies)
+    return Chosen(tuple(choices[c] for c in found), facts, evidence)
 
 
-def _costs(
-    facts: Sequence[Facts], wanted: MixedBits, activation_bits: int, latencies: LatencyTable | None
-) -> dict[str, Table]:  # fmt: skip
-    choices = [BitWidths(FLOAT, FLOAT) if bits == FLOAT else BitWidths(bits, activation_bits) for bits in wanted.choices]
-    costs = {"average": stored_table(facts, wanted.choices), "bops": bops_table(facts, choices)}
+def _choices(weights: Sequence[int], activations: Sequence[int]) -> tuple[BitWidths, ...]:
+    """Every width of weights with every one of what is read; where weights are float, so is what is read."""
+    whole = (BitWidths(FLOAT, FLOAT),) if FLOAT in weights else ()
+    return (*(BitWidths(w, a) for w in weights if w != FLOAT for a in activations), *whole)
+
+
+def _candidates(probe: QuantizedModel, task: Task, weights: Sequence[int], activations: Sequence[int]) -> Candidates:
+    own = probe.config.activations.bits
+    read = {a: probe if a == own else reading_at(probe, task, a) for a in activations if a != FLOAT}
+    return Candidates({w: at_width(probe, w) for w in weights if w != FLOAT}, read)
+
+
+def _sharing(probe: QuantizedModel, choices: tuple[BitWidths, ...], levels: tuple[int, ...], losses: Table) -> Sharing:
+    keys = tensors_of(probe)
+    return Sharing(choices, tuple(keys.index(input_key(layer)) for layer in layers_of(probe)), levels, losses)
+
+
+def _costs(facts: Sequence[Facts], choices: Sequence[BitWidths], latencies: LatencyTable | None) -> dict[str, Table]:
+    costs = {"average": stored_table(facts, choices), "size": size_table(facts, choices), "bops": bops_table(facts, choices)}
     return costs if latencies is None else costs | {"latency": latency_table(facts, choices, latencies)}
 
 
 def _limits(facts: Sequence[Facts], wanted: MixedBits, latencies: LatencyTable | None) -> dict[str, float]:
-    limits = {}
+    limits, weights = {}, sum(f.parameters for f in facts)
     if wanted.average is not None:
-        limits["average"] = wanted.average * sum(f.parameters for f in facts)
+        limits["average"] = wanted.average * weights
+    if wanted.size is not None:
+        limits["size"] = parse_limit("size", wanted.size).absolute(4.0 * weights)
     if wanted.bops is not None:
         limits["bops"] = wanted.bops * float(bops_table(facts, [BitWidths()]).sum())
     if wanted.latency is not None:
@@ -127,7 +181,12 @@ def _better(evaluations: int) -> Callable[[Scores, Scores], bool]:
 
 
 def _measuring(
-    probe: QuantizedModel, candidates: Mapping[int, QuantizedModel], task: Task, wanted: MixedBits, progress: Progress
+    probe: QuantizedModel,
+    candidates: Candidates,
+    choices: Sequence[BitWidths],
+    task: Task,
+    evaluations: int,
+    progress: Progress,
 ) -> Callable[[Assignment], Scores]:
     """The task's metric of an assignment on validation data; the probe itself stays as it is."""
     trial, done = copy.deepcopy(probe), 0
@@ -135,8 +194,8 @@ def _measuring(
     def measure(assignment: Assignment) -> Scores:
         nonlocal done
         done += 1
-        progress("choosing bits", min(0.99, done / wanted.evaluations))
-        _take_(trial, candidates, [wanted.choices[c] for c in assignment])
+        progress("choosing bits", min(0.99, done / evaluations))
+        _take_(trial, candidates, [choices[c] for c in assignment])
         return score(lambda inputs: call(trial, inputs), task, "validation")
 
     return measure
@@ -147,52 +206,98 @@ def at_width(model: QuantizedModel, bits: int) -> QuantizedModel:
     copied = copy.deepcopy(model)
     for layer in layers_of(copied):
         widths = dataclasses.replace(copied.scheme.of(layer.path), weight_bits=bits)
-        layer.quantizer(copied).grid = weight_grid(widths, reduced=copied.reduced)
+        layer.quantizer(copied).grid = weight_grid(widths, copied.config.weights, reduced=copied.reduced)
     with torch.no_grad():
         set_weight_scales_(copied)
     return copied
 
 
-def stored_table(facts: Sequence[Facts], choices: Sequence[int]) -> Table:
-    """Bits of the weights as they lie in the file, scales left out: (layers, choices)."""
-    return np.array([[f.parameters * stored_bits(bits) for bits in choices] for f in facts], dtype=np.float64)
+def reading_at(model: QuantizedModel, task: Task, bits: int) -> QuantizedModel:
+    """A copy, calibrated anew, in which every layer reads so many bits."""
+    copied = copy.deepcopy(model)
+    for key in tensors_of(copied):
+        copied.quantizer(key).grid = activation_grid(bits, copied.config.activations)
+    calibrate_(copied, task)
+    return copied
 
 
-def _sensitivity(wanted: MixedBits, models: Sequence[QuantizedModel], task: Task, batches: Sequence[Inputs]) -> Table:
-    """(layers, choices); nothing is lost in float, the last choice if it is one."""
+def _losses(wanted: MixedBits, candidates: Candidates, task: Task, batches: Sequence[Inputs]) -> tuple[Table, Table]:
+    """Of weights (layers, choices) and of what is read (tensors, choices); nothing is lost in float, the last choice if it is
+    one.
+    """
+    models, readers = list(candidates.weights.values()), list(candidates.activations.values())
+    read, chosen = np.zeros((0, 0)), bool(wanted.activations)
     match wanted.sensitivity:
         case "noise":
-            table = noise_table(models, batches)
+            weights = noise_table(models, batches)
+            read = noise_table(readers, batches, read=True) if chosen else read
         case "metric":
-            table = metric_table(models, task)
+            weights = metric_table(models, task)
+            read = metric_table(readers, task, read=True) if chosen else read
         case "hessian":
-            table = hessian_table(models, hessian_traces(models[0], own_distance, [(inputs, None) for inputs in batches]))
-    return np.pad(table, ((0, 0), (0, len(wanted.choices) - len(models))))
+            traces = hessian_traces(models[0], own_distance, [(inputs, None) for inputs in batches], read=chosen)
+            weights = hessian_table(models, traces)
+            read = hessian_table_of_tensors(readers, traces, batches) if chosen else read
+    return _with_float(weights, wanted.choices), _with_float(read, wanted.activations)
+
+
+def _with_float(table: Table, choices: Sequence[int]) -> Table:
+    padded: Table = np.pad(table, ((0, 0), (0, int(FLOAT in choices))))
+    return padded
 
 
 @torch.no_grad()
-def _take_(model: QuantizedModel, candidates: Mapping[int, QuantizedModel], bits: Sequence[int]) -> None:
-    """Each layer's weight gets the grid that it has in the candidate of its bits; what float layers alone read gets none."""
-    layers = layers_of(model)
-    integer = {input_key(layer) for layer, width in zip(layers, bits, strict=True) if width != FLOAT}
-    for layer, width in zip(layers, bits, strict=True):
-        own, read = layer.quantizer(model), input_key(layer)
-        for key in {f"{layer.key}:weight", f"{layer.key}:bias"} & set(model.quantizers):
-            model.quantizer(key).enabled = width != FLOAT
-        if read:
-            model.quantizer(read).enabled = read in integer
-        if width != FLOAT:
-            found = layer.quantizer(candidates[width])
-            own.grid = found.grid
-            own.set_(found.scale, found.zero_point)
+def _take_(model: QuantizedModel, candidates: Candidates, widths: Sequence[BitWidths]) -> None:
+    """Each weight, and what each layer reads, gets the grid that it has in the candidate of its bits; what layers in float alone
+    read gets none.
+    """
+    layers = list(zip(layers_of(model), widths, strict=True))
+    for key in {input_key(layer) for layer, _ in layers} - {""}:
+        model.quantizer(key).enabled = False
+    for layer, width in layers:
+        on_grid, integer = not width.is_float, FLOAT not in (width.weight_bits, width.activation_bits)
+        if f"{layer.key}:bias" in model.quantizers:
+            model.quantizer(f"{layer.key}:bias").enabled = integer
+        layer.quantizer(model).enabled = on_grid
+        if on_grid:
+            layer.quantizer(model).take_(layer.quantizer(candidates.weights[width.weight_bits]))
+        if integer and input_key(layer):
+            read = model.quantizer(input_key(layer))
+            read.enabled = True
+            read.take_(candidates.activations[width.activation_bits].quantizer(input_key(layer)))
     set_bias_scales_(model)
 
 
-def _scheme(probe: QuantizedModel, bits: Sequence[int]) -> Scheme:
+def _evidence(
+    probe: QuantizedModel, facts: Sequence[Facts], wanted: MixedBits, losses: tuple[Table, Table], latencies: LatencyTable | None
+) -> tuple[BitsSensitivity, ...]:
+    """Per layer: what each width loses, and what the model takes more with the layer in float, where that was measured."""
+    keys = tensors_of(probe)
+
+    def more(f: Facts) -> float | None:
+        return None if latencies is None or f.path not in latencies.entries else latencies.at(f.path, FLOAT) - latencies.base_ms
+
+    def of(row: Sequence[float], bits: Sequence[int]) -> tuple[WidthLoss, ...]:
+        return tuple(WidthLoss(width, float(loss)) for width, loss in zip(bits, row, strict=True))
+
+    read = [losses[1][keys.index(input_key(layer))] if len(losses[1]) else () for layer in layers_of(probe)]
+    return tuple(
+        BitsSensitivity(wanted.sensitivity, of(own, wanted.choices), of(also, wanted.activations), more(f))
+        for f, own, also in zip(facts, losses[0], read, strict=True)
+    )
+
+
+def _scheme(probe: QuantizedModel, bits: Sequence[BitWidths], *, read: bool) -> Scheme:
+    """read: whether the bits of what is read were chosen too."""
     before = probe.scheme
-    layers = zip(layers_of(probe), bits, strict=True)
-    named = {
-        layer.path: BitWidths(FLOAT) if b == FLOAT else dataclasses.replace(before.of(layer.path), weight_bits=b)
-        for layer, b in layers
-    }
+
+    def of(path: str, chosen: BitWidths) -> BitWidths:
+        if chosen.is_float:
+            return chosen
+        own = before.of(path)
+        return dataclasses.replace(
+            own, weight_bits=chosen.weight_bits, activation_bits=chosen.activation_bits if read else own.activation_bits
+        )
+
+    named = {layer.path: of(layer.path, chosen) for layer, chosen in zip(layers_of(probe), bits, strict=True)}
     return Scheme(before.default, {**before.layers, **named}, before.embeddings)

@@ -1,13 +1,20 @@
-"""Which bits each layer of a quantized model ended with, for the report: stored in, computed in, and why not in integers."""
+"""Which bits each layer of a quantized model ended with, for the report: stored in, computed in, why not in integers, and what
+that bought.
+"""
 
-from torch import fx
+import dataclasses
 
-from paredown.core.report import LayerBits
+from torch import Tensor, fx
+
+from paredown.core.report import LayerBits, LayerCost
 from paredown.graph.trace import module_path
+from paredown.quantization.costs import Facts, stored_bytes
+from paredown.quantization.layers import values_at
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.nodes import argument, constant, name_of
-from paredown.quantization.placement import RECURRENT
+from paredown.quantization.placement import RECURRENT, quantizer_before
 from paredown.quantization.scheme import FLOAT
+from paredown.task.batches import batch_size
 
 _WEIGHTED = frozenset(["conv1d", "conv2d", "conv3d", "linear"])
 _LOOKUP = "embedding"
@@ -17,18 +24,32 @@ _ALONE = "stored so, computed in float: weights alone are on a grid"
 _CONVOLUTION = "dynamic int8 is for linear and recurrent layers; convolutions take the static kind"
 _HALF = "stored as 16-bit floats, computed in 32: converted when the file is loaded"
 _PALETTE = "stored as indices into a codebook of its own, computed in float: looked up when the file is loaded"
+_TWO_SIDED = "stored so, computed in float: ONNX's integer operators take one scale for both signs"
 _LEFT_OUT = "not on a grid: protected, or an operator with no place for a quantizer"
 
 
 def layer_bits(model: QuantizedModel) -> tuple[LayerBits, ...]:
     """One row for each layer with weights, in the order of the graph; a layer that is called twice stands once."""
     rows: dict[tuple[str, str], LayerBits] = {}
+    macs = _macs(model)
     for node in model.graph.nodes:
         operator = name_of(node)
         weights = _weights(node, operator)
         if weights:
-            rows.setdefault((module_path(node), operator), _row(model, node, operator, weights))
+            rows.setdefault((module_path(node), operator), _row(model, node, weights, macs.get(node)))
     return tuple(rows.values())
+
+
+def _macs(model: QuantizedModel) -> dict[fx.Node, int]:
+    """Of one sample, of each convolution and linear layer."""
+    nodes = [node for node in model.graph.nodes if name_of(node) in _WEIGHTED and _weights(node, name_of(node))]
+    outputs = values_at(model, nodes, model.example_inputs) if nodes else []
+    found = {}
+    for node, y in zip(nodes, outputs, strict=True):
+        (weight,) = _values(model, _weights(node, name_of(node)))
+        if weight is not None:  # computed weights are not counted
+            found[node] = y.numel() // batch_size(model.example_inputs) * weight[0].numel()
+    return found
 
 
 def _weights(node: fx.Node, operator: str) -> list[fx.Node]:
@@ -42,24 +63,35 @@ def _weights(node: fx.Node, operator: str) -> list[fx.Node]:
     return [w for w in found if isinstance(w, fx.Node)]
 
 
-def _row(model: QuantizedModel, node: fx.Node, operator: str, weights: list[fx.Node]) -> LayerBits:
-    values = [constant(model, w.args[0] if w.op == "call_module" else w) for w in weights]
-    parameters = sum(v.numel() for v in values if v is not None and v.dim() > 1)
-    bits = FLOAT if all(w.op != "call_module" for w in weights) else model.scheme.of(module_path(node)).weight_bits
+def _values(model: QuantizedModel, weights: list[fx.Node]) -> list[Tensor | None]:
+    return [constant(model, w.args[0] if w.op == "call_module" else w) for w in weights]
+
+
+def _row(model: QuantizedModel, node: fx.Node, weights: list[fx.Node], macs: int | None) -> LayerBits:
+    path, operator = module_path(node), name_of(node)
+    matrices = [v for v in _values(model, weights) if v is not None and v.dim() > 1]
+    parameters = sum(v.numel() for v in matrices)
+    bits = FLOAT if all(w.op != "call_module" for w in weights) else model.scheme.of(path).weight_bits
     read = _activation_bits(model, node) if operator in _WEIGHTED and bits < FLOAT else FLOAT
-    return LayerBits(module_path(node), operator, parameters, bits, read, _note(model, operator, bits, read))
+    size = round(sum(_bytes(model, path, v, bits) for v in matrices))
+    cost = None if macs is None else LayerCost(size, 4 * parameters, macs * bits * read, macs * FLOAT * FLOAT)
+    return LayerBits(path, operator, parameters, bits, read, _note(model, operator, bits, read), cost, model.evidence.get(path))
+
+
+def _bytes(model: QuantizedModel, path: str, weight: Tensor, bits: int) -> float:
+    """Of a weight as it is stored, with its scales or its codebook."""
+    if bits < FLOAT and model.config.kind in ("fp16", "bf16", "palette"):
+        return weight.numel() * bits / 8 + (4 * 2**bits if model.config.kind == "palette" else 0)
+    widths = dataclasses.replace(model.scheme.of(path), weight_bits=bits)
+    return stored_bytes(Facts(path, weight.numel(), weight.shape[0], 0), widths)
 
 
 def _activation_bits(model: QuantizedModel, node: fx.Node) -> int:
     """Of what a layer reads, found through the operators that only move it."""
-    current = node.args[0]
-    while isinstance(current, fx.Node):
-        if str(current.target).startswith("quantizers."):
-            return model.quantizer(str(current.target).removeprefix("quantizers.")).grid.bits
-        if "dynamic_quantize" in str(current.target):
-            return 8
-        current = current.args[0] if current.args else None
-    return FLOAT
+    found = quantizer_before(node)
+    if found is not None:
+        return model.quantizer(str(found.target).removeprefix("quantizers.")).grid.bits
+    return 8 if "dynamic_quantize" in str(getattr(node.args[0], "target", "")) else FLOAT
 
 
 def _note(model: QuantizedModel, operator: str, bits: int, read: int) -> str:
@@ -72,4 +104,6 @@ def _note(model: QuantizedModel, operator: str, bits: int, read: int) -> str:
         return _IN_FLOAT
     if operator == _LOOKUP:
         return _LOOKED_UP
+    if model.config.weights.two_sided or model.config.activations.two_sided:
+        return _TWO_SIDED
     return _ALONE if read == FLOAT else ""

@@ -5,7 +5,7 @@ scale, zero_point: () or (1,) for a grid per tensor, (channels,) for one per cha
 group: there a weight is a matrix of `weight.shape[0]` rows, each cut into blocks of consecutive numbers (the last may be short).
 
 The two-sided variant gives each sign its own scale: q = round(x / positive) above 0, round(x / negative) below; x ~ q * its
-scale. No runtime computes with it in integers: it is a grid for stored weights and for simulation.
+scale. No runtime computes with it in integers: in files it is a few operators around Q/DQ, and what reads it runs in float.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,15 @@ FEWEST_BITS, MOST_BITS = 2, 16
 @dataclass(frozen=True)
 class Grid:
     """The integers low..high, inclusive. symmetric: the zero point is 0, and the range reaches as far on both sides (or up
-    from 0 alone, where low is 0). power_of_two: scales are powers of two, the smallest that don't clip.
+    from 0 alone, where low is 0). power_of_two: scales are powers of two, the smallest that don't clip. two_sided: each sign has
+    a scale of its own.
     """
 
     low: int
     high: int
     symmetric: bool
     power_of_two: bool = False
+    two_sided: bool = False
 
     @property
     def levels(self) -> int:
@@ -80,7 +82,7 @@ def scale_and_zero_point(minimum: Tensor, maximum: Tensor, grid: Grid) -> tuple[
         width, steps = high - low, float(grid.high - grid.low)
     empty = width < SMALLEST_RANGE
     scale = torch.where(empty, 1.0, width / steps)
-    scale = (_power_above(scale) if grid.power_of_two else scale).float()
+    scale = (power_above(scale) if grid.power_of_two else scale).float()
     if grid.symmetric:
         return scale, torch.zeros_like(scale, dtype=torch.int32)
     zero_point = torch.round(grid.low - low / scale.double()).clamp(grid.low, grid.high)
@@ -152,14 +154,14 @@ def _along(value: Tensor, dimensions: int, axis: int) -> Tensor:
 
 def _side(width: Tensor, steps: float, grid: Grid) -> Tensor:
     scale = torch.where(width < SMALLEST_RANGE, 1.0, width / steps)
-    return (_power_above(scale) if grid.power_of_two else scale).float()
+    return (power_above(scale) if grid.power_of_two else scale).float()
 
 
 def _by_sign(value: Tensor, negative: Tensor, positive: Tensor, axis: int) -> Tensor:
     return torch.where(value < 0, _along(negative, value.dim(), axis), _along(positive, value.dim(), axis))
 
 
-def _power_above(scale: Tensor) -> Tensor:
+def power_above(scale: Tensor) -> Tensor:
     """The smallest power of two that is not below `scale`; exact: no logarithm is rounded."""
     mantissa, exponent = torch.frexp(scale.double())
     return torch.ldexp(torch.ones_like(mantissa), torch.where(mantissa == 0.5, exponent - 1, exponent))

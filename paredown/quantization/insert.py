@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from paredown.core.precision import QuantizeKind
+from paredown.core.steps import Quantize
 from paredown.graph import dynamic_quantize as _operator  # noqa: F401 (importing it registers the operator)
 from paredown.graph.trace import module_path
 from paredown.quantization.grid import BIASES
@@ -17,34 +17,32 @@ from paredown.quantization.placement import Placement, Site
 from paredown.quantization.scheme import BitWidths, Scheme, activation_grid, path_of, weight_grid
 
 
-def insert_quantizers_(
-    module: fx.GraphModule, placement: Placement, scheme: Scheme, *, reduced: bool, kind: QuantizeKind = "static"
-) -> None:
+def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Scheme, config: Quantize, *, reduced: bool) -> None:
     """Adds `module.quantizers`, and a call of one at every site. reduced: 8-bit weights on [-63, 63]."""
     quantizers = nn.ModuleDict()
     for site in placement.weights:
         weight, widths = constant(module, site.node), scheme.of(path_of(site.key))
         assert weight is not None  # the placement takes constant weights only
-        quantizers[site.key] = _of_weight(weight, widths, reduced=reduced, kind=kind).to(weight.device)
+        quantizers[site.key] = _of_weight(weight, widths, config, reduced=reduced).to(weight.device)
         device = weight.device
     for site in placement.biases:
         bias = constant(module, site.node)
         assert bias is not None  # likewise
         quantizers[site.key] = FakeQuantizer(BIASES, (bias.shape[0],), axis=0).to(bias.device)
     for site in placement.activations:
-        quantizers[site.key] = FakeQuantizer(activation_grid(site.bits)).to(device)
+        quantizers[site.key] = FakeQuantizer(activation_grid(site.bits, config.activations)).to(device)
     module.add_module("quantizers", quantizers)
     for site in (*placement.weights, *placement.biases, *placement.activations, *placement.restated):
         _call_(module.graph, f"quantizers.{site.key}", site)
 
 
-def _of_weight(weight: Tensor, widths: BitWidths, *, reduced: bool, kind: QuantizeKind) -> nn.Module:
+def _of_weight(weight: Tensor, widths: BitWidths, config: Quantize, *, reduced: bool) -> nn.Module:
     """On an integer grid one scale per output channel, or per group."""
-    if kind in ("fp16", "bf16"):
-        return HalfFloat(5 if kind == "fp16" else 8)
-    if kind == "palette":
+    if config.kind in ("fp16", "bf16"):
+        return HalfFloat(5 if config.kind == "fp16" else 8)
+    if config.kind == "palette":
         return Codebook(widths.weight_bits)
-    grid, rows = weight_grid(widths, reduced=reduced), weight.shape[0]
+    grid, rows = weight_grid(widths, config.weights, reduced=reduced), weight.shape[0]
     if not widths.group:
         return FakeQuantizer(grid, (rows,), axis=0)
     blocks = -(-weight[0].numel() // widths.group)

@@ -1,11 +1,12 @@
 """Mixed precision: bits per layer under limits, chosen exactly, then verified and repaired by the real metric.
 
-    minimize  sum_l S[l, c(l)]   subject to   sum_l C_k[l, c(l)] <= limit_k for each cost k
+    minimize    sum_l S[l, c(l)] + sum_t A[t, b(t)]
+    subject to  sum_l C_k[l, c(l)] <= limit_k for each cost k, and b(t) = the bits that c(l) reads, for each l that reads t
 
-a multiple-choice knapsack, solved to optimality as an integer program (HiGHS by scipy.optimize.milp). The model is additive,
-and the truth isn't: `repair` measures the choice and its neighbours, and moves to what is better beyond doubt.
-Costs are tables (layers, choices): bytes, bit operations (BOPs = MACs * weight bits * activation bits), or a latency that was
-measured in the runtime and arrives as data.
+over the choice c of each layer (bits of its weights and of what it reads) and the bits b of each tensor: a multiple-choice
+knapsack whose items share tensors, solved to optimality as an integer program (HiGHS by scipy.optimize.milp). The model is
+additive, and the truth isn't: `repair` measures the choice and its neighbours, and moves to what is better beyond doubt.
+Costs are tables (layers, choices) of `costs.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,34 +14,98 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import scipy.optimize
-import torch
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array
 
 from paredown.core.errors import BudgetError
-from paredown.measure.latency_table import LatencyTable
-from paredown.quantization.layers import layers_of, unquantized, values_at
-from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import FLOAT, BitWidths, Scheme
-from paredown.task.batches import Inputs, batch_size
+from paredown.quantization.costs import Facts, Table
+from paredown.quantization.scheme import BitWidths, Scheme
 
-Table = npt.NDArray[np.float64]
 Assignment = tuple[int, ...]  # for each layer the index of its choice
+_PAIRS = 500  # of moves of two layers at once, that are looked at
 
 Result = TypeVar("Result")
 
-STORAGE = {2: 2.0, 3: 3.2, 4: 4.0}  # bits that one weight takes in a file (ten of 3 bits in an int32)
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which layers read the same tensor, and so read it in the same bits.
+
+    choices: weights and what is read, as in the columns of all tables. reads (layers,): the tensor that each layer reads, as a
+    number. levels: the bits that tensors can have, ascending. losses (tensors, levels): what is lost by each. A layer in float
+    takes its tensor as others want it.
+    """
+
+    choices: tuple[BitWidths, ...]
+    reads: tuple[int, ...]
+    levels: tuple[int, ...]
+    losses: Table
+
+    def level(self, choice: int) -> int | None:
+        """The index of the bits that a choice reads; None for a layer in float."""
+        widths = self.choices[choice]
+        return None if widths.is_float else self.levels.index(widths.activation_bits)
+
+    def levels_of(self, assignment: Assignment) -> dict[int, set[int]]:
+        """What is asked of each tensor that a layer in integers, or with weights alone on a grid, reads."""
+        asked: dict[int, set[int]] = {}
+        for tensor, choice in zip(self.reads, assignment, strict=True):
+            level = self.level(choice)
+            if level is not None:
+                asked.setdefault(tensor, set()).add(level)
+        return asked
+
+    def lost(self, assignment: Assignment) -> float:
+        """By what is read, all together."""
+        asked = self.levels_of(assignment)
+        return float(sum(self.losses[tensor, level] for tensor, levels in asked.items() for level in levels))
+
+    def aligned(self, assignment: Assignment, layer: int) -> Assignment:
+        """The assignment in which all layers that read what `layer` reads do so as it does, their weights as they are."""
+        wanted = self.choices[assignment[layer]]
+        if wanted.is_float:
+            return assignment
+
+        def followed(other: int, choice: int) -> int:
+            own = self.choices[choice]
+            if self.reads[other] != self.reads[layer] or own.is_float or own.activation_bits == wanted.activation_bits:
+                return choice
+            same = [c.weight_bits == own.weight_bits and c.activation_bits == wanted.activation_bits for c in self.choices]
+            return same.index(True)
+
+        return tuple(followed(other, choice) for other, choice in enumerate(assignment))
 
 
 @dataclass(frozen=True)
-class Facts:
-    """One layer: its module path, its weights, its output channels, the MACs of one sample."""
+class Problem:
+    """sensitivity (layers, choices): of the weights. costs: tables of the same shape; limits: of some of them, by name.
 
-    path: str
-    parameters: int
-    rows: int
-    macs: int
+    sharing: None where the bits of what is read aren't chosen. Raises BudgetError for a limit that is unknown or out of reach.
+    """
+
+    sensitivity: Table
+    costs: Mapping[str, Table]
+    limits: Mapping[str, float]
+    sharing: Sharing | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.costs, self.limits)
+
+    def predicted(self, assignment: Assignment) -> float:
+        """The summed sensitivity."""
+        own = cost_of(assignment, self.sensitivity)
+        return own if self.sharing is None else own + self.sharing.lost(assignment)
+
+    def holds(self, assignment: Assignment) -> bool:
+        """Whether all limits are kept, and each tensor is read in one way."""
+        asked = {} if self.sharing is None else self.sharing.levels_of(assignment)
+        within = all(cost_of(assignment, self.costs[k]) <= limit * (1 + 1e-9) for k, limit in self.limits.items())
+        return within and all(len(levels) == 1 for levels in asked.values())
+
+    def moved(self, assignment: Assignment, layer: int, choice: int) -> Assignment:
+        """One layer takes another choice; those that share its tensor follow."""
+        changed = (*assignment[:layer], choice, *assignment[layer + 1 :])
+        return changed if self.sharing is None else self.sharing.aligned(changed, layer)
 
 
 @dataclass(frozen=True)
@@ -53,94 +118,77 @@ class Verified(Generic[Result]):
     evaluations: int
 
 
-def facts_of(model: QuantizedModel, inputs: Inputs) -> tuple[Facts, ...]:
-    """The layers in the order of all tables."""
-    layers = layers_of(model)
-    with torch.no_grad(), unquantized(model):
-        outputs = values_at(model, [layer.node for layer in layers], inputs)
-    found = []
-    for layer, y in zip(layers, outputs, strict=True):
-        weight = layer.weight(model)
-        macs = y.numel() // batch_size(inputs) * weight[0].numel()
-        found.append(Facts(layer.path, weight.numel(), weight.shape[0], macs))
-    return tuple(found)
+def choose(problem: Problem) -> Assignment:
+    """The assignment with the smallest summed sensitivity within all limits.
 
-
-def stored_bits(bits: int) -> float:
-    """What a weight of so many bits takes in a file."""
-    return STORAGE.get(bits, next(float(width) for width in (8, 16, 32) if bits <= width))
-
-
-def size_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
-    """Bytes of the weights as stored, with their scales: 4 bytes for each output channel or group."""
-    return np.array([[_bytes(f, c) for c in choices] for f in facts], dtype=np.float64)
-
-
-def bits_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
-    """Bits of the weights by themselves: limited to 4 times all weights, they average 4 bits."""
-    return np.array([[float(f.parameters * c.weight_bits) for c in choices] for f in facts])
-
-
-def bops_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
-    """Bit operations of one sample."""
-    return np.array([[f.macs * c.weight_bits * c.activation_bits for c in choices] for f in facts], dtype=np.float64)
-
-
-def latency_table(facts: Sequence[Facts], choices: Sequence[BitWidths], measured: LatencyTable) -> Table:
-    """ms, of which each layer bears an equal part of the int8 model's, and what that takes more with the layer in float.
-
-    measured: of the model in int8, and by layer path, at 32 bits, with that layer alone in float: conversions around it included.
+    Raises BudgetError where no assignment keeps them together.
     """
-    base, share = measured.base_ms, measured.base_ms / max(len(facts), 1)
-    return np.array([[share + (measured.at(f.path, FLOAT) - base if c.is_float else 0.0) for c in choices] for f in facts])
-
-
-def choose(sensitivity: Table, costs: Mapping[str, Table], limits: Mapping[str, float]) -> Assignment:
-    """The assignment with the smallest summed sensitivity within all limits. Each name in limits is one of costs.
-
-    Raises BudgetError where no assignment keeps them, naming the limit that is out of reach by itself if there is one.
-    """
-    layers, choices = sensitivity.shape
-    _check(costs, limits)
-    scale = max(float(np.abs(sensitivity).max()), 1e-300)
-    one_each = csr_array((np.ones(layers * choices), (np.repeat(np.arange(layers), choices), np.arange(layers * choices))))
-    constraints = [scipy.optimize.LinearConstraint(one_each, 1, 1)]
-    constraints += [scipy.optimize.LinearConstraint(costs[k].reshape(1, -1) / limits[k], -np.inf, 1) for k in limits]
+    layers, choices = problem.sensitivity.shape
+    losses = np.zeros((0, 1)) if problem.sharing is None else problem.sharing.losses
+    objective = np.concatenate([problem.sensitivity.flatten(), losses.flatten()])
+    width = len(objective)
+    constraints = [_one_each(layers, choices, width)]
+    if problem.sharing is not None:
+        constraints += _as_read(problem.sharing, layers, width)
+    for name, limit in problem.limits.items():
+        row = np.pad(problem.costs[name].reshape(1, -1) / limit, ((0, 0), (0, losses.size)))
+        constraints.append(scipy.optimize.LinearConstraint(row, -np.inf, 1))
     result = scipy.optimize.milp(
-        sensitivity.flatten() / scale,
+        objective / max(float(np.abs(objective).max()), 1e-300),
         constraints=constraints,
-        integrality=np.ones(layers * choices),
+        integrality=np.ones(width, dtype=np.int64),
         bounds=scipy.optimize.Bounds(0, 1),
         options={"mip_rel_gap": 0.0},
     )
     if result.x is None:
-        raise BudgetError("some assignment must keep all limits together", got=dict(limits), remedy="raise one of them")
-    return tuple(int(c) for c in result.x.reshape(layers, choices).argmax(1))
+        raise BudgetError("some assignment must keep all limits together", got=dict(problem.limits), remedy="raise one of them")
+    return tuple(int(c) for c in result.x[: layers * choices].reshape(layers, choices).argmax(1))
 
 
-def rule_of_thumb(
-    facts: Sequence[Facts], costs: Mapping[str, Table], limits: Mapping[str, float], *, low: int, high: int
-) -> Assignment:
+def _one_each(layers: int, choices: int, width: int) -> scipy.optimize.LinearConstraint:
+    """sum_c y[layer, c] = 1."""
+    index = np.arange(layers * choices)
+    ones = coo_array((np.ones(len(index)), (index // choices, index)), shape=(layers, width))
+    return scipy.optimize.LinearConstraint(ones.tocsr(), 1, 1)
+
+
+def _as_read(sharing: Sharing, layers: int, width: int) -> list[scipy.optimize.LinearConstraint]:
+    """y[layer, choice] <= z[its tensor, the level that it reads]; of a tensor at most one level, and none that nothing reads."""
+    choices, (tensors, levels), first = len(sharing.choices), sharing.losses.shape, layers * len(sharing.choices)
+    reading = [(i * choices + c, sharing.reads[i] * levels + b) for i in range(layers) for c, b in _levels(sharing)]
+    y, z = (np.array(column, dtype=np.int64) for column in zip(*reading, strict=True))
+    pair, every, ones = np.arange(len(y)), np.arange(tensors * levels), np.ones(len(y))
+    below = coo_array((np.r_[ones, -ones], (np.r_[pair, pair], np.r_[y, first + z])), shape=(len(y), width))
+    single = coo_array((np.ones(len(every)), (every // levels, first + every)), shape=(tensors, width))
+    used = coo_array((np.r_[np.ones(len(every)), -ones], (np.r_[every, z], np.r_[first + every, y])), shape=(len(every), width))
+    limits = ((below, 0), (single, 1), (used, 0))
+    return [scipy.optimize.LinearConstraint(table.tocsr(), -np.inf, most) for table, most in limits]
+
+
+def _levels(sharing: Sharing) -> list[tuple[int, int]]:
+    """The choices that read their tensor rounded (or unrounded on purpose), each with the level."""
+    found = [(c, sharing.level(c)) for c in range(len(sharing.choices))]
+    return [(c, level) for c, level in found if level is not None]
+
+
+def rule_of_thumb(facts: Sequence[Facts], problem: Problem, *, low: int, high: int) -> Assignment:
     """The baseline: layers with the most MACs get the high choice, one after the other while the limits hold, the rest low.
 
     Raises BudgetError where low everywhere is too much.
     """
-    _check(costs, limits)
-    assignment = [low] * len(facts)
-    if not within_limits(tuple(assignment), costs, limits):
-        raise BudgetError("the low choice everywhere must keep the limits", got=dict(limits), remedy="take a lower one")
+    assignment: Assignment = (low,) * len(facts)
+    if not problem.holds(assignment):
+        raise BudgetError("the low choice everywhere must keep the limits", got=dict(problem.limits), remedy="take a lower one")
     for index in sorted(range(len(facts)), key=lambda i: -facts[i].macs):
-        raised = [*assignment[:index], high, *assignment[index + 1 :]]
-        if within_limits(tuple(raised), costs, limits):
+        raised = problem.moved(assignment, index, high)
+        if problem.holds(raised):
             assignment = raised
-    return tuple(assignment)
+    return assignment
 
 
 def repair(
     first: Assignment,
-    sensitivity: Table,
-    costs: Mapping[str, Table],
-    limits: Mapping[str, float],
+    problem: Problem,
     measure: Callable[[Assignment], Result],
     better: Callable[[Result, Result], bool],
     *,
@@ -155,7 +203,7 @@ def repair(
     current = first
     while len(measured) < evaluations:
         found = None
-        for candidate in _neighbours(current, sensitivity, costs, limits):
+        for candidate in _neighbours(current, problem):
             if candidate in measured:
                 continue
             measured[candidate] = measure(candidate)
@@ -167,10 +215,6 @@ def repair(
             break
         current = found
     return Verified(current, measured[current], measured[first], len(measured))
-
-
-def within_limits(assignment: Assignment, costs: Mapping[str, Table], limits: Mapping[str, float]) -> bool:
-    return all(cost_of(assignment, costs[k]) <= limits[k] * (1 + 1e-9) for k in limits)
 
 
 def cost_of(assignment: Assignment, table: Table) -> float:
@@ -191,28 +235,23 @@ def average_bits(facts: Sequence[Facts], choices: Sequence[BitWidths], assignmen
     return sum(f.parameters * choices[c].weight_bits for f, c in zip(facts, assignment, strict=True)) / total
 
 
-def _neighbours(
-    current: Assignment, sensitivity: Table, costs: Mapping[str, Table], limits: Mapping[str, float]
-) -> list[Assignment]:
-    layers, choices = sensitivity.shape
+def _neighbours(current: Assignment, problem: Problem) -> list[Assignment]:
+    """The most promising first. Of two moves at once, those are looked at that are best if each does what it does alone."""
+    layers, choices = problem.sensitivity.shape
     singles = [(i, c) for i in range(layers) for c in range(choices) if c != current[i]]
-    moves = [(m,) for m in singles] + [(a, b) for a in singles for b in singles if a[0] < b[0]]
-    ranked = []
-    for move in moves:
-        changed = list(current)
-        for index, chosen in move:
-            changed[index] = chosen
-        if within_limits(tuple(changed), costs, limits):
-            ranked.append((cost_of(tuple(changed), sensitivity), tuple(changed)))
-    return [assignment for _, assignment in sorted(ranked)]
-
-
-def _bytes(f: Facts, c: BitWidths) -> float:
-    if c.weight_bits == FLOAT:
-        return 4.0 * f.parameters
-    bits = stored_bits(c.weight_bits)
-    scales = f.rows if not c.group else f.rows * -(-f.parameters // f.rows // c.group)
-    return f.parameters * bits / 8 + 4.0 * scales
+    alone = [problem.moved(current, *move) for move in singles]
+    change = np.array([problem.predicted(a) for a in alone]) - problem.predicted(current)  # (moves,)
+    first, second = np.triu_indices(len(singles), 1)
+    fits = np.array([i for i, _ in singles])[first] != np.array([i for i, _ in singles])[second]
+    for name, limit in problem.limits.items():
+        before = cost_of(current, problem.costs[name])
+        spent = np.array([cost_of(a, problem.costs[name]) for a in alone]) - before
+        fits &= before + spent[first] + spent[second] <= limit * (1 + 1e-9)
+    first, second = first[fits], second[fits]
+    best = np.argsort(change[first] + change[second], kind="stable")[:_PAIRS]
+    pairs = [problem.moved(alone[a], *singles[b]) for a, b in zip(first[best], second[best], strict=True)]
+    found = {candidate for candidate in (*alone, *pairs) if candidate != current and problem.holds(candidate)}
+    return [assignment for _, assignment in sorted((problem.predicted(a), a) for a in found)]
 
 
 def _check(costs: Mapping[str, Table], limits: Mapping[str, float]) -> None:

@@ -6,17 +6,20 @@ the straight-through estimator (quantization-aware training); scales and zero po
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
 
+from paredown.core.report import BitsSensitivity
 from paredown.core.steps import Quantize
 from paredown.graph import fake_quantize as _operator  # noqa: F401 (importing it registers the operator)
 from paredown.graph import stored_weight as _operators  # noqa: F401 (likewise)
+from paredown.graph import two_sided as _two_sided  # noqa: F401 (likewise)
 from paredown.graph.manifest import Manifest
 from paredown.graph.trace import Dynamic
-from paredown.quantization.grid import Grid
+from paredown.quantization.grid import Grid, scale_and_zero_point, two_sided_scales
 from paredown.quantization.scheme import Scheme
 from paredown.task.batches import Inputs
 
@@ -25,30 +28,57 @@ class FakeQuantizer(nn.Module):
     """Rounds a tensor to a grid and back. NaN and 0 until calibrated.
 
     scale, zero_point: (1,), or (channels,) along `axis`, or (rows, blocks) with one scale for `block` numbers of a row.
+    negative: the scale below 0, of a two-sided grid alone; there `scale` is that of the rest, and zero points are 0.
 
     While `enabled` is False it passes its input through, so that calibration sees the float model.
     """
 
     scale: Tensor
     zero_point: Tensor
+    negative: Tensor
 
     def __init__(self, grid: Grid, shape: tuple[int, ...] = (1,), axis: int = -1, block: int = 0) -> None:
         super().__init__()
         self.grid, self.axis, self.block, self.enabled = grid, axis, block, True
         self.register_buffer("scale", torch.full(shape, torch.nan))
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int32))
+        if grid.two_sided:
+            self.register_buffer("negative", torch.full(shape, torch.nan))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return x
+        if self.grid.two_sided:
+            return self._two_sided(x)
         grid, more = self.grid, (self.block,) if self.block else ()
         result: Tensor = torch.ops.paredown.fake_quantize(x, self.scale, self.zero_point, self.axis, grid.low, grid.high, *more)
         return result
 
-    def set_(self, scale: Tensor, zero_point: Tensor) -> None:
-        """Takes over scale and zero point, of its own shape."""
+    def set_(self, scale: Tensor, zero_point: Tensor, negative: Tensor | None = None) -> None:
+        """Takes over scale and zero point, of its own shape; negative: of a two-sided grid."""
         self.scale.copy_(scale.reshape_as(self.scale))
         self.zero_point.copy_(zero_point.reshape_as(self.zero_point))
+        if negative is not None:
+            self.negative.copy_(negative.reshape_as(self.negative))
+
+    def between_(self, low: Tensor, high: Tensor) -> None:
+        """Takes over the scales of a range, of its own shape."""
+        if self.grid.two_sided:
+            below, above = two_sided_scales(low, high, self.grid)
+            self.set_(above, torch.zeros_like(self.zero_point), below)
+        else:
+            self.set_(*scale_and_zero_point(low, high, self.grid))
+
+    def take_(self, other: "FakeQuantizer") -> None:
+        """Takes over grid and scales of another quantizer of the same tensor."""
+        self.grid = other.grid
+        self.set_(other.scale, other.zero_point, other.negative if other.grid.two_sided else None)
+
+    def _two_sided(self, x: Tensor) -> Tensor:
+        result: Tensor = torch.ops.paredown.fake_quantize_two_sided(
+            x, self.negative, self.scale, self.axis, self.grid.low, self.grid.high
+        )
+        return result
 
     def extra_repr(self) -> str:
         return f"[{self.grid.low}, {self.grid.high}], axis={self.axis}"
@@ -90,7 +120,8 @@ class QuantizedModel(fx.GraphModule):
     quantizers: FakeQuantizer by module path, call index and role: "layer1/0/conv1@0:weight"; of the kinds "fp16" and "bf16"
     HalfFloat, of "palette" Codebook.
     config, reduced (7-bit weights), example_inputs, dynamic: what it was made with. manifest: of the pruned model it was
-    made from; source_class: its class. scheme: the bits of each layer. prunable is False: pruning comes before quantization.
+    made from; source_class: its class. scheme: the bits of each layer; evidence: by module path, what those were chosen from.
+    prunable is False: pruning comes before quantization.
     """
 
     prunable: ClassVar[bool] = False
@@ -101,6 +132,7 @@ class QuantizedModel(fx.GraphModule):
     manifest: Manifest | None
     source_class: str
     scheme: Scheme
+    evidence: Mapping[str, BitsSensitivity]
     quantizers: nn.ModuleDict
     dropouts: nn.ModuleDict
 
@@ -127,4 +159,4 @@ class QuantizedModel(fx.GraphModule):
         return copied
 
 
-ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest", "source_class", "scheme")
+ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest", "source_class", "scheme", "evidence")

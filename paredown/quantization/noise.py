@@ -62,5 +62,6 @@ def _beyond(x: Tensor, quantizer: FakeQuantizer | None) -> Tensor:
     """How many numbers of x are further than half a step beyond the grid, ()."""
     if quantizer is None:
         return torch.zeros((), device=x.device)
-    steps = x / quantizer.scale + quantizer.zero_point
+    scale = torch.where(x < 0, quantizer.negative, quantizer.scale) if quantizer.grid.two_sided else quantizer.scale
+    steps = x / scale + quantizer.zero_point
     return ((steps < quantizer.grid.low - 0.5) | (steps > quantizer.grid.high + 0.5)).sum()

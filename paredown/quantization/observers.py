@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from paredown.core.steps import Quantize
-from paredown.quantization.grid import ACTIVATIONS, Grid, scale_and_zero_point
+from paredown.quantization.grid import ACTIVATIONS, Grid, scale_and_zero_point, two_sided_scales
 from paredown.quantization.histogram import Histogram
 
 _COARSE = 2048  # bins of the entropy method, as in its source
@@ -179,7 +179,11 @@ def entropy_threshold(counts: Tensor, levels: int) -> int:
 
 def _errors(values: Tensor, weights: Tensor, low: Tensor, high: Tensor, grid: Grid) -> Tensor:
     """(k,) ranges -> (k,) weighted squared errors of values (n,)."""
-    scale, zero_point = (t.double().unsqueeze(1) for t in scale_and_zero_point(low, high, grid))
+    if grid.two_sided:
+        below, above = (t.double().unsqueeze(1) for t in two_sided_scales(low, high, grid))
+        scale, zero_point = torch.where(values < 0, below, above), torch.zeros(1)
+    else:
+        scale, zero_point = (t.double().unsqueeze(1) for t in scale_and_zero_point(low, high, grid))
     q = (torch.round(values / scale) + zero_point).clamp(grid.low, grid.high)  # (k, n)
     return (((q - zero_point) * scale - values) ** 2) @ weights
 

@@ -112,22 +112,30 @@ class _State:
     rules: Rules
     scheme: Scheme
     names: dict[fx.Node, str]
+    unrounded: frozenset[fx.Node] = frozenset()  # origins of tensors that are to stay in float
     int8: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)  # operator -> the tensors it reads quantized
     anchors: dict[fx.Node, str] = field(default_factory=dict)  # anchor -> key
 
 
-def place(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = (), scheme: Scheme | None = None) -> Placement:
+def place(
+    module: fx.GraphModule,
+    rules: Rules,
+    protect: tuple[str, ...] = (),
+    scheme: Scheme | None = None,
+    *,
+    float_biases: bool = False,
+) -> Placement:
     """The quantizers of a folded graph. protect: modules (and what is inside them) that stay in float.
 
-    scheme: widths by layer (None: 8 bits everywhere); a layer of 32 bits stays in float too.
+    scheme: widths by layer (None: 8 bits everywhere); a layer of 32 bits stays in float too. float_biases: no bias gets one.
     """
     state = _State(module, rules, scheme or Scheme(), _call_names(module.graph, rules))
     free = [n for n in module.graph.nodes if not any(_inside(module_path(n), name) for name in protect)]
     stored = [site for node in free for site in _weight_only(state, node)]
-    for node in free:
-        widths = state.scheme.of(module_path(node))
-        if _is_weighted(state, node) and not widths.is_float and not widths.weight_only:
-            _take(state, node, (node.args[0],), stored=name_of(node) in rules.stored)
+    integer = [node for node in free if _is_weighted(state, node) and _in_integers(state, node)]
+    state.unrounded = _unrounded(state, free) - {_origin(state, node.args[0]) for node in integer}
+    for node in integer:
+        _take(state, node, (node.args[0],), stored=name_of(node) in rules.stored)
     for node in free:
         operands = _operands(state, node)
         if operands and all(_origin(state, operand) in state.anchors for operand in operands):
@@ -135,7 +143,8 @@ def place(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = (), s
             state.anchors = {anchor: key for anchor, key in state.anchors.items() if anchor is not summed}
             _take(state, node, tuple(o for o in operands if o is not summed), stored=True)
     weighted = [n for n in module.graph.nodes if n in state.int8 and name_of(n) in rules.weighted]
-    biased = [n for n in weighted if constant(module, argument(n, 2)) is not None and not state.scheme.of(module_path(n)).group]
+    biases = [] if float_biases else weighted
+    biased = [n for n in biases if constant(module, argument(n, 2)) is not None and not state.scheme.of(module_path(n)).group]
     activations = [(n, state.anchors[n]) for n in module.graph.nodes if n in state.anchors]
     return Placement(
         (*(Site(f"{state.names[n]}:weight", argument(n, 1), (n,)) for n in weighted), *stored),
@@ -143,6 +152,17 @@ def place(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = (), s
         tuple(Site(key, n, _readers(state, n), _bits(state, n)) for n, key in activations),
         _restated(state),
     )
+
+
+def _in_integers(state: _State, node: fx.Node) -> bool:
+    widths = state.scheme.of(module_path(node))
+    return not widths.is_float and not widths.weight_only
+
+
+def _unrounded(state: _State, nodes: list[fx.Node]) -> frozenset[fx.Node]:
+    """Where what layers read comes from whose weights alone are on a grid. What makes it may run in float for that."""
+    layers = [node for node in nodes if _has_weight(state, node) and state.scheme.of(module_path(node)).weight_only]
+    return frozenset(_origin(state, node.args[0]) for node in layers if isinstance(node.args[0], fx.Node))
 
 
 def _weight_only(state: _State, node: fx.Node) -> list[Site]:
@@ -182,7 +202,7 @@ def _take(state: _State, node: fx.Node, operands: tuple[fx.Node, ...], *, stored
         if origin not in state.anchors:
             state.anchors[origin] = _key(state, origin, node)
     after = _fused(state, node)
-    if stored and not _is_result(state, after):
+    if stored and after not in state.unrounded and not _is_result(state, after):
         state.anchors.setdefault(after, _key(state, after, node))
 
 
@@ -223,6 +243,15 @@ def _origin(state: _State, node: fx.Node) -> fx.Node:
     while name_of(node) in state.rules.moves and isinstance(node.args[0], fx.Node) and _pads_zero(node):
         node = node.args[0]
     return node
+
+
+def quantizer_before(node: fx.Node) -> fx.Node | None:
+    """The call of the quantizer that what an operator reads comes from, through moves; None where it isn't rounded."""
+    current = argument(node, 0)
+    while isinstance(current, fx.Node) and name_of(current) in PORTABLE.moves and current.args:
+        current = current.args[0]
+    found = isinstance(current, fx.Node) and str(current.target).startswith("quantizers.")
+    return current if isinstance(current, fx.Node) and found else None
 
 
 def _pads_zero(node: fx.Node) -> bool:

@@ -6,6 +6,9 @@
     PACT              the upper end alpha of each activation is learned: dy/dalpha = 1 where x >= alpha, 0 elsewhere, with
                       lambda alpha^2 in the loss; weights straight-through       (Choi et al., arXiv:1805.06085, eq. 1 to 3)
 
+Where scales are to be powers of two, forward takes the nearest one and the gradient passes straight through (as Jain et al.,
+arXiv:1903.08066, who learn its logarithm).
+
 Scales begin where calibration put them; zero points stay. Biases are in float meanwhile and go back to their int32 grid, in
 steps of s_x * s_w, at the end. Batch norms are folded, or frozen (`model.py`). The loss is the caller's: distillation arrives so.
 """
@@ -63,7 +66,7 @@ class LearnedStep(nn.Module):
         return (steps.clamp(q.grid.low, q.grid.high) - z) * s
 
     def scale(self) -> Tensor:
-        return self.step.abs().clamp(min=_SMALLEST)
+        return _on_powers(self.step.abs().clamp(min=_SMALLEST), self.origin)
 
 
 class LearnedClip(nn.Module):
@@ -81,7 +84,7 @@ class LearnedClip(nn.Module):
         return clipped + (rounded - clipped).detach()
 
     def scale(self) -> Tensor:
-        return (self.alpha / self._steps()).abs().clamp(min=_SMALLEST)
+        return _on_powers((self.alpha / self._steps()).abs().clamp(min=_SMALLEST), self.origin)
 
     def _steps(self) -> Tensor:
         """How many steps lie above 0; 1 where all are below."""
@@ -179,6 +182,13 @@ def _check_calibrated(model: QuantizedModel) -> None:
         raise OrderError(
             "a model is calibrated before it is trained", got=f"no scale at {missing[0]}", remedy="call calibrate_ first"
         )
+
+
+def _on_powers(scale: Tensor, quantizer: FakeQuantizer) -> Tensor:
+    """The nearest power of two (of the logarithm), with the gradient of the scale, where the grid wants one."""
+    if not quantizer.grid.power_of_two:
+        return scale
+    return scale + (torch.exp2(torch.round(torch.log2(scale))) - scale).detach()
 
 
 def _straight(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from paredown.core.errors import RecipeError
-from paredown.core.steps import MixedBits, Quantize
+from paredown.core.steps import Activations, MixedBits, Quantize, Weights
 from paredown.quantization.grid import FEWEST_BITS, MOST_BITS, WEIGHTS, WEIGHTS_REDUCED, Grid, linear_grid
 
 FLOAT = 32
@@ -94,13 +94,18 @@ def path_of(key: str) -> str:
     return key.partition("@")[0].replace("/", ".")
 
 
-def weight_grid(widths: BitWidths, *, reduced: bool) -> Grid:
-    """8 bits symmetric: [-127, 127], reduced [-63, 63]. Otherwise the whole n-bit range, signed where symmetric."""
-    if widths.weight_bits == 8 and widths.symmetric:
-        return WEIGHTS_REDUCED if reduced else WEIGHTS
-    return linear_grid(widths.weight_bits, symmetric=widths.symmetric, signed=widths.symmetric)
+def weight_grid(widths: BitWidths, config: Weights | None = None, *, reduced: bool) -> Grid:
+    """8 bits symmetric: [-127, 127], reduced [-63, 63]. Otherwise the whole n-bit range, signed where symmetric or two-sided."""
+    config = config or Weights()
+    if widths.weight_bits == 8 and widths.symmetric and not config.two_sided:
+        grid = WEIGHTS_REDUCED if reduced else WEIGHTS
+    else:
+        grid = linear_grid(widths.weight_bits, symmetric=widths.symmetric, signed=widths.symmetric)
+    return replace(grid, power_of_two=config.power_of_two, two_sided=config.two_sided)
 
 
-def activation_grid(bits: int) -> Grid:
-    """[0, 2^bits - 1] with a zero point."""
-    return linear_grid(bits, symmetric=False, signed=False)
+def activation_grid(bits: int, config: Activations | None = None) -> Grid:
+    """[0, 2^bits - 1] with a zero point; two-sided [-2^(bits - 1), 2^(bits - 1) - 1]."""
+    config = config or Activations()
+    grid = linear_grid(bits, symmetric=config.two_sided, signed=config.two_sided)
+    return replace(grid, power_of_two=config.power_of_two, two_sided=config.two_sided)

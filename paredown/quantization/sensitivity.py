@@ -1,100 +1,162 @@
-"""What a layer loses at each width: one number per layer and choice, in a table (layers, choices) of float64, higher is worse.
+"""What rounding costs at each width, a weight or a tensor at a time: tables of float64, higher is worse.
 
-    metric   the drop of the task's own metric with this layer alone on its grid
-    noise    the squared error of the model's output, relative to the output (1 / SQNR), with this layer alone on its grid
-    hessian  mean of the Hessian's diagonal over the layer's weights times the squared error of its weights
+    metric   the drop of the task's own metric with this weight (what is read) alone on its grid
+    noise    the squared error of the model's output, relative to the output (1 / SQNR), likewise
+    hessian  mean of the Hessian's diagonal over the weight (what is read) times its squared error
              (HAWQ-V2, Dong et al., arXiv:1911.03852, eq. 10); the trace by Hutchinson: E[v^T H v], v of random signs
 
-All three take one model per choice, the same graph calibrated at that width.
+Weights: (layers, choices), of one model per choice, the same graph calibrated at that width. What is read: (tensors, choices), a
+tensor that several layers read stands once, under the key of its quantizer (`tensors_of`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from paredown.measure.quality import score
+from paredown.quantization.costs import Table
 from paredown.quantization.layers import Layer, layers_of, unquantized
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.nodes import argument
-from paredown.quantization.weights import rounded
+from paredown.quantization.placement import quantizer_before
 from paredown.task.batches import Batch, Inputs, batch_size, call, tensors
 from paredown.task.task import Task
 from paredown.train.loop import Loss
 
-Table = npt.NDArray[np.float64]
+
+@dataclass(frozen=True)
+class Traces:
+    """Of the Hessian: weights (layers,), tensors (tensors,) in the order of `tensors_of`, empty where they weren't asked for."""
+
+    weights: Table
+    tensors: Table
+
+
+def tensors_of(model: QuantizedModel) -> tuple[str, ...]:
+    """The quantizers of what layers read, in the order of the graph, each once."""
+    return tuple(dict.fromkeys(key for layer in layers_of(model) if (key := input_key(layer))))
+
+
+def parts_of(model: QuantizedModel, *, read: bool) -> list[tuple[str, ...]]:
+    """The quantizers that belong together: of what each tensor is, or of each layer's weight and bias."""
+    if read:
+        return [(key,) for key in tensors_of(model)]
+    return [(f"{layer.key}:weight", f"{layer.key}:bias") for layer in layers_of(model)]
 
 
 @contextmanager
-def only(model: QuantizedModel, layer: Layer) -> Iterator[None]:
-    """Within it this layer's weight and what it reads are on their grids, all else is in float."""
-    own = {f"{layer.key}:weight", f"{layer.key}:bias", input_key(layer)}
-    with unquantized(model, [key for key in model.quantizers if key not in own]):
+def only(model: QuantizedModel, keys: Collection[str]) -> Iterator[None]:
+    """Within it these quantizers are on, all else is in float."""
+    with unquantized(model, [key for key in model.quantizers if key not in keys]):
         yield
 
 
-def noise_table(models: Sequence[QuantizedModel], batches: Sequence[Inputs]) -> Table:
-    """models: one per choice. Relative squared error of the output, summed over the batches."""
+def noise_table(models: Sequence[QuantizedModel], batches: Sequence[Inputs], *, read: bool = False) -> Table:
+    """models: one per choice. Relative squared error of the output, summed over the batches. read: of what layers read."""
     with torch.no_grad(), unquantized(models[0]):
         wanted = [_output(models[0], inputs) for inputs in batches]
     size = sum(float(y.square().sum()) for y in wanted)
 
-    def noise(model: QuantizedModel, layer: Layer) -> float:
-        with torch.no_grad(), only(model, layer):
+    def noise(model: QuantizedModel, keys: tuple[str, ...]) -> float:
+        with torch.no_grad(), only(model, keys):
             errors = [(_output(model, inputs) - y).square().sum() for inputs, y in zip(batches, wanted, strict=True)]
         return float(torch.stack(errors).sum()) / max(size, 1e-300)
 
-    return _table(models, noise)
+    return _table(models, noise, read=read)
 
 
-def metric_table(models: Sequence[QuantizedModel], task: Task) -> Table:
+def metric_table(models: Sequence[QuantizedModel], task: Task, *, read: bool = False) -> Table:
     """models: one per choice. The drop on the validation split, in the metric's units; negative where it got better."""
     sign = 1.0 if task.scorer.higher_is_better else -1.0
     with unquantized(models[0]):
         before = score(lambda inputs: call(models[0], inputs), task, "validation").value
 
-    def drop(model: QuantizedModel, layer: Layer) -> float:
-        with only(model, layer):
+    def drop(model: QuantizedModel, keys: tuple[str, ...]) -> float:
+        with only(model, keys):
             return sign * (before - score(lambda inputs: call(model, inputs), task, "validation").value)
 
-    return _table(models, drop)
+    return _table(models, drop, read=read)
 
 
-def hessian_table(models: Sequence[QuantizedModel], traces: Sequence[float]) -> Table:
-    """models: one per choice; traces (layers,): of `hessian_traces`. Weights alone count: activations move nothing here."""
-    layers = layers_of(models[0])
-    means = {layer.key: trace / layer.weight(models[0]).numel() for layer, trace in zip(layers, traces, strict=True)}
+def hessian_table(models: Sequence[QuantizedModel], traces: Traces) -> Table:
+    """models: one per choice. Of weights."""
+    means = [trace / layer.weight(models[0]).numel() for layer, trace in zip(layers_of(models[0]), traces.weights, strict=True)]
 
-    def predicted(model: QuantizedModel, layer: Layer) -> float:
-        q, weight = layer.quantizer(model), layer.weight(model).detach()
-        error = (rounded(weight, q.scale, q.zero_point, q.grid, q.block) - weight).square().sum()
-        return max(means[layer.key], 0.0) * float(error)
+    def error(model: QuantizedModel, layer: Layer) -> float:
+        weight = layer.weight(model).detach()
+        with torch.no_grad():
+            return float((layer.quantizer(model)(weight) - weight).square().sum())
 
-    return _table(models, predicted)
+    rows = [[max(mean, 0.0) * error(m, layers_of(m)[i]) for m in models] for i, mean in enumerate(means)]
+    return np.array(rows, dtype=np.float64)
 
 
-def hessian_traces(model: QuantizedModel, loss: Loss, batches: Sequence[Batch], *, draws: int = 8, seed: int = 0) -> list[float]:
-    """The trace of the loss's Hessian over each layer's weights, in the float model, averaged over draws and batches.
+def hessian_table_of_tensors(models: Sequence[QuantizedModel], traces: Traces, batches: Sequence[Inputs]) -> Table:
+    """models: one per choice; batches: those that the traces were taken of."""
+    keys = tensors_of(models[0])
+    sums, counts = np.zeros((len(keys), len(models))), np.zeros(len(keys))
+    for inputs in batches:
+        with torch.no_grad(), unquantized(models[0]), _seeing(models[0], keys) as seen:
+            call(models[0], inputs)
+        for row, key in enumerate(keys):
+            x = seen[key].detach()
+            counts[row] += x.numel()
+            with torch.no_grad():
+                sums[row] += [float((model.quantizer(key)(x) - x).square().sum()) for model in models]
+    table: Table = np.maximum(traces.tensors, 0)[:, None] * sums / counts[:, None]
+    return table
+
+
+def hessian_traces(
+    model: QuantizedModel, loss: Loss, batches: Sequence[Batch], *, draws: int = 8, seed: int = 0, read: bool = False
+) -> Traces:
+    """The traces of the loss's Hessian over each layer's weights, and with `read` over what layers read, in the float model,
+    averaged over draws and batches.
 
     Where the model isn't at a minimum of the loss single draws, and traces, may be negative. They can't be for the distance of
     its output from what that was before (soft labels of its own), which also needs no targets.
     """
-    layers = layers_of(model)
-    weights = [layer.weight(model) for layer in layers]
+    weights, keys = [layer.weight(model) for layer in layers_of(model)], tensors_of(model) if read else ()
     generator = torch.Generator().manual_seed(seed)
-    sums = torch.zeros(len(layers), dtype=torch.float64)
+    sums = torch.zeros(len(weights) + len(keys), dtype=torch.float64)
     with unquantized(model):
         for batch in batches:
-            gradients = torch.autograd.grad(loss(model, batch), weights, create_graph=True)
+            with _seeing(model, keys) as seen:
+                value = loss(model, batch)
+            over = [*weights, *(seen[key] for key in keys)]
+            gradients = torch.autograd.grad(value, over, create_graph=True)
             for _ in range(draws):
-                signs = [torch.randint(0, 2, w.shape, generator=generator).to(w) * 2 - 1 for w in weights]
+                signs = [torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1 for x in over]
                 product = torch.stack([(g * v).sum() for g, v in zip(gradients, signs, strict=True)]).sum()
-                curved = torch.autograd.grad(product, weights, retain_graph=True)
+                curved = torch.autograd.grad(product, over, retain_graph=True)
                 sums += torch.stack([(h * v).sum().double().cpu() for h, v in zip(curved, signs, strict=True)])
-    return [float(total) / (draws * len(batches)) for total in sums]
+    means = sums.numpy() / (draws * len(batches))
+    return Traces(means[: len(weights)], means[len(weights) :])
+
+
+@contextmanager
+def _seeing(model: QuantizedModel, keys: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """Within it what passes these quantizers first is kept, by key, as a tensor that a derivative can be taken of."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
+        def hook(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if key in seen:  # a quantizer that is restated behind a padding is called again
+                return None
+            seen[key] = output if output.requires_grad or not torch.is_grad_enabled() else output.detach().requires_grad_()
+            return seen[key]
+
+        return hook
+
+    handles = [model.quantizer(key).register_forward_hook(keep(key)) for key in keys]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def own_distance(model: nn.Module, batch: Batch) -> Tensor:
@@ -103,10 +165,9 @@ def own_distance(model: nn.Module, batch: Batch) -> Tensor:
     return (output - output.detach()).square().sum() / (2 * batch_size(batch[0]))
 
 
-def _table(models: Sequence[QuantizedModel], value: object) -> Table:
-    """(layers, choices); value: (model, layer) -> float."""
-    assert callable(value)  # one of the functions above
-    columns = [[value(model, layer) for layer in layers_of(model)] for model in models]
+def _table(models: Sequence[QuantizedModel], value: Callable[[QuantizedModel, tuple[str, ...]], float], *, read: bool) -> Table:
+    """(layers or tensors, choices)."""
+    columns = [[value(model, keys) for keys in parts_of(model, read=read)] for model in models]
     return np.array(columns, dtype=np.float64).T
 
 
@@ -117,7 +178,5 @@ def _output(model: nn.Module, inputs: Inputs) -> Tensor:
 
 def input_key(layer: Layer) -> str:
     """The quantizer of what a layer reads, through moves; "" where there is none."""
-    node = argument(layer.node, 0)
-    while isinstance(node, fx.Node) and not str(node.target).startswith("quantizers."):
-        node = node.args[0] if node.args else None
-    return str(node.target).removeprefix("quantizers.") if isinstance(node, fx.Node) else ""
+    node = quantizer_before(layer.node)
+    return "" if node is None else str(node.target).removeprefix("quantizers.")

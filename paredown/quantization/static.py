@@ -20,7 +20,7 @@ from paredown.graph.manifest import manifest_of
 from paredown.graph.trace import Dynamic, trace
 from paredown.quantization.fold import fold_batch_norms_
 from paredown.quantization.functional import functionalize_
-from paredown.quantization.grid import scale_and_zero_point
+from paredown.quantization.grid import Grid, power_above
 from paredown.quantization.insert import insert_dropouts_, insert_dynamic_, insert_quantizers_
 from paredown.quantization.model import ABOUT, FakeQuantizer, QuantizedModel
 from paredown.quantization.nodes import argument, constant, get
@@ -78,15 +78,16 @@ def prepare(
     functionalize_(owned.graph)
     fold_batch_norms_(owned)
     scheme = scheme_of(config, edges(owned, rules, config.protect)) if scheme is None else scheme
-    placement = place(owned, rules, config.protect, scheme)
+    two_sided = config.weights.two_sided or config.activations.two_sided
+    placement = place(owned, rules, config.protect, scheme, float_biases=two_sided)
     _check_placement(placement, config)
-    insert_quantizers_(owned, placement, scheme, reduced=reduced, kind=config.kind)
+    insert_quantizers_(owned, placement, scheme, config, reduced=reduced)
     if config.kind == "dynamic":
         insert_dynamic_(owned)
     insert_dropouts_(owned)
     owned.graph.eliminate_dead_code()
     owned.graph.lint()
-    about = (config, reduced, inputs, dynamic, manifest_of(model), type(model).__qualname__, scheme)
+    about: tuple[Any, ...] = (config, reduced, inputs, dynamic, manifest_of(model), type(model).__qualname__, scheme, {})
     return QuantizedModel(owned, owned.graph, dict(zip(ABOUT, about, strict=True))).eval()
 
 
@@ -143,7 +144,7 @@ def calibrate_(quantized: QuantizedModel, task: Task, progress: Progress = silen
         for key, observer in observers.items():
             quantizer = quantized.quantizer(key)
             low, high = (torch.tensor([value], dtype=torch.float64) for value in observer.range())
-            quantizer.set_(*scale_and_zero_point(low, high, quantizer.grid))
+            quantizer.between_(low, high)
         set_weight_scales_(quantized)
     progress("calibrating", 1.0)
 
@@ -185,8 +186,13 @@ def set_weight_scales_(quantized: QuantizedModel) -> None:
     """Weights from the extremes of each channel, or fitted by least squares below 8 bits; biases in steps of s_x * s_w."""
     for key, weight in stored_weights(quantized):
         quantizer = quantized.quantizer(key)
-        find = extreme_scales if quantizer.grid.bits >= 7 else fitted_scales
-        quantizer.set_(*find(weight, quantizer.grid, quantizer.block))
+        grid, find = quantizer.grid, extreme_scales if quantizer.grid.bits >= 7 else fitted_scales
+        if grid.two_sided:  # what is above 0, and what is below, each as on a grid of its own
+            above, zero_point = find(weight.detach().clamp(min=0), Grid(0, grid.high, True, grid.power_of_two))
+            below, _ = find(-weight.detach().clamp(max=0), Grid(0, -grid.low, True, grid.power_of_two))
+            quantizer.set_(above, zero_point, below)
+        else:
+            quantizer.set_(*find(weight, grid, quantizer.block))
     set_bias_scales_(quantized)
 
 
@@ -211,6 +217,7 @@ def set_bias_scales_(quantized: QuantizedModel) -> None:
         weight = quantized.quantizer(_key(argument(reader, 1)))
         step = quantized.quantizer(_quantizer_before(reader)).scale
         scale = torch.maximum(weight.scale, (bias.detach().abs() / step / _BIAS_STEPS).float())
+        scale = power_above(scale).float() if weight.grid.power_of_two else scale
         weight.set_(scale, weight.zero_point)
         quantized.quantizer(_key(node)).set_(scale * step, torch.zeros_like(weight.zero_point))
 

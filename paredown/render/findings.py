@@ -117,16 +117,20 @@ def steps_text(recipe: Recipe) -> str:
 
 def _set(step: dict[str, Any]) -> list[str]:
     nested = {f"{name} {field}": v for name in _PARTS for field, v in step.get(name, {}).items()}
-    plain = step | nested | {f"{name} on average": value["average"] for name, value in step.items() if _is_mixed(value)}
+    mixed = {f"{name} {said}": value[of] for name, value in step.items() for of, said in _LIMITS.items() if _is_mixed(value, of)}
+    plain = step | nested | mixed
     return [f"{name} {value}" for name, value in plain.items() if name != "step" and isinstance(value, str | int | float)]
 
 
 _PARTS = ("weights", "activations")  # of a quantize step, whose own fields are told
 
 
-def _is_mixed(value: object) -> bool:
-    """Whether a step's field says that something is chosen layer by layer: MixedBits."""
-    return isinstance(value, dict) and "average" in value
+_LIMITS = {"average": "on average", "size": "in", "latency": "by layer, latency", "bops": "by layer, bit operations"}
+
+
+def _is_mixed(value: object, limit: str) -> bool:
+    """Whether a step's field says that something is chosen layer by layer, within this limit: MixedBits."""
+    return isinstance(value, dict) and value.get(limit) is not None
 
 
 def level(report: Report) -> str:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from paredown.core.artifact import Candidate
-from paredown.core.report import LayerBits, Report, Stage
-from paredown.render import findings, numbers, plots, sensitivity
-
-_FLOAT_BITS = 32
+from paredown.core.report import Report, Stage
+from paredown.render import bits, findings, numbers, plots, sensitivity
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,9 @@ def render_html(report: Report) -> str:
         unchanged_widths=not any(width.before != width.after for width in report.widths),
         off_chart=plots.off_chart(report),
         sensitivity=_sensitivity(report),
-        bits=tuple(_bits_row(row) for row in report.bits),
+        bits=_bits(report),
+        noise=bits.noise_rows(report.quantization),
+        noise_summary=bits.noise_summary(report.quantization) if report.quantization else "",
         environment=environment_rows(report),
         snippet=load_snippet(report),
         figures=_embedded(_figures(report)),
@@ -137,12 +137,6 @@ def _rows(report: Report) -> Iterator[Row]:
     yield Row("precision", base.artifact.precision, best.artifact.precision)
 
 
-def _bits_row(row: LayerBits) -> tuple[str, str, str, str, str, str]:
-    """Layer, operator, how many weights, what they are stored in, what is read, and why it isn't integers."""
-    words = [f"{bits} bits" if bits < _FLOAT_BITS else "float" for bits in (row.weight_bits, row.activation_bits)]
-    return row.module, row.operator, numbers.count(row.parameters), words[0], words[1], row.note
-
-
 def _counted(label: str, before: int, after: int) -> Row:
     return Row(label, numbers.count(before), numbers.count(after), numbers.ratio(after / before) if before else "", "exact")
 
@@ -195,7 +189,27 @@ def _figures(report: Report) -> dict[str, plots.Figure]:
     if report.sensitivity:
         figures["sensitivity"] = sensitivity.curve_figure(report.sensitivity, report.metric)
         figures["sensitivity-map"] = sensitivity.map_figure(report.sensitivity)
+    if any(row.cost is not None for row in report.bits):
+        figures["bits"] = bits.size_figure(report.bits)
+    if any(row.sensitivity is not None for row in report.bits):
+        figures["bits-map"] = bits.map_figure(report.bits)
+    if report.quantization:
+        figures["noise"] = bits.noise_figure(report.quantization)
     return figures
+
+
+def _bits(report: Report) -> dict[str, Any] | None:
+    """What the section on bits shows; None where nothing is quantized."""
+    if not report.bits:
+        return None
+    timed = any(row.sensitivity is not None and row.sensitivity.float_ms is not None for row in report.bits)
+    return {
+        "rows": bits.rows(report.bits),
+        "summary": bits.summary(report.bits),
+        "measure": bits.measure(report.bits),
+        "timed": timed,
+        "drawn": any(row.cost is not None for row in report.bits),
+    }
 
 
 def _sensitivity(report: Report) -> dict[str, Any] | None:

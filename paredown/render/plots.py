@@ -64,7 +64,7 @@ def tradeoff(report: Report, axis: Axis) -> Figure:
             "xaxis": {"range": [0, reach], **_ratio_ticks(report, axis, reach)},
             "yaxis": {
                 "range": [low, high],
-                "title": {"text": _text(report.metric), "standoff": 12},
+                "title": {"text": text_of(report.metric), "standoff": 12},
                 "tickformat": ".1%" if _percent(report) else ".4~g",
                 "automargin": True,
             },
@@ -86,7 +86,7 @@ def off_chart(report: Report) -> tuple[str, ...]:
 def width_bars(widths: Sequence[Width]) -> Figure:
     """Output channels of each module, before (outline) and after (filled), first layer on top."""
     out = [width for width in widths if width.dimension == "out"]
-    names = [_text(width.module) for width in out]
+    names = [text_of(width.module) for width in out]
     bar = {"type": "bar", "orientation": "h", "y": names}
     before = {"color": "rgba(138,143,152,0.28)", "line": {"color": _GREY, "width": 1}}
     texts = [f"{w.before} → {w.after}" if w.after != w.before else f"{w.before}" for w in out]
@@ -126,7 +126,8 @@ def _key(candidate: Candidate) -> str:
     return candidate.artifact.digest
 
 
-def _text(value: str) -> str:
+def text_of(value: str) -> str:
+    """A string of the user as plotly shows it letter by letter."""
     return html.escape(value, quote=False)
 
 
@@ -194,11 +195,11 @@ def _hover(report: Report, point: Point) -> str:
     spread = numbers.interval(it.latency_ratio, "ratio")
     bound = "" if it.drop.high is None else f", {numbers.at_worst(it.drop.high, metric)}"
     lines = [
-        f"<b>{_text(it.name)}</b> ({point.role})",
-        f"{_text(metric)} {numbers.quality(it.quality.value, metric)}: {numbers.worse(it.drop.value, metric)}{bound}",
+        f"<b>{text_of(it.name)}</b> ({point.role})",
+        f"{text_of(metric)} {numbers.quality(it.quality.value, metric)}: {numbers.worse(it.drop.value, metric)}{bound}",
         f"{numbers.milliseconds(it.latency.value)}, {numbers.ratio(it.latency_ratio.value)}" + (f" ({spread})" if spread else ""),
         f"{numbers.size(it.artifact.size_bytes)}, {numbers.ratio(it.size_ratio)}",
-        *(_text(line) for line in _wrapped(point.note)),
+        *(text_of(line) for line in _wrapped(point.note)),
     ]
     return "<br>".join(lines)
 
@@ -233,7 +234,7 @@ def _ratio_ticks(report: Report, axis: Axis, reach: float) -> Figure:
     step = 0.2 if reach <= 1.5 else 0.5
     values = [round(step * i, 2) for i in range(int(reach / step) + 1)]
     texts = [f"{value:g}x<br>{show(value * base)}" if value else "0" for value in values]
-    title = f"latency, {_text(str(report.target))}" if axis == "latency" else "size of the file"
+    title = f"latency, {text_of(str(report.target))}" if axis == "latency" else "size of the file"
     return {"tickvals": values, "ticktext": texts, "title": {"text": title}, "automargin": True}
 
 

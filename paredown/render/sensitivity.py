@@ -1,13 +1,12 @@
 """The report's section on sensitivity: curves, heat maps and a table, from `SensitivityCurve`s. Plain data, as in `plots.py`."""
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paredown.core.report import SensitivityCurve
 from paredown.render import numbers
-from paredown.render.plots import Figure, layout
+from paredown.render.plots import Figure, layout, text_of
 
 _NAMED = 6  # curves that get a colour and a name; the rest is drawn in grey
 _COLOURS = ("#c8553d", "#3b7dd8", "#2f9e6e", "#b07aa1", "#d09a2b", "#5f6b7a")
@@ -87,7 +86,7 @@ def curve_figure(curves: Sequence[SensitivityCurve], metric: str) -> Figure:
             **layout(420),
             "xaxis": {**ticks, "domain": [0, 0.45]},
             "xaxis2": {**ticks, "domain": [0.55, 1], "anchor": "y2"},
-            "yaxis": {"title": {"text": _text(metric)}, "tickformat": percent, "automargin": True},
+            "yaxis": {"title": {"text": text_of(metric)}, "tickformat": percent, "automargin": True},
             "yaxis2": {"title": {"text": "loss"}, "anchor": "x2", "automargin": True, "range": _loss_range(curves)},
             "legend": {"orientation": "h", "y": -0.28, "x": 0, "yanchor": "top", "traceorder": "reversed"},
         },
@@ -102,7 +101,7 @@ def map_figure(curves: Sequence[SensitivityCurve]) -> Figure:
     measured = [[value - curve.loss[0] for value in curve.loss[1:]] for curve in curves]
     estimated = [[value - curve.loss[0] for value in curve.estimate[1:]] for curve in curves]
     top = max(max(row) for row in measured) or 1.0
-    names = _unique([_text(curve.group) for curve in curves])
+    names = unique([text_of(curve.group) for curve in curves])
     axis = {"type": "category", "showgrid": False, "title": {"text": "masked, of each group"}, "automargin": True}
     return {
         "data": [
@@ -147,18 +146,18 @@ def _percent(ratio: float) -> str:
 def _line(curve: SensitivityCurve, values: Sequence[float], colour: str, named: bool, x: str, y: str) -> Figure:
     return {
         "type": "scatter", "mode": "lines+markers", "x": list(curve.ratios), "y": list(values), "xaxis": x, "yaxis": y,
-        "name": _text(curve.group), "showlegend": named, "legendgroup": _text(curve.group),
+        "name": text_of(curve.group), "showlegend": named, "legendgroup": text_of(curve.group),
         "line": {"color": colour, "width": 2 if colour != _GREY else 1}, "marker": {"size": 5 if colour != _GREY else 3},
-        "hovertext": [f"{_text(curve.group)}, {_percent(r)}: {v:.4g}" for r, v in zip(curve.ratios, values, strict=True)],
+        "hovertext": [f"{text_of(curve.group)}, {_percent(r)}: {v:.4g}" for r, v in zip(curve.ratios, values, strict=True)],
         "hoverinfo": "text",
     }  # fmt: skip
 
 
 def _dots(curve: SensitivityCurve, colour: str) -> Figure:
-    label = f"{_text(curve.group)}, estimated"
+    label = f"{text_of(curve.group)}, estimated"
     return {
         "type": "scatter", "mode": "lines", "x": list(curve.ratios), "y": list(curve.estimate), "xaxis": "x2", "yaxis": "y2",
-        "name": label, "showlegend": False, "legendgroup": _text(curve.group),
+        "name": label, "showlegend": False, "legendgroup": text_of(curve.group),
         "line": {"color": colour, "width": 1.5, "dash": "dot"}, "hoverinfo": "name",
     }  # fmt: skip
 
@@ -192,7 +191,7 @@ def _heat(
     }  # fmt: skip
 
 
-def _unique(names: Sequence[str]) -> list[str]:
+def unique(names: Sequence[str]) -> list[str]:
     """Plotly would stack two categories of one name."""
     return [f"{name} ({names[:i].count(name) + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
@@ -208,7 +207,3 @@ def _heading(text: str, x: float) -> Figure:
         "yanchor": "bottom",
         "showarrow": False,
     }
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=False)

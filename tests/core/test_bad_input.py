@@ -74,7 +74,7 @@ RECIPES: dict[str, Case] = {
     "unknown scales": (lambda: Quantize(scales="learned"), RecipeError, "'learned'", 'scales="fixed"'),
     "one choice of bits": (lambda: MixedBits(4, choices=(4,)), RecipeError, "(4,)", "choices=(2, 4, 8)"),
     "average beyond the choices": (lambda: MixedBits(9), RecipeError, "got 9", "leave it out"),
-    "mixed bits without a limit": (MixedBits, RecipeError, "average, latency or bops", "MixedBits(average=4)"),
+    "mixed bits without a limit": (MixedBits, RecipeError, "average, size, latency or bops", "MixedBits(average=4)"),
     "mixed bits of weights alone": (lambda: Quantize(kind="weight_only", bits=MixedBits(4)), RecipeError, "MixedBits", "bits=4"),
     "percentile as a fraction": (lambda: Activations(percentile=0.999), RecipeError, "got 0.999", "99.99"),
     "negative samples": (lambda: Quantize(samples=-1), RecipeError, "got -1", "samples=0"),

@@ -1,10 +1,12 @@
 """Bits per layer: within the limit, better than the same bits everywhere, exported packed, kept by checkpoint and recipe."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import paredown
-from paredown import Distill, MixedBits, Quantize, Recipe, Task, Training
+from paredown import Activations, Distill, MixedBits, Quantize, Recipe, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
 from paredown.core.report import Report
@@ -14,10 +16,11 @@ from paredown.pipeline import steps, timings
 from paredown.pipeline.timings import layer_latencies
 from paredown.quantization.assign import at_width, quantize_mixed
 from paredown.quantization.bits import layer_bits
+from paredown.quantization.costs import bops_table, facts_of
 from paredown.quantization.layers import layers_of
-from paredown.quantization.mixed import bops_table, facts_of
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import BitWidths
+from paredown.quantization.scheme import BitWidths, Scheme
+from paredown.quantization.static import quantize_model
 from tests.conftest import SmallResNet
 from tests.quantization.models import relative
 
@@ -152,3 +155,99 @@ def test_a_run_trains_mixed_bits_and_reports_them(pattern_task: Task, tmp_path: 
     assert report.met and len({row.weight_bits for row in report.bits}) > 1
     assert report.best.artifact.precision.startswith("int2/")
     assert Report.from_json(report.to_json()).bits == report.bits
+
+
+def reading(model: QuantizedModel) -> dict[str, int]:
+    return {row.module: row.activation_bits for row in layer_bits(model)}
+
+
+def test_what_layers_read_is_chosen_with_their_weights(pattern_task: Task) -> None:
+    wanted = MixedBits(bops=0.4, choices=(4, 8), activations=(4, 8), evaluations=2)
+    model = paredown.quantize(pattern_task, Quantize(bits=wanted))
+    facts = facts_of(model, pattern_task.inputs)
+    rows = {row.module: row for row in layer_bits(model)}
+    spent = sum(f.macs * rows[f.path].weight_bits * rows[f.path].activation_bits for f in facts)
+    assert spent <= 0.4 * sum(f.macs * 64 for f in facts)
+    assert set(reading(model).values()) == {4, 8}
+    for layer in layers_of(model):
+        assert reading(model)[layer.path] == model.scheme.of(layer.path).activation_bits
+
+
+def test_weights_and_activations_together_beat_weights_alone(pattern_task: Task) -> None:
+    found, x = {}, pattern_task.validation[0][0]  # type: ignore[index]  # a list
+    for activations in ((), (4, 8)):
+        config = Quantize(bits=MixedBits(bops=0.4, choices=(2, 3, 4, 8), activations=activations, evaluations=1))
+        found[activations] = relative(pattern_task.model, paredown.quantize(pattern_task, config), x)
+    assert found[4, 8] <= found[()]
+
+
+@pytest.mark.parametrize("sensitivity", ["metric", "hessian"])
+def test_every_sensitivity_judges_what_is_read(pattern_task: Task, sensitivity: str) -> None:
+    wanted = MixedBits(bops=0.5, choices=(4, 8), activations=(2, 8), sensitivity=sensitivity, evaluations=1)  # type: ignore[arg-type]
+    model = paredown.quantize(pattern_task, Quantize(bits=wanted))
+    assert len({row.activation_bits for row in layer_bits(model)} | {row.weight_bits for row in layer_bits(model)}) >= 2
+    row = model.evidence["block2.conv1"]
+    assert (row.measure, [w.bits for w in row.weights], [a.bits for a in row.activations]) == (sensitivity, [4, 8], [2, 8])
+    assert row.activations[0].loss >= row.activations[1].loss
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_layers_that_read_floats_keep_their_weights_packed(pattern_task: Task, runtime: str, tmp_path: object) -> None:
+    layers = {"block2.conv2": BitWidths(4, 32), "head": BitWidths(8, 32), "stem.0": BitWidths(8, 4)}
+    config = Quantize(target=runtime)
+    model = quantize_model(pattern_task.model, pattern_task, config, reduced=True, scheme=Scheme(layers=layers))
+    rows = {row.module: row for row in layer_bits(model)}
+    assert [(rows[p].weight_bits, rows[p].activation_bits) for p in layers] == [(4, 32), (8, 32), (8, 4)]
+    assert rows["block2.conv2"].note.startswith("stored so, computed in float")
+    assert "block2/conv2@0:bias" not in model.quantizers and rows["block2.conv1"].activation_bits == 8
+    artifact = paredown.export(model, pattern_task, target=runtime, path=f"{tmp_path}/m.onnx")  # in parity with the simulation
+    assert artifact.precision == "int4/int8"
+    loaded = paredown.load_checkpoint(paredown.save_checkpoint(model, f"{tmp_path}/c"), SmallResNet(16))
+    with torch.no_grad():
+        assert torch.equal(loaded(*pattern_task.inputs), model(*pattern_task.inputs))
+
+
+def test_float_is_chosen_for_what_layers_read_where_there_is_room(pattern_task: Task, tmp_path: object) -> None:
+    wanted = MixedBits(average=4, choices=(3, 4), activations=(8, 32), evaluations=2)  # nothing speaks against float
+    model = paredown.quantize(pattern_task, Quantize(bits=wanted))
+    assert set(reading(model).values()) == {32} and average(model) <= 4
+    paredown.export(model, pattern_task, path=f"{tmp_path}/m.onnx")
+
+
+def test_a_limit_of_bytes_is_kept(pattern_task: Task) -> None:
+    model = paredown.quantize(pattern_task, Quantize(bits=MixedBits(size="0.15x", evaluations=1)))
+    rows = layer_bits(model)
+    bytes_ = sum(row.parameters * STORED[row.weight_bits] / 8 for row in rows)
+    assert 0.1 * 4 * sum(row.parameters for row in rows) < bytes_ <= 0.15 * 4 * sum(row.parameters for row in rows)
+
+
+def test_bits_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(RecipeError, match="bits of activations are chosen by layer, or the same for all"):
+        Quantize(bits=MixedBits(4, activations=(4, 8)), activations=Activations(bits=4))
+    with pytest.raises(RecipeError, match=r"activations must be at least two different ones of 32, 8, 4, 3, 2, got \(16, 8\)"):
+        MixedBits(4, activations=(16, 8))
+
+
+def test_the_search_stays_where_only_noise_speaks_for_another_choice(pattern_task: Task) -> None:
+    """A metric that says nothing: coin flips, drawn from the outputs themselves, so that each assignment gets others."""
+
+    def coin(output: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return ((output * 1e4).round().sum(1) % 2 == 0).double()
+
+    task = dataclasses.replace(pattern_task, metric=coin)
+    found = [
+        [row.weight_bits for row in layer_bits(paredown.quantize(task, Quantize(bits=MixedBits(3.4, evaluations=n))))]
+        for n in (1, 12)
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_checkpoint_and_a_recipe_keep_the_bits_of_what_is_read(pattern_task: Task, tmp_path: object) -> None:
+    config = Quantize(bits=MixedBits(bops=0.4, choices=(4, 8), activations=(8, 4), size="0.2x", evaluations=1))
+    assert Recipe.parse(Recipe((config,)).to_yaml()).steps == (config,)
+    model = paredown.quantize(pattern_task, config)
+    loaded = paredown.load_checkpoint(paredown.save_checkpoint(model, f"{tmp_path}/c"), SmallResNet(16))
+    assert isinstance(loaded, QuantizedModel)
+    assert (loaded.scheme, dict(loaded.evidence), reading(loaded)) == (model.scheme, dict(model.evidence), reading(model))
+    with torch.no_grad():
+        assert torch.equal(loaded(*pattern_task.inputs), model(*pattern_task.inputs))

@@ -14,26 +14,39 @@ from torch import Tensor, nn
 from paredown.core.errors import BudgetError
 from paredown.core.steps import Quantize
 from paredown.measure.latency_table import LatencyTable
-from paredown.quantization.layers import layers_of
-from paredown.quantization.mixed import (
+from paredown.quantization.assign import reading_at
+from paredown.quantization.costs import (
+    READS,
     Facts,
     Table,
-    average_bits,
     bits_table,
     bops_table,
-    choose,
-    cost_of,
     facts_of,
     latency_table,
+    size_table,
+)
+from paredown.quantization.layers import layers_of
+from paredown.quantization.mixed import (
+    Assignment,
+    Problem,
+    Sharing,
+    average_bits,
+    choose,
+    cost_of,
     repair,
     rule_of_thumb,
     scheme_of,
-    size_table,
-    within_limits,
 )
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.scheme import BitWidths, Scheme
-from paredown.quantization.sensitivity import hessian_table, hessian_traces, metric_table, noise_table
+from paredown.quantization.sensitivity import (
+    hessian_table,
+    hessian_table_of_tensors,
+    hessian_traces,
+    metric_table,
+    noise_table,
+    tensors_of,
+)
 from paredown.quantization.static import quantize_model
 from paredown.task.batches import Batch
 from paredown.task.task import Task
@@ -55,66 +68,107 @@ def test_the_choice_is_the_best_of_all(seed: int, part: float) -> None:
     limit = float(cost.min(1).sum() + part * (cost.max(1).sum() - cost.min(1).sum()))
     every = itertools.product(range(3), repeat=4)
     best = min(cost_of(a, sensitivity) for a in every if cost_of(a, cost) <= limit)
-    found = choose(sensitivity, {"size": cost}, {"size": limit})
+    problem = Problem(sensitivity, {"size": cost}, {"size": limit})
+    found = choose(problem)
     assert cost_of(found, sensitivity) == pytest.approx(best)
-    assert within_limits(found, {"size": cost}, {"size": limit})
+    assert problem.holds(found)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.floats(0.2, 1.0))
+def test_the_choice_is_the_best_where_layers_share_what_they_read(seed: int, part: float) -> None:
+    draw = np.random.default_rng(seed)
+    choices = (BitWidths(2, 4), BitWidths(2, 8), BitWidths(8, 4), BitWidths(8, 8), BitWidths(32, 32))
+    sensitivity, cost = draw.random((4, 5)), draw.random((4, 5)) + 0.1
+    sharing = Sharing(choices, (0, 1, 1, 2), (4, 8), draw.random((3, 2)))
+    limit = float(cost.min(1).sum() + part * (cost.max(1).sum() - cost.min(1).sum()))
+    problem = Problem(sensitivity, {"size": cost}, {"size": limit}, sharing)
+    possible = [a for a in itertools.product(range(5), repeat=4) if problem.holds(a)]
+    if not possible:
+        with pytest.raises(BudgetError, match="some assignment must keep all limits together"):
+            choose(problem)
+        return
+    found = choose(problem)
+    assert problem.holds(found)
+    assert problem.predicted(found) == pytest.approx(min(problem.predicted(a) for a in possible))
+    for layer, choice in itertools.product(range(4), range(5)):  # a layer that moves takes along those that read what it reads
+        moved = Problem(sensitivity, {"size": cost}, {}, sharing).moved(found, layer, choice)
+        assert moved[layer] == choice and Problem(sensitivity, {}, {}, sharing).holds(moved)
+
+
+def test_a_tensor_that_two_layers_read_is_lost_on_once() -> None:
+    choices = (BitWidths(8, 4), BitWidths(8, 8), BitWidths(32, 32))
+    sharing = Sharing(choices, (0, 0), (4, 8), np.array([[5.0, 1.0]]))
+    problem = Problem(np.zeros((2, 3)), {}, {}, sharing)
+    assert [problem.predicted(a) for a in ((0, 0), (1, 1), (1, 2), (2, 2))] == [5, 1, 1, 0]
+    assert not problem.holds((0, 1)) and problem.holds((0, 2))
 
 
 def test_two_limits_hold_together() -> None:
     sensitivity, size = tables(0)
     _, latency = tables(1)
     costs, limits = {"size": size, "latency": latency}, {"size": 2.2, "latency": 2.2}
-    found = choose(sensitivity, costs, limits)
-    assert within_limits(found, costs, limits)
-    assert cost_of(found, sensitivity) >= cost_of(choose(sensitivity, costs, {"size": 2.2}), sensitivity)
+    problem = Problem(sensitivity, costs, limits)
+    found = choose(problem)
+    assert problem.holds(found)
+    assert problem.predicted(found) >= problem.predicted(choose(Problem(sensitivity, costs, {"size": 2.2})))
 
 
 def test_limits_out_of_reach_are_refused() -> None:
     sensitivity, cost = tables(0)
     with pytest.raises(BudgetError, match=r"the limit of size must be reachable, got 0.01; the least that any choice gives is"):
-        choose(sensitivity, {"size": cost}, {"size": 0.01})
+        Problem(sensitivity, {"size": cost}, {"size": 0.01})
     with pytest.raises(BudgetError, match="a limit must name one of the costs, got bytes; the costs are size"):
-        choose(sensitivity, {"size": cost}, {"bytes": 1.0})
+        Problem(sensitivity, {"size": cost}, {"bytes": 1.0})
     opposed = {"a": np.array([[1.0, 9.0]]), "b": np.array([[9.0, 1.0]])}
     with pytest.raises(BudgetError, match="some assignment must keep all limits together"):
-        choose(np.array([[0.0, 0.0]]), opposed, {"a": 2.0, "b": 2.0})
+        choose(Problem(np.array([[0.0, 0.0]]), opposed, {"a": 2.0, "b": 2.0}))
 
 
 def test_costs_count_what_files_store() -> None:
     facts = [Facts("a", 1000, 10, 50_000)]
     assert size_table(facts, [*CHOICES, BitWidths(32), BitWidths(4, 8, 32)]).tolist() == [[290, 440, 540, 1040, 4000, 660]]
     assert bops_table(facts, [BitWidths(4, 8)]).tolist() == [[50_000 * 32]]
-    assert latency_table(facts, [BitWidths(8), BitWidths(32)], LatencyTable(3.0, {"a": {32: 5.0}})).tolist() == [[3, 5]]
+    assert bops_table(facts, [BitWidths(4, 4)]).tolist() == [[50_000 * 16]]
+    measured = LatencyTable(3.0, {"a": {32: 5.0}, f"a{READS}": {4: 3.5}})
+    widths = [BitWidths(8), BitWidths(4), BitWidths(8, 4), BitWidths(4, 32), BitWidths(32, 32)]
+    assert latency_table(facts, widths, measured).tolist() == [[3, 3, 3.5, 5, 5]]
     assert average_bits([*facts, Facts("b", 3000, 10, 1)], CHOICES, (0, 3)) == 6.5
 
 
 def test_the_rule_gives_the_heaviest_layers_the_high_choice() -> None:
     facts = [Facts("a", 100, 1, 10), Facts("b", 100, 1, 1000), Facts("c", 100, 1, 100)]
     costs = {"bits": bits_table(facts, CHOICES)}
-    assert rule_of_thumb(facts, costs, {"bits": 100.0 * (8 + 8 + 2)}, low=0, high=3) == (0, 3, 3)
-    assert rule_of_thumb(facts, costs, {"bits": 100.0 * (8 + 2 + 2)}, low=0, high=3) == (0, 3, 0)
+
+    def within(bits: float) -> Problem:
+        return Problem(np.zeros((3, 4)), costs, {"bits": 100.0 * bits})
+
+    assert rule_of_thumb(facts, within(8 + 8 + 2), low=0, high=3) == (0, 3, 3)
+    assert rule_of_thumb(facts, within(8 + 2 + 2), low=0, high=3) == (0, 3, 0)
     with pytest.raises(BudgetError, match="the low choice everywhere must keep the limits"):
-        rule_of_thumb(facts, costs, {"bits": 100.0 * 7}, low=2, high=3)
+        rule_of_thumb(facts, within(7), low=2, high=3)
 
 
 def test_repair_finds_what_the_additive_model_got_wrong() -> None:
     sensitivity, cost = np.array([[0.2, 0.0], [0.1, 0.0], [0.3, 0.0]]), np.array([[1.0, 2.0]] * 3)
-    first = choose(sensitivity, {"size": cost}, {"size": 5.0})
+    problem = Problem(sensitivity, {"size": cost}, {"size": 5.0})
+    first = choose(problem)
     assert first == (1, 0, 1)
 
-    def measure(assignment: tuple[int, ...]) -> float:
+    def measure(assignment: Assignment) -> float:
         return {(1, 1, 0): 0.1, (0, 1, 1): 0.3}.get(assignment, 0.5)
 
-    verified = repair(first, sensitivity, {"size": cost}, {"size": 5.0}, measure, operator.lt)
+    verified = repair(first, problem, measure, operator.lt)
     assert (verified.assignment, verified.result, verified.first) == ((1, 1, 0), 0.1, 0.5)
-    assert repair(first, sensitivity, {"size": cost}, {"size": 5.0}, measure, operator.lt, evaluations=1).assignment == first
+    assert repair(first, problem, measure, operator.lt, evaluations=1).assignment == first
 
 
 def test_repair_stays_where_it_is_unless_the_gain_is_beyond_doubt() -> None:
     sensitivity, cost = tables(0)
-    first = choose(sensitivity, {"size": cost}, {"size": 9.0})
+    problem = Problem(sensitivity, {"size": cost}, {"size": 9.0})
+    first = choose(problem)
     noise = iter(np.random.default_rng(0).normal(size=99))
-    verified = repair(first, sensitivity, {"size": cost}, {"size": 9.0}, lambda _: next(noise), lambda a, b: a < b - 9)
+    verified = repair(first, problem, lambda _: next(noise), lambda a, b: a < b - 9)
     assert verified.assignment == first and verified.evaluations == 20
 
 
@@ -125,15 +179,14 @@ def test_repair_never_measures_what_breaks_a_limit_and_never_ends_worse(seed: in
     limits, seen = {"size": float(cost.mean(1).sum())}, []
     truth = np.random.default_rng(seed + 1).random((4, 3))
 
-    def measure(assignment: tuple[int, ...]) -> float:
+    def measure(assignment: Assignment) -> float:
         seen.append(assignment)
         return cost_of(assignment, truth)
 
     if float(cost.min(1).sum()) <= limits["size"]:
-        verified = repair(
-            choose(sensitivity, {"size": cost}, limits), sensitivity, {"size": cost}, limits, measure, operator.lt, evaluations=9
-        )
-        assert all(within_limits(a, {"size": cost}, limits) for a in seen)
+        problem = Problem(sensitivity, {"size": cost}, limits)
+        verified = repair(choose(problem), problem, measure, operator.lt, evaluations=9)
+        assert all(problem.holds(a) for a in seen)
         assert verified.result == min(measure(a) for a in dict.fromkeys(seen)) <= verified.first
         assert verified.evaluations <= 9
 
@@ -150,6 +203,17 @@ def test_facts_are_those_of_the_model(published: Task, by_choice: list[Quantized
     assert sum(f.macs for f in facts) == pytest.approx(40.6e6, rel=0.01)
 
 
+def test_what_is_read_in_fewer_bits_loses_more(
+    published: Task, by_choice: list[QuantizedModel], calibration: list[Tensor]
+) -> None:
+    read = [reading_at(by_choice[3], published, bits) for bits in (4, 8)]
+    noise = noise_table(read, calibration[:1], read=True)
+    assert noise.shape == (len(tensors_of(by_choice[3])), 2)
+    assert (noise[:, 0] > noise[:, 1]).all() and noise[:, 1].max() < 0.01
+    together = noise_table([by_choice[3]], calibration[:1])  # of weights alone: what is read isn't in it
+    assert together.shape == (20, 1)
+
+
 def test_a_mixed_model_beats_a_uniform_one_of_as_many_bits(
     published: Task, by_choice: list[QuantizedModel], calibration: list[Tensor], held_out: Tensor
 ) -> None:
@@ -159,14 +223,15 @@ def test_a_mixed_model_beats_a_uniform_one_of_as_many_bits(
     facts = facts_of(by_choice[0], published.inputs)
     costs = {"bits": bits_table(facts, CHOICES)}
     limits = {"bits": 4.0 * sum(f.parameters for f in facts)}
-    found = choose(noise, costs, limits)
+    problem = Problem(noise, costs, limits)
+    found = choose(problem)
     assert average_bits(facts, CHOICES, found) <= 4
     mixed = quantize_model(
         published.model, published, Quantize(samples=32), reduced=True, scheme=scheme_of(facts, CHOICES, found)
     )
     error = relative(published.model, mixed, held_out)
     assert error < relative(published.model, by_choice[2], held_out)
-    ruled = rule_of_thumb(facts, costs, limits, low=1, high=3)
+    ruled = rule_of_thumb(facts, problem, low=1, high=3)
     by_rule = quantize_model(
         published.model, published, Quantize(samples=32), reduced=True, scheme=scheme_of(facts, CHOICES, ruled)
     )
@@ -206,9 +271,14 @@ def test_the_trace_is_that_of_the_hessian() -> None:
     def loss(m: nn.Module, batch: Batch) -> Tensor:
         return F.mse_loss(m(batch[0]), batch[1])
 
-    (trace,) = hessian_traces(quantized, loss, batches, draws=200)
+    traces = hessian_traces(quantized, loss, batches, draws=200, read=True)
+    (trace,), (read,) = traces.weights, traces.tensors
     expected = 2 * x.square().sum() / (64 * 2) * 2
     assert trace == pytest.approx(float(expected), rel=0.05)
-    table = hessian_table([quantized], [trace])
+    assert read == pytest.approx(float(model.fc.weight.detach().square().sum()), rel=0.05)  # 64 rows, each its own
+    table = hessian_table([quantized], traces)
     q, weight = quantized.quantizer("fc@0:weight"), quantized.get_parameter("fc.weight").detach()
     assert table[0, 0] == pytest.approx(trace / 6 * float((q(weight) - weight).square().sum()), rel=1e-5)
+    over = hessian_table_of_tensors([quantized], traces, [x])
+    grid = quantized.quantizer("fc@0:input")
+    assert over[0, 0] == pytest.approx(read / x.numel() * float((grid(x) - x).square().sum()), rel=1e-5)

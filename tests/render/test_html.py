@@ -13,7 +13,18 @@ from onnx import TensorProto, helper
 
 from paredown.core.artifact import Candidate
 from paredown.core.recipe import Recipe
-from paredown.core.report import Barrier, LayerBits, Parity, Report, Stage, Width
+from paredown.core.report import (
+    Barrier,
+    BitsSensitivity,
+    LayerBits,
+    LayerCost,
+    NoisyLayer,
+    Parity,
+    Report,
+    Stage,
+    Width,
+    WidthLoss,
+)
 from paredown.core.steps import MixedBits, Quantize
 from paredown.core.target import Target
 from paredown.render.findings import steps_text
@@ -79,9 +90,14 @@ def hostile_report() -> Report:
         widths=(Width(HOSTILE, "out", 8, 4),),
         parity=(Parity(HOSTILE, 2, HOSTILE, 1e-6, 1e-4),),
         barriers=(Barrier(HOSTILE, HOSTILE, HOSTILE),),
-        bits=(LayerBits(HOSTILE, HOSTILE, 8, 8, 32, HOSTILE),),
+        bits=(LayerBits(HOSTILE, HOSTILE, 8, 8, 32, HOSTILE, LayerCost(8, 32, 64, 1024), hostile_sensitivity()),),
+        quantization=(NoisyLayer(HOSTILE, HOSTILE, 5.0, 6.0, 0.1, 3, HOSTILE),),
         environment={HOSTILE: HOSTILE},
     )
+
+
+def hostile_sensitivity() -> BitsSensitivity:
+    return BitsSensitivity(HOSTILE, (WidthLoss(4, 0.1), WidthLoss(8, 0.0)))
 
 
 @pytest.fixture(scope="module")
@@ -206,8 +222,61 @@ def test_bits_per_layer_are_shown_with_the_reason_for_float() -> None:
     assert "Bits per layer" not in Page(render_html(sample_report())).text
 
 
-def test_a_step_with_mixed_bits_says_their_average() -> None:
+def test_what_bits_were_chosen_from_and_what_they_bought_is_shown() -> None:
+    page = render_html(dataclasses.replace(sample_report(), bits=mixed_bits()))
+    text, figures = Page(page).text, figures_of(page)
+    for words in ("What each width loses", "squared error of the model's output", "432 B of 1.73 KB", "+0.310 ms", "1.15 KB"):
+        assert words in text.replace("\xa0", " ")
+    stored = figures["bits"]["data"][1]
+    assert stored["x"] == [432, 1152] and stored["y"] == ["conv1", "layer1.0.conv1"]
+    weights, read = figures["bits-map"]["data"]
+    assert weights["x"] == ["2 bits", "4 bits", "8 bits"] and read["x"] == ["4 bits", "8 bits"]
+    marked = [[text.startswith("<b>") for text in row] for row in weights["text"]]
+    assert marked == [[False, False, True], [False, True, False]]  # 8 bits of the first layer, 4 of the second
+    assert weights["z"][0][0] == pytest.approx(-2) and weights["z"][1][2] == weights["zmin"]  # nothing lost: the palest
+
+
+def test_bits_that_were_not_chosen_by_layer_have_no_map() -> None:
+    rows = tuple(dataclasses.replace(row, sensitivity=None) for row in mixed_bits())
+    page = render_html(dataclasses.replace(sample_report(), bits=rows))
+    assert "bits-map" not in figures_of(page) and "What each width loses" not in Page(page).text
+
+
+def test_layers_are_shown_with_their_noise_and_remedy_the_noisiest_first() -> None:
+    layers = (
+        NoisyLayer("block.conv2", "conv2d", 9.04, 8.96, 0.012, 1234, 'refine=("adaround",)'),
+        NoisyLayer("conv1", "conv2d", 38.2, None, 0.0, 0),
+    )
+    page = render_html(dataclasses.replace(sample_report(), quantization=layers))
+    text, figures = Page(page).text.replace("\xa0", " "), figures_of(page)
+    for words in (
+        "What quantization costs each layer",
+        "9.0 dB",
+        "1.2 %",
+        "1,234",
+        'refine=("adaround",)',
+        "1 of 2 want mending",
+    ):
+        assert words in text
+    bars, marks = figures["noise"]["data"]
+    assert bars["y"] == ["block.conv2", "conv1"] and marks["x"] == [8.96]
+    assert "What quantization costs" not in Page(render_html(sample_report())).text
+
+
+def mixed_bits() -> tuple[LayerBits, ...]:
+    """Two layers whose bits were chosen, of weights and of what they read."""
+    read = (WidthLoss(4, 3e-3), WidthLoss(8, 2e-5))
+    first = BitsSensitivity("noise", (WidthLoss(2, 1e-2), WidthLoss(4, 1e-3), WidthLoss(8, 4e-6)), read, 0.31)
+    second = BitsSensitivity("noise", (WidthLoss(2, 4e-3), WidthLoss(4, 2e-4), WidthLoss(8, 0.0)), read)
+    return (
+        LayerBits("conv1", "conv2d", 432, 8, 8, "", LayerCost(432, 1728, 28_311_552, 452_984_832), first),
+        LayerBits("layer1.0.conv1", "conv2d", 2304, 4, 4, "", LayerCost(1152, 9216, 37_748_736, 2_415_919_104), second),
+    )
+
+
+def test_a_step_with_mixed_bits_says_their_limits() -> None:
     assert steps_text(Recipe((Quantize(bits=MixedBits(4)),))) == "quantize bits on average 4"
+    assert steps_text(Recipe((Quantize(bits=MixedBits(size="0.2x")),))) == "quantize bits in 0.2x"
 
 
 def test_report_without_stages_widths_or_barriers_still_renders() -> None:

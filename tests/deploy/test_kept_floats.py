@@ -1,0 +1,63 @@
+"""What is protected between integer layers runs in float, with the weights that it has."""
+
+import pathlib
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+import paredown
+from paredown import Quantize, Task
+from paredown.deploy.capabilities import int8_operators
+
+
+def test_a_layer_in_float_between_integer_ones_stays_in_float(pattern_task: Task, tmp_path: pathlib.Path) -> None:
+    """ONNX Runtime would round its weights to 8 bits by itself."""
+    for protect, floats in (((), 0), (("block1.conv2",), 1), (("block1.conv2", "block2.conv1"), 2)):
+        model = paredown.quantize(pattern_task, Quantize(protect=protect))
+        artifact = paredown.export(model, pattern_task, path=tmp_path / "m.onnx")
+        floating = int8_operators(artifact.path).floating
+        assert floating.get("Conv", 0) + floating.get("FusedConv", 0) == floats, (protect, floating)
+
+
+class Middle(nn.Module):
+    """Two convolutions with a layer between them that has one weight far out, which 8 bits for all would round the rest by."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle, self.last = nn.Conv2d(3, 8, 3, padding=1), middle, nn.Conv2d(8, 4, 3, padding=1)
+        with torch.no_grad():
+            next(self.middle.parameters()).flatten()[0] = 50.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.middle(self.first(x).relu()).relu()).mean((2, 3))
+        return out
+
+
+@pytest.mark.parametrize(
+    "middle", [nn.Conv2d(8, 8, 3, bias=False), nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(8, 8, 2, groups=2, bias=False)]
+)
+def test_its_weights_are_those_of_the_model_with_and_without_a_bias(middle: nn.Module, tmp_path: pathlib.Path) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(16, 3, 8, 8)
+    batches = [(x, torch.zeros(16, dtype=torch.int64))]
+    task = Task(Middle(middle).eval(), (x[:2],), batches, batches)
+    model = paredown.quantize(task, Quantize(protect=("middle",)))
+    artifact = paredown.export(model, task, path=tmp_path / "m.onnx")  # raises where the file differs
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    got = paredown.load(artifact.path)(x.numpy())
+    assert np.abs(got - wanted).max() < 0.01 * np.abs(wanted).max()
+
+
+def test_the_bias_in_32_bits_is_the_bias(pattern_task: Task, tmp_path: pathlib.Path) -> None:
+    model = paredown.quantize(pattern_task, Quantize(protect=("block1.conv2",)))
+    file = onnx.load(paredown.export(model, pattern_task, path=tmp_path / "m.onnx").path)
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in file.graph.initializer}
+    (kept,) = [node for node in file.graph.node if node.output[0].endswith("_bias_kept")]
+    bias = values[kept.input[0]].astype(np.float64) * values[kept.input[1]]
+    np.testing.assert_allclose(bias, model.get_parameter("block1.conv2.bias").detach().numpy(), rtol=1e-6, atol=1e-8)
