@@ -12,6 +12,7 @@ import functools
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import numpy as np
 
 from paredown.core.errors import MeasurementError, ParedownError
 from paredown.core.target import Target
+from paredown.deploy.children import command
 from paredown.deploy.ports import Array
 from paredown.deploy.session import load
 from paredown.measure.interleave import Round, interleaved
@@ -39,17 +41,17 @@ def rounds(baseline: Path, candidate: Path, target: Target, inputs: Sequence[Arr
     with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
         arrays = Path(folder) / "inputs.npz"
         np.savez(arrays, *inputs)
-        command = [sys.executable, "-m", "paredown.deploy.stopwatch", str(baseline), str(candidate), str(arrays)]
-        command += ["--runtime", target.runtime, "--batch", str(target.batch), "--threads", str(target.threads)]
+        argv = [*command("paredown.deploy.stopwatch"), str(baseline), str(candidate), str(arrays)]
+        argv += ["--runtime", target.runtime, "--batch", str(target.batch), "--threads", str(target.threads)]
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
             try:
-                yield functools.partial(_round, process, command)
+                yield functools.partial(_round, process, argv)
             finally:
                 process.kill()
 
 
-def _round(process: "subprocess.Popen[str]", command: list[str], pairs: int) -> Round:
+def _round(process: "subprocess.Popen[str]", argv: list[str], pairs: int) -> Round:
     assert process.stdin is not None and process.stdout is not None
     answer: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):  # it ended, or what it wrote is no JSON
@@ -60,7 +62,7 @@ def _round(process: "subprocess.Popen[str]", command: list[str], pairs: int) -> 
         raise MeasurementError(
             "both files must run in the process that times them",
             got=answer.get("error", f"it ended with {process.poll()}"),
-            remedy=f"run it by hand: {' '.join(command)}",
+            remedy=f"run it by hand: {shlex.join(argv)}",
         )
     return Round(np.array(answer["times"]), answer["load"])
 

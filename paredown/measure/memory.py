@@ -6,6 +6,7 @@ started it, and this one holds torch and the model.
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,6 @@ def peak_memory(argv: Sequence[str]) -> Measurement:
         raise MeasurementError(
             "the process whose memory is measured must exit with 0",
             got=f"{code} ({lines[-1] if lines else 'no message'})",
-            remedy=f"run it by hand: {' '.join(argv)}",
+            remedy=f"run it by hand: {shlex.join(argv)}",
         )
     return Measurement("memory_mb", peak * _UNIT / 1e6, "MB")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
 from paredown.core.report import Parity
 from paredown.core.target import Target
+from paredown.deploy.children import command
 from paredown.deploy.onnx import export_onnx
 from paredown.deploy.parity import check_parity
 from paredown.deploy.session import Session, load
@@ -152,7 +152,7 @@ def with_final(candidate: Candidate, task: Task, baseline: Candidate, confidence
 
 def _peak_memory(path: Path, target: Target) -> Measurement | None:
     """Of inference in a process of its own; None where this system can't tell: no run ends for a figure that no budget names."""
-    child = [sys.executable, "-m", "paredown.deploy.child", str(path), "--runtime", target.runtime]
+    child = [*command("paredown.deploy.child"), str(path), "--runtime", target.runtime]
     child += ["--batch", str(target.batch), "--threads", str(target.threads)]
     try:
         return peak_memory(child)
