@@ -81,7 +81,7 @@ def example_case(images: int = _IMAGES, effort: str = _EFFORT, teacher_effort: s
 @functools.cache
 def example_task(images: int, teacher_effort: str) -> paredown.Task:
     """Of the teacher, which is trained the first time."""
-    load, official = data(), cifar_task(20, 100)
+    load, official = data(), cifar_task(20, 128)
     pixels, labels, _ = load.cifar10("train", images)
     train = list(zip(load.normalize(pixels).split(128), torch.as_tensor(labels).split(128), strict=True))
     given = {"example_inputs": official.example_inputs, "validation": official.validation, "test": official.test, "train": train}
