@@ -1,6 +1,6 @@
 """One case of quantization, into benchmarks/results/quantization_CASE.csv.
 
-    python -m benchmarks.quantization resnet20                 10,000 test images, a few minutes on two cores
+    python -m benchmarks.quantization resnet20                 10,000 test images; a killed case goes on where it stopped
     python -m benchmarks.quantization resnet20 --samples 500   the same on fewer, to see that it works; nothing is written
 
 Peers in the same run: ONNX Runtime's quantizer, and NNCF, which the extra `bench` installs; one that isn't there has no rows.
@@ -8,13 +8,12 @@ Peers in the same run: ONNX Runtime's quantizer, and NNCF, which the extra `benc
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 from benchmarks.quantization import convnets, language, lowbit, memory, zoo
+from benchmarks.quantization.parts import Parts, done, forget
 from benchmarks.record import write
 
-Rows = list[dict[str, Any]]
-CASES: dict[str, tuple[Callable[[int | None], Rows], str]] = {
+CASES: dict[str, tuple[Callable[[int | None], Parts], str]] = {
     "resnet20": (lambda samples: convnets.cifar(20, samples), "int8 of the CIFAR ResNet-20, in both runtimes, beside the peers"),
     "resnet56": (lambda samples: convnets.cifar(56, samples), "likewise of ResNet-56"),
     "lite0": (convnets.lite0, "likewise of EfficientNet-Lite0, by agreement with fp32 on enlarged CIFAR images"),
@@ -37,11 +36,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="of each split (of the zoo: models); the result is shown, not written")
     parser.epilog = f"cases:\n{known}"
     options = parser.parse_args()
-    rows = CASES[options.case][0](options.samples)
-    for row in rows:
-        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    rows = done(options.case, CASES[options.case][0](options.samples), kept=options.samples is None)
     if options.samples is None:
-        print(write(f"quantization_{options.case}.csv", rows))
+        print(write(f"quantization_{options.case}.csv", rows, other_machines=True))
+        forget(options.case)
 
 
 if __name__ == "__main__":

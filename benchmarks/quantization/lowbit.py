@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 import paredown
 from benchmarks.cifar import recovered
 from benchmarks.quantization.convnets import exported, limited, scored
+from benchmarks.quantization.parts import Parts, Rows
 from benchmarks.record import row
 from examples.cifar10_resnet20 import task as cifar_task
 from paredown.core.measurement import Measurement
@@ -16,10 +18,10 @@ from paredown.core.target import Target
 from paredown.measure.quality import drop, quality
 
 _TARGET = Target("onnxruntime", batch=64)
-Rows = list[dict[str, Any]]
+Model = Callable[[], nn.Module]
 
 
-def trained(samples: int | None) -> Rows:
+def trained(samples: int | None) -> Parts:
     """Weights of 4 bits, every scale trained, three epochs of distillation; a few steps where `samples` is given."""
     task = limited(cifar_task(20), samples)
     effort = "3 epochs" if samples is None else "10 steps"
@@ -29,47 +31,66 @@ def trained(samples: int | None) -> Rows:
     step = paredown.Quantize(bits=4, scales="lsq", target=_TARGET.runtime)
     if samples is not None:
         tuned = paredown.distill(task, recovery, model=paredown.quantize(task, step))
-        return _rows(task, {"4 bits, lsq": tuned})
-    students = {f"4 bits, lsq, seed {seed}": recovered(task, paredown.Recipe((step, recovery)), seed) for seed in (0, 1, 2)}
-    return _rows(task, {"4 bits, not trained": paredown.quantize(task, step), **students})
+        return {"lsq": lambda: _rows(task, {"4 bits, lsq": lambda: tuned})}
+
+    def student(seed: int) -> Model:  # kept under runs/bench
+        return lambda: recovered(task, paredown.Recipe((step, recovery)), seed)
+
+    students = {f"4 bits, lsq, seed {seed}": student(seed) for seed in (0, 1, 2)}
+    return {"all": lambda: _rows(task, {"4 bits, not trained": lambda: paredown.quantize(task, step), **students})}
 
 
-def mixed(samples: int | None) -> Rows:
-    """4 bits on average, without training. `evaluations`: with the local search on validation images, and without."""
+def mixed(samples: int | None) -> Parts:
+    """4 bits on average, without training. `evaluations`: with the local search on validation images, and without. Then 0.4x
+    the bit operations of 8 and 8 bits, by weights alone and by what layers read too.
+    """
     task = limited(cifar_task(20), samples)
 
-    def chosen(**fields: Any) -> nn.Module:
-        return paredown.quantize(task, paredown.Quantize(bits=paredown.MixedBits(average=4, **fields), target=_TARGET.runtime))
+    def chosen(**fields: Any) -> Model:
+        wanted = paredown.MixedBits(**({"average": 4} if "bops" not in fields else {}) | fields)
+        return lambda: paredown.quantize(task, paredown.Quantize(bits=wanted, target=_TARGET.runtime))
 
-    models = {
-        "4 bits everywhere but at the edges": paredown.quantize(task, paredown.Quantize(bits=4, target=_TARGET.runtime)),
+    verified = 20 if samples is None else 3
+    by_average = {
         "4 bits everywhere": chosen(choices=(4, 8), evaluations=1),
+        "4 bits everywhere but at the edges": lambda: paredown.quantize(task, paredown.Quantize(bits=4, target=_TARGET.runtime)),
         "exact, by noise": chosen(evaluations=1),
-        "exact, by noise, verified": chosen(evaluations=20 if samples is None else 3),
+        "exact, by noise, verified": chosen(evaluations=verified),
         "exact, by the Hessian": chosen(evaluations=1, sensitivity="hessian"),
         "by the rule": chosen(method="rule"),
     }
-    return _rows(task, models)
+    by_operations = {
+        "0.4x bit operations, weights alone": chosen(bops=0.4, evaluations=verified),
+        "0.4x bit operations, weights and activations": chosen(bops=0.4, activations=(4, 8), evaluations=verified),
+    }
+    return {"average": lambda: _rows(task, by_average), "operations": lambda: _rows(task, by_operations)}
 
 
-def rounding(samples: int | None) -> Rows:
+def rounding(samples: int | None) -> Parts:
     """4 bits without labels; 256 training images are held."""
     task = limited(cifar_task(20), samples)
-    ways: dict[str, tuple[Any, ...]] = {"nearest": (), "adaround": ("adaround",), "brecq": ("brecq",)}
-    steps = {name: paredown.Quantize(bits=4, refine=refine, target=_TARGET.runtime) for name, refine in ways.items()}
-    return _rows(task, {name: paredown.quantize(task, step) for name, step in steps.items()})
+
+    def rounded(*refine: Any) -> Model:
+        return lambda: paredown.quantize(task, paredown.Quantize(bits=4, refine=refine, target=_TARGET.runtime))
+
+    ways = {"nearest": rounded(), "adaround": rounded("adaround"), "brecq": rounded("brecq")}
+    return {"all": lambda: _rows(task, ways)}
 
 
-def _rows(task: paredown.Task, models: dict[str, nn.Module]) -> Rows:
+def _rows(task: paredown.Task, models: dict[str, Model]) -> Rows:
+    """Each beside fp32, and beside the first of them."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         whole = exported(task.model, task, _TARGET, folder / "fp32.onnx")
         before = scored(task, whole, _TARGET)
-        rows = [row("fp32", quality(before, 0.95))]
+        rows, first = [row("fp32", quality(before, 0.95))], None
         for number, (case, model) in enumerate(models.items()):
-            file = exported(model, task, _TARGET, folder / f"{number}.onnx")
+            file = exported(model(), task, _TARGET, folder / f"{number}.onnx")
             after = scored(task, file, _TARGET)
             ratio = file.stat().st_size / whole.stat().st_size
             rows += [row(case, quality(after, 0.95)), row(case, drop(before, after))]
             rows.append(row(case, Measurement("size_ratio", ratio, "x")))
+            if first is not None:
+                rows.append(row(f"{case} against {next(iter(models))}", drop(first, after)))
+            first = after if first is None else first
     return rows

@@ -1,5 +1,6 @@
 """Peak memory of calibration, in a process of its own for each number of batches."""
 
+import functools
 import multiprocessing
 import resource
 from collections.abc import Iterator
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import paredown
+from benchmarks.quantization.parts import Parts, Rows
 from benchmarks.record import row
 from paredown.core.measurement import Measurement
 
 _BATCH, _FEW, _MANY = 16, 40, 4000
-Rows = list[dict[str, Any]]
 
 
 class Stream:
@@ -28,14 +29,18 @@ class Stream:
             yield torch.randn(_BATCH, 3, 16, 16, generator=generator), torch.zeros(_BATCH, dtype=torch.int64)
 
 
-def calibration(samples: int | None) -> Rows:
+def calibration(samples: int | None) -> Parts:
     """Each observer on 40 batches and on 4,000 (on as many as `samples` says): the second may need no more."""
-    counts, context, rows = (_FEW, samples or _MANY), multiprocessing.get_context("spawn"), []
-    for observer in ("minmax", "percentile", "moving_average", "mse", "kl"):
-        for count in counts:
-            with context.Pool(1) as pool:
-                peak = pool.apply(peak_megabytes, (observer, count))
-            rows.append(row(f"{observer}, {count} batches", Measurement("peak_memory", peak, "MB")))
+    observers = ("minmax", "percentile", "moving_average", "mse", "kl")
+    return {observer: functools.partial(_peaks, observer, samples or _MANY) for observer in observers}
+
+
+def _peaks(observer: str, many: int) -> Rows:
+    rows: Rows = []
+    for count in (_FEW, many):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peak = pool.apply(peak_megabytes, (observer, count))
+        rows.append(row(f"{observer}, {count} batches", Measurement("peak_memory", peak, "MB")))
     return rows
 
 

@@ -69,6 +69,17 @@ def onnxruntime_int8(task: paredown.Task, whole: pathlib.Path, file: pathlib.Pat
     prepared.unlink()
 
 
+def onnxruntime_dynamic(whole: pathlib.Path, file: pathlib.Path) -> None:
+    """Weights of linear layers and embeddings in int8 per channel, activations as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    prepared = file.with_suffix(".prepared.onnx")
+    quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
+    quantize_dynamic(str(prepared), str(file), per_channel=True, reduce_range=not has_vnni(), weight_type=QuantType.QInt8)
+    prepared.unlink()
+
+
 def nncf_int8(task: paredown.Task, whole: pathlib.Path, file: pathlib.Path) -> None:
     """Its defaults on an ONNX model."""
     import nncf
