@@ -50,6 +50,8 @@ class Surrogate:
         self.memory = Memory(problem)
         alone = len(problem.objectives) == 1
         self.capacity, self.batch = capacity if alone else None, at_least("batch", batch, 1)
+        costs = len(problem.objectives) + len(problem.limits) > 1
+        self.literal = costs and bool(problem.space.symmetries)
         self.start = at_least("start", (16 if alone else 8) if start is None else start, 2)
         self.rerank = rerank if len(problem.fidelities) > 1 else 0.0
         self.known: list[Result] = []
@@ -118,14 +120,15 @@ class Surrogate:
         """Candidates and their features: a small space whole; of a large one random ones and neighbors of the best."""
         space = self.memory.problem.space
         if space.size <= ENUMERATED:
-            return enumerated(space.to_json(), self.capacity)
+            return enumerated(space.to_json(), self.capacity, self.literal)
         best = np.argsort(-scores(self.memory.problem, known), kind="stable")[:_NEAR]
         pool = [near for i in best.tolist() for near in space.neighbors(known[i].architecture)]
         pool += [self.memory.uniform() for _ in range(_POOL)]
-        return pool, features(space, pool, self.capacity)
+        return pool, features(space, pool, self.capacity, literal=self.literal)
 
     def _features(self, results: Sequence[Result]) -> Matrix:
-        return features(self.memory.problem.space, [result.architecture for result in results], self.capacity)
+        architectures = [result.architecture for result in results]
+        return features(self.memory.problem.space, architectures, self.capacity, literal=self.literal)
 
     def _spent(self) -> float:
         effort = self.memory.problem.effort
