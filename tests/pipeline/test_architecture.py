@@ -225,7 +225,7 @@ def test_a_search_killed_in_the_middle_of_a_training_ends_with_the_same_weights(
     training = paredown.Training(effort="12 steps", learning_rate=0.05)
     recover = paredown.Distill(training=training)
     config = dataclasses.replace(CONFIG, supernet=training, recover=recover, evaluations=3, keep=1)
-    straight = search_subnets(task, config, strategy=Random, seed=2)
+    straight = search_subnets(task, config, strategy=Random, seed=2, out=tmp_path / "straight")
     monkeypatch.setattr(architecture, "Resume", functools.partial(Resume, steps=2))
     stopped = dataclasses.replace(task, loss=counting)
     monkeypatch.setattr(Steps, "taken", 0)
