@@ -1,18 +1,16 @@
 """ResNet-20 on CIFAR-10 as a supernet: subnets at 0.6x measured latency or less, recovered; how well inherited weights rank them.
 
-    python -m benchmarks.elastic_resnet20          about 40 minutes on two cores; goes on where it was stopped
+    python -m benchmarks.elastic_resnet20          about 40 minutes on two cores; goes on where it was killed
     python -m benchmarks.elastic_resnet20 smoke    the same path with next to no training, a few minutes; writes no results
 
 Asked: a drop of at most 1.5 points for the best of them. Everything is chosen on the validation half of the official test images;
 figures are of the other half, of the exported files. Seconds are those of all sessions that it took.
 """
 
-import contextlib
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import paredown
@@ -26,6 +24,7 @@ from paredown.pipeline.evaluate import compare_latency, score_file
 
 FOLDER = pathlib.Path("runs/bench/elastic_resnet20")
 _TARGET = Target(batch=1)
+_EVERY = 5.0  # seconds between two writes of the time spent
 _WIDTHS = paredown.Widths(floor=0.5, round_to=8)
 
 
@@ -35,8 +34,7 @@ def config(*, smoke: bool) -> paredown.Subnets:
     recover = paredown.Training(effort="2 steps" if smoke else "0.5 epochs", learning_rate=0.05)
     return paredown.Subnets(
         latency="0.6x",
-        widths=_WIDTHS,
-        varies=("depth",),
+        space=paredown.SubnetSpace(_WIDTHS, ("depth",)),
         supernet=supernet,
         evaluations=6 if smoke else 60,
         keep=2 if smoke else 8,
@@ -44,26 +42,33 @@ def config(*, smoke: bool) -> paredown.Subnets:
     )
 
 
-@contextlib.contextmanager
-def timed(path: pathlib.Path) -> Iterator[None]:
-    """Adds the seconds spent to those in a file, also where the run is stopped."""
-    start = time.monotonic()
-    try:
-        yield
-    finally:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"seconds": seconds(path) + time.monotonic() - start}))
+class Stopwatch:
+    """Seconds of all sessions together, in a file: those of a killed one too, up to its last report of progress."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path, self.start = path, time.monotonic()
+        self.before = float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
+        self.written = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.start
+
+    def __call__(self, _what: str, _fraction: float) -> None:
+        """As a run's progress."""
+        if self.seconds - self.written > _EVERY:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps({"seconds": self.seconds}))
+            self.written = self.seconds
 
 
-def seconds(path: pathlib.Path) -> float:
-    return float(json.loads(path.read_text())["seconds"]) if path.exists() else 0.0
-
-
-def longer(task: paredown.Task, best: Subnet, folder: pathlib.Path, effort: str) -> list[Measurement]:
+def longer(task: paredown.Task, best: Subnet, folder: pathlib.Path, effort: str, progress: Stopwatch) -> list[Measurement]:
     """The best subnet recovered for longer: its drop on test, and its paired latency ratio."""
     if not (folder / "manifest.json").exists():
         training = paredown.Training(effort=effort, learning_rate=0.05)
-        paredown.save_checkpoint(paredown.distill(task, paredown.Distill(training=training), model=best.model), folder)
+        config, halfway = paredown.Distill(training=training), folder.with_name(f"{folder.name}-halfway")
+        found = paredown.distill(task, config, model=best.model, resume=halfway, progress=progress)
+        paredown.save_checkpoint(found, folder)
     model = paredown.load_checkpoint(folder, task.model)
     files = [folder.with_name(f"{folder.name}-{name}.onnx") for name in ("original", "subnet")]
     for each, file in zip((task.model, model), files, strict=True):
@@ -80,18 +85,20 @@ def rows(result: SubnetResult, final: list[Measurement]) -> list[dict[str, Any]]
         found += [row(f"subnet {i}, short recovery", m, **shared) for m in measured]
     correlation = Measurement("rank correlation", result.rank_correlation or 0.0, "", len(result.candidates))
     found.append(row("inherited against recovered, validation", correlation))
+    if result.blocks is not None and result.blocks.error is not None:
+        error = Measurement("error of the latency table", result.blocks.error, "", len(result.blocks.timed.ms))
+        found.append(row("root mean square, over subnets timed as a whole", error))
     return [*found, *(row("best subnet, 3 epochs of recovery", m) for m in final)]
 
 
 def main(mode: str = "full") -> None:
     smoke = mode == "smoke"
     folder = FOLDER.with_name(f"{FOLDER.name}{'-smoke' if smoke else ''}")
-    clock = folder.with_name(f"{folder.name}.json")
-    with timed(clock):
-        task = cifar_task(train_limit=1_000 if smoke else None)
-        result = search_subnets(task, config(smoke=smoke), target=_TARGET, out=folder)
-        final = longer(task, result.best, folder.with_name(f"{folder.name}-best"), "2 steps" if smoke else "3 epochs")
-    found = [{**each, "seconds": round(seconds(clock))} for each in rows(result, final)]
+    clock = Stopwatch(folder.with_name(f"{folder.name}.json"))
+    task = cifar_task(train_limit=1_000 if smoke else None)
+    result = search_subnets(task, config(smoke=smoke), target=_TARGET, out=folder, progress=clock)
+    final = longer(task, result.best, folder.with_name(f"{folder.name}-best"), "2 steps" if smoke else "3 epochs", clock)
+    found = [{**each, "seconds": round(clock.seconds)} for each in rows(result, final)]
     for each in found:
         print(each["case"], each["metric"], f"{each['value']:.4f}")
     if not smoke:

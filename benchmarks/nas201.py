@@ -5,20 +5,22 @@
     python -m benchmarks.nas201 20 ptq     the cases of that name alone, which write no table
 
 Replay: the 12-epoch validation accuracy is all that a strategy sees, simulated training seconds are its budget, the 200-epoch
-test
-accuracy of what it chooses is the figure. The default may spend a part of the same seconds on 200-epoch validation. Its
+test accuracy of what it chooses is the figure. The default may spend a part of the same seconds on 200-epoch validation. Its
 settings were tuned on CIFAR-10's validation accuracy; how it handles several objectives was chosen by validation hypervolumes,
 with other seeds than these (`benchmarks/nas201_choice.py`). Nothing here is trained: every number comes from the table.
 
-The other cases see the 200-epoch validation accuracy, 200 evaluations:
+The other cases see the 200-epoch validation accuracy and its standard error (that of a proportion of 25,000, 5,000 and 3,000
+validation images), 200 evaluations:
 front     CIFAR-10 error and latency on a Xeon Gold 6226; hypervolume of the chosen cells' test errors over that of the exact
-test front
-smaller   the best validation accuracy within 0.40x / 0.30x / 0.26x of the parameters of the cell of 3x3 convolutions alone
+          test front
+smaller   the best expected accuracy within 0.40x / 0.30x / 0.26x of the parameters of the cell of 3x3 convolutions alone
 ptq       the cell and its bits together: accuracy after quantization under a size that only int8 keeps for most cells
 """
 
 import functools
+import hashlib
 import importlib.util
+import inspect
 import json
 import math
 import pathlib
@@ -56,6 +58,7 @@ _LOW, _FULL = 12 / 200, 1.0
 _KILO = np.array([0.0, 0.0, 28.0, 243.04, 0.0])  # parameters of each operator over the network, thousands
 BUDGET = 200
 _SMALLER = {"c10": 0.40, "c100": 0.30, "in16": 0.26}
+_SAMPLES = {"c10": 25_000, "c100": 5_000, "in16": 3_000}  # validation images: how sure an accuracy is
 _TOP = (3,) * 6
 Column = NDArray[np.float64]
 
@@ -110,9 +113,10 @@ def table(data: str, *, full: bool, extra: dict[str, Column] | None = None) -> T
     return cell201_table(operators, metrics, seconds, {"test_accuracy": core[f"{data}_test_e200"]}, f"NAS-Bench-201 {data}")
 
 
-def only_full(both: Table) -> Table:
-    """The same table with nothing but its full trainings."""
-    return Table(both.space, {_FULL: both.columns[_FULL]}, {_FULL: both.seconds[_FULL]}, both.test_columns, both.title)
+def only_full(both: Table, data: str) -> Table:
+    """The same table with nothing but its full trainings, and how sure their accuracies are."""
+    alone = Table(both.space, {_FULL: both.columns[_FULL]}, {_FULL: both.seconds[_FULL]}, both.test_columns, both.title)
+    return alone.sampled("accuracy", _SAMPLES[data])
 
 
 def replay(data: str, name: str, seed: int) -> float:
@@ -130,7 +134,8 @@ def _tables(data: str, full: bool) -> Table:
 @functools.cache
 def latency_table() -> Table:
     found = read_columns("nasbench201_hw.parquet", ["index", "help_gold_6226_ms"])
-    return only_full(table("c10", full=True, extra={"latency_ms": found["help_gold_6226_ms"][np.argsort(found["index"])]}))
+    latency = found["help_gold_6226_ms"][np.argsort(found["index"])]
+    return only_full(table("c10", full=True, extra={"latency_ms": latency}), "c10")
 
 
 def front(strategy: StrategyFactory, seed: int) -> float:
@@ -159,7 +164,7 @@ def exact_front(split: Literal["validation", "test"]) -> tuple[Column, tuple[flo
 
 def smaller(data: str, seed: int) -> tuple[float, float]:
     """Parameters over the parent's, and the parent's test accuracy minus the chosen cell's."""
-    cells = only_full(_tables(data, True))
+    cells = only_full(_tables(data, True), data)
     parent = cells.space.values(_TOP)
     size = float(cells.columns[_FULL]["params"][cells.row(parent)])
     limit = Limit("params", high=_SMALLER[data] * size)
@@ -218,15 +223,37 @@ def cases() -> Iterable[tuple[str, Callable[[int], Any]]]:
 
 
 def values(name: str, run: Callable[[int], Any], seeds: int) -> NDArray[np.float64]:
-    """(seeds, metrics); what was computed before is read from runs/bench."""
-    done = {(r["case"], r["seed"]): r["values"] for r in _lines()}
+    """(seeds, metrics); what the same code computed before is read from runs/bench."""
+    done = {(r["case"], r["seed"]): r["values"] for r in _lines() if r.get("code") == _code()}
     with _DONE.open("a") as stream:
         for seed in range(seeds):
             if (name, seed) not in done:
                 done[name, seed] = np.atleast_1d(np.asarray(run(seed), dtype=np.float64)).tolist()
-                stream.write(json.dumps({"case": name, "seed": seed, "values": done[name, seed]}) + "\n")
+                stream.write(json.dumps({"case": name, "seed": seed, "values": done[name, seed], "code": _code()}) + "\n")
                 stream.flush()
     return np.array([done[name, seed] for seed in range(seeds)])
+
+
+def summary(name: str, found: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Rows of a case, `case|metric,metric`: mean, its interval, the spread over seeds. found (seeds, metrics); printed too."""
+    case, _, metrics = name.partition("|")
+    rows = []
+    for metric, column in zip(metrics.split(","), found.T, strict=True):
+        mean, spread = float(column.mean()), float(column.std(ddof=1))
+        half = 1.96 * spread / math.sqrt(len(column))
+        measured = Measurement(metric, mean, "", len(column), mean - half, mean + half)
+        rows.append(row(case, measured, standard_deviation=round(spread, 5), source="table"))
+        print(f"{case:45s} {metric:22s} {mean:.4f} +- {spread:.4f}", flush=True)
+    return rows
+
+
+@functools.cache
+def _code() -> str:
+    """Of what the figures depend on: the modules of paredown.nas that are imported above, and what a case does with them."""
+    names = sorted(name for name in sys.modules if name.startswith("paredown.nas."))
+    sources = [inspect.getsource(sys.modules[name]) for name in names]
+    sources += [inspect.getsource(each) for each in (table, only_full, replay, front, smaller, Quantized, ptq)]
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
 
 
 def _lines() -> list[dict[str, Any]]:
@@ -241,14 +268,7 @@ def main(seeds: int = 200, *only: str) -> None:
     for name, run in cases():
         if only and not name.startswith(only):
             continue
-        found = values(name, run, seeds)
-        case, _, metrics = name.partition("|")
-        for metric, column in zip(metrics.split(","), found.T, strict=True):
-            mean, spread = float(column.mean()), float(column.std(ddof=1))
-            half = 1.96 * spread / math.sqrt(seeds)
-            measured = Measurement(metric, mean, "", seeds, mean - half, mean + half)
-            rows.append(row(case, measured, standard_deviation=round(spread, 5), source="table"))
-            print(f"{case:45s} {metric:22s} {mean:.4f} +- {spread:.4f}", flush=True)
+        rows += summary(name, values(name, run, seeds))
     if not only:
         print(write("nas201.csv", rows))
 

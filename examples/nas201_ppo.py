@@ -6,12 +6,14 @@ The search reads the published table (../shared/data): its accuracies were measu
 are theirs. What is trained here, for a few steps only, is the winner's own network on CIFAR-10.
 """
 
+import pathlib
 import sys
 
 import numpy as np
 import torch
 from cifar10_resnet20 import data  # the example beside this one
 
+import paredown
 from paredown.core.effort import Effort
 from paredown.core.steps import Training
 from paredown.measure.cost import count_macs, count_parameters
@@ -20,11 +22,11 @@ from paredown.nas.cell201_network import build
 from paredown.nas.evaluators.table import Table, cell201_table
 from paredown.nas.evaluators.training import Data, TrainingEvaluator, mean_metric
 from paredown.nas.outcome import Found, SearchResult
-from paredown.nas.search import search
 from paredown.nas.strategies.genetic import Genetic
 from paredown.nas.strategies.ppo import PPO
 from paredown.nas.strategies.strategy import StrategyFactory
 
+PAGES = pathlib.Path("runs")
 STRATEGIES: dict[str, StrategyFactory] = {"PPO": PPO, "evolution (evaluate, cross over, mutate)": Genetic}
 
 
@@ -69,10 +71,12 @@ def train(winner: Found, steps: int) -> float:
 
 
 def main(steps: int = 20) -> None:
+    PAGES.mkdir(exist_ok=True)
     cells = table()
     for name, strategy in STRATEGIES.items():
-        found = search(cells.space, cells, strategy=strategy, effort="20000 s", seed=0)
+        found = paredown.search(cells.space, cells, strategy=strategy, effort="20000 s", seed=0)
         show(name, found)
+        print(f"  page: {found.save_html(PAGES / f'nas201-{found.strategy.lower()}.html')}")
         train(found.best, steps)
 
 

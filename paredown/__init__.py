@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from paredown.core.steps import Weights as Weights
     from paredown.core.steps import Widths as Widths
     from paredown.core.subnets import Subnets as Subnets
+    from paredown.core.subnets import SubnetSpace as SubnetSpace
     from paredown.core.target import Target
     from paredown.core.training import Resume as Resume
     from paredown.core.training import Training
     from paredown.deploy.session import load
     from paredown.distillation.compared import propose_pairs as propose_pairs
     from paredown.distillation.teachers import Cached as Cached
-    from paredown.nas.search import search
+    from paredown.pipeline.after_quantization import AfterQuantization as AfterQuantization
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
     from paredown.pipeline.architecture import elastic_space as elastic_space
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.chain import distill_chain
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
+    from paredown.pipeline.search import search
     from paredown.pipeline.steps import distill, export, prune, quantize, sparsify
     from paredown.quantization.bits import layer_bits as layer_bits
     from paredown.task.metric import CORPUS, PER_SAMPLE, Metric, top1
@@ -75,7 +77,8 @@ _HOME = {
     "compress": "pipeline.compress", "distill": "pipeline.steps", "distill_chain": "pipeline.chain",
     "export": "pipeline.steps", "prune": "pipeline.steps",
     "quantize": "pipeline.steps", "layer_bits": "quantization.bits", "sparsify": "pipeline.steps",
-    "search": "nas.search",
+    "search": "pipeline.search",
+    "AfterQuantization": "pipeline.after_quantization", "SubnetSpace": "core.subnets",
     "Subnets": "core.subnets", "search_subnets": "pipeline.architecture", "elastic_space": "pipeline.architecture",
 }  # fmt: skip
 

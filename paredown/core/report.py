@@ -1,9 +1,6 @@
 """What a run found: baseline, stages with the gate's verdicts, the front, the best candidate. Data only; `render` draws it."""
 
-import contextlib
 import dataclasses
-import errno
-import os
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,8 +10,9 @@ import pydantic
 
 from paredown.core.artifact import Candidate
 from paredown.core.budget import Budget
-from paredown.core.errors import ArtifactError, OutputError, ParedownError
+from paredown.core.errors import ArtifactError, ParedownError
 from paredown.core.measurement import Measurement
+from paredown.core.page import write_page
 from paredown.core.recipe import Recipe
 from paredown.core.target import Target
 
@@ -292,30 +290,10 @@ class Report:
         """One self-contained page that opens offline, whole or not at all. Raises OutputError where it can't be written."""
         if self.render is None:
             raise ArtifactError("a report read from a file has no renderer", remedy="run `paredown report DIR`")
-        target, page = pathlib.Path(path), self.render(self)
-        try:
-            _replace(target, page)
-        except OSError as error:
-            raise OutputError(
-                "the page must be writable", got=f"{target}: {error.strerror}", remedy="name a file in a folder that is there"
-            ) from error
-        return target
+        return write_page(path, self.render(self))
 
     def with_renderer(self, render: Callable[["Report"], str]) -> "Report":
         return dataclasses.replace(self, render=render)
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Under another name first, then renamed, so that `path` never holds half a page."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    scratch = path.with_name(f".{path.name}.part")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
 
 
 def _read(cls: type[_T], text: str | bytes, what: str, remedy: str) -> _T:

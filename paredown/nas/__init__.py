@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paredown.nas.composite import per_layer, product, split
+    from paredown.nas.evaluators.blocks import BlockLatency, measure_blocks
     from paredown.nas.evaluators.evaluator import Evaluator, FunctionEvaluator, Job, Outcome
     from paredown.nas.evaluators.executor import Processes
     from paredown.nas.evaluators.halving import Rung, successive_halving
-    from paredown.nas.evaluators.table import Table
+    from paredown.nas.evaluators.proxies.evaluator import ProxyEvaluator
+    from paredown.nas.evaluators.supernet import SupernetEvaluator, train_supernet
+    from paredown.nas.evaluators.table import Table, from_nats_bench
     from paredown.nas.evaluators.training import Data, TrainingEvaluator
     from paredown.nas.outcome import Found, SearchResult
     from paredown.nas.problem import Limit, Objective
@@ -32,7 +35,10 @@ _HOME = {
     "Objective": "problem", "Limit": "problem", "SearchResult": "outcome", "Found": "outcome",
     "Evaluator": "evaluators.evaluator", "FunctionEvaluator": "evaluators.evaluator", "Job": "evaluators.evaluator",
     "Outcome": "evaluators.evaluator", "Processes": "evaluators.executor", "Rung": "evaluators.halving",
-    "successive_halving": "evaluators.halving", "Table": "evaluators.table", "Data": "evaluators.training",
+    "successive_halving": "evaluators.halving", "Table": "evaluators.table",
+    "from_nats_bench": "evaluators.table", "ProxyEvaluator": "evaluators.proxies.evaluator",
+    "SupernetEvaluator": "evaluators.supernet", "train_supernet": "evaluators.supernet",
+    "BlockLatency": "evaluators.blocks", "measure_blocks": "evaluators.blocks", "Data": "evaluators.training",
     "TrainingEvaluator": "evaluators.training", "Genetic": "strategies.genetic", "LocalSearch": "strategies.local_search",
     "NSGA2": "strategies.nsga2", "Optuna": "strategies.optuna", "PPO": "strategies.ppo", "Random": "strategies.random",
     "RegularizedEvolution": "strategies.regularized_evolution", "Reinforce": "strategies.reinforce",
@@ -44,6 +50,7 @@ __all__ = [
     "PPO",
     "ActiveIf",
     "AtMost",
+    "BlockLatency",
     "Choice",
     "Data",
     "Evaluator",
@@ -60,19 +67,24 @@ __all__ = [
     "Ordinal",
     "Outcome",
     "Processes",
+    "ProxyEvaluator",
     "Random",
     "RegularizedEvolution",
     "Reinforce",
     "Rung",
     "SearchResult",
     "Space",
+    "SupernetEvaluator",
     "Surrogate",
     "Table",
     "TrainingEvaluator",
+    "from_nats_bench",
+    "measure_blocks",
     "per_layer",
     "product",
     "split",
     "successive_halving",
+    "train_supernet",
 ]
 
 

@@ -3,14 +3,18 @@
 `source` says where the numbers come from, for the whole and for each result: "table" means that nothing was trained.
 """
 
+import dataclasses
+import pathlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic
 
 from paredown.core.errors import SearchError
+from paredown.core.page import write_page
+from paredown.nas.expected import expected
 from paredown.nas.problem import Limit, Objective, Problem, Result, SearchEffort, Source
 from paredown.nas.scores import scores
 from paredown.nas.space import Architecture, Space, Value
@@ -18,8 +22,10 @@ from paredown.nas.space import Architecture, Space, Value
 
 @dataclass(frozen=True)
 class Found:
-    """An architecture that the search hands back. validation: metrics that it was chosen by; test: read once, after the
-    search."""
+    """An architecture that the search hands back. validation: as measured; test: read once, after the search.
+
+    expected: of noisy validation metrics what another evaluation is expected to give, which is what chose (`nas/expected.py`).
+    """
 
     architecture: Architecture
     values: Mapping[str, Value]
@@ -27,6 +33,7 @@ class Found:
     test: Mapping[str, float]
     fidelity: float
     source: Source
+    expected: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,16 +66,17 @@ class SearchResult:
     front: tuple[Found, ...]
     history: tuple[Result, ...]
     curve: tuple[Point, ...]
+    render: Callable[["SearchResult"], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def candidates(self) -> tuple[Found, ...]:
         """Every architecture that was judged, best first, those outside the limits last; test metrics are the front's alone."""
-        results = judged(self.history)
-        order = (-scores(Problem(self.space, self.objectives, self.limits), results)).argsort(kind="stable")
+        problem, results = Problem(self.space, self.objectives, self.limits), judged(self.history)
+        worth = expected(problem, results)
+        order = (-scores(problem, worth)).argsort(kind="stable")
         known = {found.architecture: found for found in (*self.front, self.best)}
-        ranked = dict.fromkeys(results[i].architecture for i in order)
-        by_architecture = {result.architecture: result for result in results}
-        return tuple(known.get(a) or as_found(self.space, by_architecture[a]) for a in ranked)
+        ranked = {results[i].architecture: (results[i], worth[i]) for i in order}
+        return tuple(known.get(a) or as_found(self.space, *both) for a, both in ranked.items())
 
     def __str__(self) -> str:
         """Where the numbers come from, and the best of the front in a line each."""
@@ -79,15 +87,31 @@ class SearchResult:
 
     def shared_choices(self, top: int = 10) -> dict[str, dict[str, float]]:
         """What the good ones have in common: for each dimension its options' shares among the `top` best by the first
-        objective."""
+        objective; those outside the limits come last."""
         good = [result for result in self.history if not result.failed]
-        good.sort(key=lambda result: (-result.fidelity, self.objectives[0].cost(result.metrics)))
+
+        def rank(result: Result) -> tuple[float, float, float]:
+            outside = sum(limit.violation(result.metrics) for limit in self.limits)
+            return outside, -result.fidelity, self.objectives[0].cost(result.metrics)
+
+        good.sort(key=rank)
         chosen = [self.space.values(result.architecture) for result in good[:top]]
         counts = {d.name: Counter(str(values[d.name]) for values in chosen) for d in self.space.dimensions}
         return {name: {option: n / len(chosen) for option, n in count.most_common()} for name, count in counts.items()}
 
+    def save_html(self, path: str | pathlib.Path) -> pathlib.Path:
+        """One self-contained page that opens offline, whole or not at all. Raises OutputError where it can't be written."""
+        if self.render is None:
+            raise SearchError(
+                "a result read from JSON has no renderer", remedy="call paredown.search with the same store: nothing runs twice"
+            )
+        return write_page(path, self.render(self))
+
+    def with_renderer(self, render: Callable[["SearchResult"], str]) -> "SearchResult":
+        return dataclasses.replace(self, render=render)
+
     def to_json(self) -> str:
-        return str(_ADAPTER.dump_json(self, indent=1), "utf-8")
+        return str(_ADAPTER.dump_json(self, indent=1, exclude={"render"}), "utf-8")
 
     @classmethod
     def from_json(cls, text: str) -> "SearchResult":
@@ -111,10 +135,13 @@ def judged(history: Sequence[Result]) -> list[Result]:
     return [result for result in good if result.fidelity == top]
 
 
-def as_found(space: Space, result: Result, test: Mapping[str, float] | None = None) -> Found:
-    """A result with its values by name, and what was read on test data, if anything was."""
+def as_found(space: Space, result: Result, worth: Result, test: Mapping[str, float] | None = None) -> Found:
+    """A result with its values by name, what is expected of it, and what was read on test data, if anything was."""
     values = space.values(result.architecture)
-    return Found(result.architecture, values, dict(result.metrics), dict(test or {}), result.fidelity, result.source)
+    better_known = {name: worth.metrics[name] for name, deviation in result.deviation.items() if deviation > 0}
+    return Found(
+        result.architecture, values, dict(result.metrics), dict(test or {}), result.fidelity, result.source, better_known
+    )
 
 
 def _line(found: Found) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.core.errors import SearchError
+from paredown.core.search_report import Source as Source  # noqa: PLC0414 (results name their source)
 from paredown.nas.space import Architecture, Space
 
 Vector: TypeAlias = NDArray[np.float64]
-Source = Literal["table", "training", "supernet", "proxy", "function"]
 _FULL = 1.0
 
 
@@ -30,6 +30,9 @@ class Objective:
     def cost(self, metrics: Mapping[str, float]) -> float:
         """Smaller is better. Raises SearchError where the evaluation gave no such metric."""
         return -_metric(metrics, self.metric) if self.maximize else _metric(metrics, self.metric)
+
+
+ACCURACY = (Objective("accuracy", maximize=True),)
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Problem:
     """
 
     space: Space
-    objectives: tuple[Objective, ...] = (Objective("accuracy", maximize=True),)
+    objectives: tuple[Objective, ...] = ACCURACY
     limits: tuple[Limit, ...] = ()
     effort: SearchEffort = field(default_factory=lambda: SearchEffort(100))
     fidelities: tuple[float, ...] = (_FULL,)
@@ -122,7 +125,10 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out. metrics: on validation data only. seconds: what it cost. failed: why it gave no metrics, or ""."""
+    """What came out. metrics: on validation data only. seconds: what it cost. failed: why it gave no metrics, or "".
+
+    deviation: the standard deviation of a metric as an estimate; one that isn't named is taken as exact.
+    """
 
     architecture: Architecture
     fidelity: float
@@ -130,6 +136,7 @@ class Result:
     seconds: float = 0.0
     source: Source = "function"
     failed: str = ""
+    deviation: Mapping[str, float] = field(default_factory=dict)
 
 
 def _metric(metrics: Mapping[str, float], name: str) -> float:

@@ -15,15 +15,15 @@ from paredown.nas.evaluators.evaluator import Evaluator, Function, Job, Tested, 
 from paredown.nas.evaluators.executor import Executor
 from paredown.nas.evaluators.halving import as_executor
 from paredown.nas.evaluators.store import Store
+from paredown.nas.expected import expected
 from paredown.nas.outcome import Found, Point, SearchResult, as_found, judged
 from paredown.nas.pareto import front
-from paredown.nas.problem import Limit, Objective, Problem, Proposal, Result, SearchEffort
+from paredown.nas.problem import ACCURACY, Limit, Objective, Problem, Proposal, Result, SearchEffort
 from paredown.nas.scores import scores
 from paredown.nas.space import Space
 from paredown.nas.strategies.strategy import Strategy, StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
 
-_ACCURACY = (Objective("accuracy", maximize=True),)
 _IDLE = 3  # batches in a row from which nothing came: then the strategy has run dry
 
 
@@ -33,18 +33,13 @@ def search(
     *,
     strategy: StrategyFactory = Surrogate,
     effort: int | str | SearchEffort = 100,
-    objectives: Sequence[Objective] = _ACCURACY,
+    objectives: Sequence[Objective] = ACCURACY,
     limits: Sequence[Limit] = (),
     seed: int = 0,
     store: str | pathlib.Path | None = None,
 ) -> SearchResult:
-    """The best architectures of `space` by what `evaluate` says of them.
-
-    evaluate: a function of an architecture's values, an Evaluator, or an Executor around either (`Processes(f, workers=2)`).
-    strategy: a strategy's class, or `functools.partial(PPO, rollout=16)`.
-    effort: 200, "200 evaluations" or "20000 s"; an evaluation that would end after the effort's seconds doesn't count.
-    store: a file; the search goes on from what it holds.
-    Raises SearchError where no evaluation succeeded, or an objective names a metric that isn't there.
+    """As `paredown.search`, which adds what draws the result. Raises SearchError where no evaluation succeeded, or an objective
+    names a metric that isn't there; ArtifactError for the store of another search.
     """
     executor = as_executor(evaluate)
     problem = Problem(space, tuple(objectives), tuple(limits), SearchEffort.parse(effort), executor.evaluator.fidelities, seed)
@@ -89,7 +84,8 @@ def evaluated(problem: Problem, proposals: Sequence[Proposal], executor: Executo
 
 
 def conclude(problem: Problem, strategy: str, evaluator: Evaluator, history: Sequence[Result]) -> SearchResult:
-    """The report of a history. Candidates are judged at the highest fidelity that any succeeded at."""
+    """The report of a history. Candidates are judged at the highest fidelity that any succeeded at, noisy ones by what is
+    expected of them."""
     results = judged(history)
     if not results:
         why = history[0].failed if history else "nothing was evaluated"
@@ -97,9 +93,10 @@ def conclude(problem: Problem, strategy: str, evaluator: Evaluator, history: Seq
             "a search needs an evaluation that succeeds", got=why, remedy="run the evaluator on one architecture alone"
         )
     test = evaluator.test if isinstance(evaluator, Tested) else None
-    chosen = front(problem, results)
-    best = int(scores(problem, results).argmax())
-    shown = [_tested(problem, results[i], test) for i in chosen]
+    worth = expected(problem, results)
+    chosen = front(problem, worth)
+    best = int(scores(problem, worth).argmax())
+    shown = [_tested(problem, results[i], worth[i], test) for i in chosen]
     return SearchResult(
         space=problem.space,
         objectives=problem.objectives,
@@ -109,7 +106,7 @@ def conclude(problem: Problem, strategy: str, evaluator: Evaluator, history: Seq
         evaluator=evaluator.name,
         source=evaluator.source,
         seed=problem.seed,
-        best=shown[chosen.index(best)] if best in chosen else _tested(problem, results[best], test),
+        best=shown[chosen.index(best)] if best in chosen else _tested(problem, results[best], worth[best], test),
         feasible=bool(chosen),
         front=tuple(shown),
         history=tuple(history),
@@ -139,9 +136,9 @@ def identity(problem: Problem, evaluator: Evaluator) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _tested(problem: Problem, result: Result, test: Callable[[Values], Mapping[str, float]] | None) -> Found:
+def _tested(problem: Problem, result: Result, worth: Result, test: Callable[[Values], Mapping[str, float]] | None) -> Found:
     values = problem.space.values(result.architecture)
-    return as_found(problem.space, result, None if test is None else test(values))
+    return as_found(problem.space, result, worth, None if test is None else test(values))
 
 
 def _nothing(_result: Result) -> None:

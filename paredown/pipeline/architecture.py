@@ -4,12 +4,13 @@
     runtime -> the best are recovered by distillation from the original -> each is exported and held against the original
 
 Choices rest on the validation split; the test split is read once, for what is returned. With a folder, each finished part is on
-disk before the next begins, and a run that was stopped goes on from there.
+disk before the next begins, and a run that was stopped goes on from there, in the middle of a training too.
 """
 
 import dataclasses
 import functools
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,30 +24,42 @@ from torch import Tensor, nn
 
 from paredown.core.errors import ArtifactError, SearchError
 from paredown.core.measurement import Measurement
+from paredown.core.page import write_page
 from paredown.core.progress import Progress, silent
-from paredown.core.steps import Distill
+from paredown.core.search_report import Recovered
+from paredown.core.steps import Distill, Quantize
 from paredown.core.subnets import Subnets
 from paredown.core.target import Target
+from paredown.core.training import Resume
 from paredown.distillation.outputs import hard_loss, soft_loss
 from paredown.distillation.recover import distill_model
 from paredown.distillation.teacher import floating
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.quality import Scores, drop, quality, score
 from paredown.nas.elastic import Elastic, elastic
+from paredown.nas.evaluators.blocks import BlockLatency
 from paredown.nas.evaluators.executor import Serial
 from paredown.nas.evaluators.store import Store
-from paredown.nas.evaluators.supernet import Cost, Hard, Soft, SupernetEvaluator, train_supernet
+from paredown.nas.evaluators.supernet import Hard, Soft, SupernetEvaluator, train_supernet
+from paredown.nas.evaluators.training import unfinished
 from paredown.nas.outcome import Found, SearchResult
+from paredown.nas.page import search_report
 from paredown.nas.problem import Limit, Objective, Problem, SearchEffort
 from paredown.nas.search import conclude, identity, run
 from paredown.nas.strategies.strategy import StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
+from paredown.pipeline.after_quantization import AfterQuantization
 from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
-from paredown.pipeline.evaluate import compare_latency, export_checked, latency_of, score_file
+from paredown.pipeline.evaluate import compare_latency, export_checked, score_file
+from paredown.pipeline.steps import quantize
 from paredown.pipeline.store import digest_of
+from paredown.pipeline.subnet_clock import LATENCY, Clock, clock_of
 from paredown.pruning.scores import scores
+from paredown.render.search import render_search
 from paredown.task.batches import Batch, call, each, evaluating
 from paredown.task.task import Task
+
+_TRIED = 4  # times as many subnets as are kept are timed for real, until those are found
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +85,16 @@ class Subnet:
 
 @dataclass(frozen=True, eq=False)
 class SubnetResult:
-    """candidates: best first, by the metric on validation. search: all that was looked at. elastic.fixed: what couldn't vary."""
+    """candidates: best first, by the metric on validation. search: all that was looked at. elastic.fixed: what couldn't vary.
+
+    blocks: the table that told latencies during the search, with its error; None where each subnet was timed, or none.
+    """
 
     elastic: Elastic
     supernet: nn.Module
     search: SearchResult
     candidates: tuple[Subnet, ...]
+    blocks: BlockLatency | None = None
 
     @property
     def best(self) -> Subnet:
@@ -90,14 +107,26 @@ class SubnetResult:
             return None
         return float(spearmanr([c.inherited for c in self.candidates], [c.quality.value for c in self.candidates]).statistic)
 
+    def save_html(self, path: str | Path) -> Path:
+        """The search, its front, and what was recovered, as one self-contained page. Raises OutputError."""
+        recovered = [_drawn(candidate) for candidate in self.candidates]
+        return write_page(path, render_search(search_report(self.search, recovered)))
+
     def to_json(self) -> str:
         """All but the modules."""
         rows = [{f.name: getattr(c, f.name) for f in dataclasses.fields(c) if f.name != "model"} for c in self.candidates]
         data = {"candidates": rows, "rank_correlation": self.rank_correlation, "fixed": self.elastic.fixed}
+        data["latency_table_error"] = None if self.blocks is None else self.blocks.error
         text: bytes = pydantic.TypeAdapter(dict[str, Any]).dump_json(
             {**data, "search": json.loads(self.search.to_json())}, indent=1
         )
         return text.decode()
+
+
+def _drawn(candidate: Subnet) -> Recovered:
+    """What a page shows of a candidate."""
+    shown = {f.name: getattr(candidate, f.name) for f in dataclasses.fields(Recovered) if f.name != "values"}
+    return Recovered(candidate.found.values, **shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,19 +160,22 @@ def search_subnets(
     task.require_trainable()
     if config.latency is not None and target is None:
         raise SearchError("a limit of latency needs a target", got=config.latency, remedy='pass target="onnxruntime"')
-    chosen = None if target is None else Target.of(target)
-    folder = None if out is None else _opened(Path(out), task, config, chosen, seed)
-    made = _Run(task, config, chosen, folder, seed, progress)
+    where = None if target is None else Target.of(target)
+    folder = None if out is None else _opened(Path(out), task, config, where, seed)
+    made = _Run(task, config, where, folder, seed, progress)
     space = elastic_space(task, config, seed=seed)
-    supernet = _kept(made, "supernet", lambda: _trained(made, space))
-    evaluator, limits = _evaluator(made, space, supernet)
+    supernet = _kept(made, "supernet", functools.partial(_trained, made, space))
+    evaluator, limits, clock = _evaluator(made, space, supernet)
     found = _search(made, evaluator, limits, strategy)
+    chosen = _chosen(found, config.keep, None if clock is None else clock.time)
     with tempfile.TemporaryDirectory(prefix="paredown-") as scratch:
         original = _Measured.of(made, task.model, Path(scratch) / "original.onnx")
-        candidates = [_candidate(made, evaluator, original, each, i) for i, each in enumerate(_chosen(found, config.keep))]
-    result = SubnetResult(space, supernet, found, tuple(sorted(candidates, key=lambda c: c.drop.value)))
+        candidates = [_candidate(made, evaluator, original, each, i) for i, each in enumerate(chosen)]
+    blocks = None if clock is None else clock.blocks
+    result = SubnetResult(space, supernet, found, tuple(sorted(candidates, key=lambda c: c.drop.value)), blocks)
     if folder is not None:
         (folder / "result.json").write_text(result.to_json(), encoding="utf-8")
+        result.save_html(folder / "report.html")
     return result
 
 
@@ -151,10 +183,10 @@ def elastic_space(task: Task, config: Subnets = Subnets(), *, seed: int = 0) -> 
     """The subnets of the task's model, channels sorted by the config's importance. Raises SearchSpaceError, TraceError."""
     return elastic(
         task,
-        scores=lambda groups: scores(task.model, task, groups, config.importance, seed=seed),
-        widths=config.widths,
-        depth="depth" in config.varies,
-        kernel="kernel" in config.varies,
+        scores=lambda groups: scores(task.model, task, groups, config.space.importance, seed=seed),
+        widths=config.space.widths,
+        depth="depth" in config.space.varies,
+        kernel="kernel" in config.space.varies,
         seed=seed,
     )
 
@@ -174,20 +206,23 @@ def _opened(folder: Path, task: Task, config: Subnets, target: Target | None, se
     return folder
 
 
-def _kept(made: _Run, name: str, make: Callable[[], nn.Module]) -> nn.Module:
-    """A model from the folder's checkpoint, or made and put there."""
+def _kept(made: _Run, name: str, make: Callable[[Resume | None], nn.Module]) -> nn.Module:
+    """A model from the folder's checkpoint, or trained, kept while it is, and put there."""
     if made.folder is None:
-        return make()
+        return make(None)
+    halfway = made.folder / f"{name}-halfway"
     if not (made.folder / name / "manifest.json").is_file():
-        save_checkpoint(make(), made.folder / name)
+        save_checkpoint(make(Resume(halfway)), made.folder / name)
+    shutil.rmtree(halfway, ignore_errors=True)
     return load_checkpoint(made.folder / name, made.task.model).eval()
 
 
-def _trained(made: _Run, space: Elastic) -> nn.Module:
+def _trained(made: _Run, space: Elastic, resume: Resume | None) -> nn.Module:
     task, losses = made.task, _losses(made.task, made.config.recover)
     return train_supernet(
-        space, task.train, losses, made.config.supernet, frozen=task.protect, seed=made.seed, progress=made.progress
-    )
+        space, task.train, losses, made.config.supernet, frozen=task.protect, seed=made.seed, progress=made.progress,
+        resume=resume,
+    )  # fmt: skip
 
 
 def _losses(task: Task, config: Distill) -> tuple[Hard, Soft]:
@@ -207,26 +242,18 @@ def _losses(task: Task, config: Distill) -> tuple[Hard, Soft]:
     return (taught if target is None and task.train_step is None else functools.partial(hard_loss, task)), soft
 
 
-def _evaluator(made: _Run, space: Elastic, supernet: nn.Module) -> tuple[SupernetEvaluator, tuple[Limit, ...]]:
-    """What subnets are judged by, and the limit in its units."""
-    task, limit, costs = made.task, made.config.limit(), dict[str, Cost]()
-    metric, baseline = "macs", float(count_macs(task.model, task.inputs))
-    if made.target is not None and made.config.latency is not None:
-        metric, baseline = "latency_ms", _baseline_ms(made, made.target)
-        costs[metric] = latency_of(task, made.target, ms=baseline)
-    limits = () if limit is None else (Limit(metric, high=limit.absolute(baseline)),)
-    return SupernetEvaluator(space, supernet, task, costs), limits
-
-
-def _baseline_ms(made: _Run, target: Target) -> float:
-    """Latency of the original; kept in the folder, so that a search that goes on stays within the same limit."""
-    path = None if made.folder is None else made.folder / "baseline.json"
-    if path is not None and path.is_file():
-        return float(json.loads(path.read_text(encoding="utf-8"))["latency_ms"])
-    found = latency_of(made.task, target)(made.task.model)
-    if path is not None:
-        path.write_text(json.dumps({"latency_ms": found}), encoding="utf-8")
-    return found
+def _evaluator(made: _Run, space: Elastic, supernet: nn.Module) -> tuple[SupernetEvaluator, tuple[Limit, ...], Clock | None]:
+    """What subnets are judged by, the limit in its units, and what times them where the limit is a latency."""
+    task, config, limit = made.task, made.config, made.config.limit()
+    finish = AfterQuantization(target=made.target) if config.precision == "int8" else unfinished
+    evaluator = SupernetEvaluator(space, supernet, task, finish=finish)
+    if made.target is None or config.latency is None:
+        baseline = float(count_macs(task.model, task.inputs))
+        return evaluator, () if limit is None else (Limit("macs", high=limit.absolute(baseline)),), None
+    clock = clock_of(space, task, made.target, config, folder=made.folder, seed=made.seed, progress=made.progress)
+    how: dict[str, Any] = {"known": {LATENCY: clock.blocks}} if clock.blocks is not None else {"costs": {LATENCY: clock.measure}}
+    limits = () if limit is None else (Limit(LATENCY, high=limit.absolute(clock.baseline_ms)),)
+    return dataclasses.replace(evaluator, **how), limits, clock
 
 
 def _search(made: _Run, evaluator: SupernetEvaluator, limits: tuple[Limit, ...], strategy: StrategyFactory) -> SearchResult:
@@ -241,19 +268,30 @@ def _search(made: _Run, evaluator: SupernetEvaluator, limits: tuple[Limit, ...],
     return conclude(problem, type(asking).__name__, evaluator, history)
 
 
-def _chosen(found: SearchResult, keep: int) -> Sequence[Found]:
-    """The best within the limit; without a limit some of the front, evenly apart. Raises SearchError where nothing keeps it."""
-    if not found.feasible:
-        limit = found.limits[0]
+def _chosen(found: SearchResult, keep: int, time: Callable[[Found], float] | None) -> Sequence[Found]:
+    """The best within the limit; without a limit some of the front, evenly apart. Raises SearchError where nothing keeps it.
+
+    time: ms of a subnet, for those whose latency a table told: it must hold for real.
+    """
+    if not found.limits:
+        places = dict.fromkeys(round(i * (len(found.front) - 1) / max(1, keep - 1)) for i in range(keep))
+        return [found.front[i] for i in places]
+    limit, kept, last = found.limits[0], list[Found](), found.best
+    for candidate in found.candidates[: _TRIED * keep] if found.feasible else ():
+        if limit.violation(candidate.validation) > 0 or len(kept) == keep:
+            break
+        last = candidate if time is None else _with(candidate, limit.metric, time(candidate))
+        kept += [last] if limit.violation(last.validation) <= 0 else []
+    if not kept:
         raise SearchError(
-            f"a subnet must keep {limit.metric} at {limit.high:.4g} or less", got=f"{found.best.validation[limit.metric]:.4g}",
+            f"a subnet must keep {limit.metric} at {limit.high:.4g} or less", got=f"{last.validation[limit.metric]:.4g}",
             remedy="lower widths.floor, let more vary, or allow more evaluations"
         )  # fmt: skip
-    if found.limits:
-        limit = found.limits[0]
-        return [c for c in found.candidates if limit.violation(c.validation) <= 0][:keep]
-    places = dict.fromkeys(round(i * (len(found.front) - 1) / max(1, keep - 1)) for i in range(keep))
-    return [found.front[i] for i in places]
+    return kept
+
+
+def _with(found: Found, metric: str, value: float) -> Found:
+    return dataclasses.replace(found, validation={**found.validation, metric: value})
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,9 +321,13 @@ def _candidate(made: _Run, evaluator: SupernetEvaluator, original: _Measured, fo
     """A subnet after its recovery, and all that is told of it."""
     task, config, name = made.task, made.config, f"candidate-{number}"
     subnet = evaluator.subnet(found.values)
-    recovered = functools.partial(distill_model, subnet, task, config.recover, seed=made.seed, progress=made.progress)
+
+    def recovered(resume: Resume | None) -> nn.Module:
+        return distill_model(subnet, task, config.recover, seed=made.seed, progress=made.progress, resume=resume)
+
     model = _kept(made, name, recovered)
-    mine = _Measured.of(made, model, original.file.with_name(f"{name}.onnx"))
+    shipped = model if made.config.precision == "fp32" else quantize(task, Quantize(), model=model, target=made.target)
+    mine = _Measured.of(made, shipped, original.file.with_name(f"{name}.onnx"))
     latency = None if made.target is None else compare_latency(task, original.file, mine.file, made.target).ratio
     tests = None if original.test is None or mine.test is None else (original.test, mine.test)
     return Subnet(

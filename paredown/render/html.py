@@ -46,14 +46,7 @@ class StageRow:
 
 def render_html(report: Report) -> str:
     """The page as text. Without JavaScript the charts are missing; the tables hold the same numbers."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("paredown.render"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["tight"] = _tight
-    return environment.get_template("report.html").render(
+    page: str = environment().get_template("report.html").render(
         report=report,
         numbers=numbers,
         verdict=findings.verdict(report),
@@ -70,9 +63,22 @@ def render_html(report: Report) -> str:
         noise_summary=bits.noise_summary(report.quantization) if report.quantization else "",
         environment=environment_rows(report),
         snippet=load_snippet(report),
-        figures=_embedded(_figures(report)),
-        plotly=_plotly(),
-    )
+        figures=embedded(_figures(report)),
+        plotly=plotly(),
+    )  # fmt: skip
+    return page
+
+
+def environment() -> Any:
+    """Of the page templates: everything is escaped, and a name that is missing is an error."""
+    import jinja2
+
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("paredown.render"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    found.filters["tight"] = _tight
+    return found
 
 
 def load_snippet(report: Report) -> str:
@@ -226,7 +232,7 @@ def _sensitivity(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _embedded(figures: dict[str, plots.Figure]) -> Any:
+def embedded(figures: dict[str, plots.Figure]) -> Any:
     """JSON that can stand inside a <script>: no character in it can end the element or open a comment."""
     import markupsafe
 
@@ -236,7 +242,7 @@ def _embedded(figures: dict[str, plots.Figure]) -> Any:
     return markupsafe.Markup(text)
 
 
-def _plotly() -> Any:
+def plotly() -> Any:
     """plotly.js as the installed package ships it (its one bundle, 4.8 MB), so that the page opens offline.
 
     Raises ValueError where a future bundle could end the <script> element that holds it.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from paredown.core.errors import SearchError
+from paredown.nas import cell201
 from paredown.nas.evaluators.evaluator import FunctionEvaluator, Job, run_job
 from paredown.nas.problem import Limit, Objective, Problem, Proposal, Result, SearchEffort
+from paredown.nas.strategies.features import features
 from paredown.nas.strategies.genetic import Genetic
 from paredown.nas.strategies.local_search import LocalSearch
 from paredown.nas.strategies.nsga2 import NSGA2
@@ -174,3 +177,14 @@ def test_optuna_proposes_through_the_same_protocol() -> None:
 def test_options_that_cannot_work_are_told_with_a_remedy(make: Callable[[Problem], object]) -> None:
     with pytest.raises(SearchError, match=r"; (write|pass|leave)"):
         make(Problem(toy()))
+
+
+def test_cells_that_are_one_cell_are_told_apart_where_costs_count() -> None:
+    space = cell201.space()
+    same = [a for a in itertools.islice(space.enumerate(), 4000) if space.canonicalize(a) == (0,) * 6]
+    assert len(same) > 10  # nothing arrives at the output of any of them, and yet some compute much
+    shared, own = (features(space, same, None, literal=literal) for literal in (False, True))
+    assert len(np.unique(shared, axis=0)) == 1
+    assert len(np.unique(own, axis=0)) == len(same)
+    assert Surrogate(Problem(space, BOTH)).literal and Surrogate(Problem(space, limits=(Limit("cost", high=1.0),))).literal
+    assert not Surrogate(Problem(space)).literal and not Surrogate(Problem(toy(), BOTH)).literal

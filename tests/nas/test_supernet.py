@@ -1,8 +1,8 @@
 """Shared weights: what the sandwich trains, what a subnet inherits, and what its evaluation leaves alone."""
 
 import copy
-import functools
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paredown.core.effort import Effort
-from paredown.core.errors import SearchError
+from paredown.core.errors import OutputError
 from paredown.core.steps import Widths
-from paredown.core.training import Training
+from paredown.core.training import Resume, Training
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.nas.elastic import Elastic, elastic
 from paredown.nas.evaluators.evaluator import Job, run_job
 from paredown.nas.evaluators.supernet import Sandwich, SupernetEvaluator, train_supernet
 from paredown.task.batches import Batch
 from paredown.task.task import Task
-from tests.conftest import SmallResNet, pattern_batches
+from tests.conftest import SmallResNet, pattern_batches, same_weights
 
 TRAINING = Training(effort=Effort(40, "steps"), learning_rate=0.05)
 
@@ -75,6 +75,28 @@ def test_the_original_is_not_touched_and_the_same_seed_gives_the_same_supernet(t
     assert all(torch.equal(value, twice[1][name]) for name, value in twice[0].items())
     assert all(torch.equal(value, original[name]) for name, value in task.model.state_dict().items())
     assert not torch.equal(twice[0]["head.weight"], original["head.weight"])
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing may catch it."""
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_training_that_was_killed_goes_on_to_the_same_supernet(task: Task, space: Elastic, tmp_path: Path) -> None:
+    steps, short, resume = iter(range(100)), Training(effort=Effort(5, "steps")), Resume(tmp_path / "run", steps=2)
+
+    def stops(model: nn.Module, batch: Batch, output: Tensor) -> Tensor:
+        if next(steps) == 3:
+            raise Killed
+        return hard(model, batch, output)
+
+    with pytest.raises(Killed):
+        train_supernet(space, task.train, (stops, soft), short, seed=2, resume=resume)
+    resumed = train_supernet(space, task.train, (stops, soft), short, seed=2, resume=resume)
+    assert next(steps) == 4 + 3  # after the last write, in step 2, three of five were left
+    assert same_weights(resumed, train_supernet(space, task.train, (hard, soft), short, seed=2))
+    with pytest.raises(OutputError, match="this very training"):
+        train_supernet(space, task.train, (hard, soft), short, seed=3, resume=resume)
 
 
 def test_a_step_is_the_mean_over_the_largest_the_smallest_and_the_drawn(space: Elastic) -> None:
@@ -135,8 +157,3 @@ def test_an_evaluator_goes_to_another_process(task: Task, space: Elastic) -> Non
     again = pickle.loads(pickle.dumps(evaluator))
     values = space.space.values(space.smallest)
     assert run_job(again, Job((), values)).metrics == run_job(evaluator, Job((), values)).metrics
-
-
-def test_what_cannot_be_drawn_is_told(task: Task, space: Elastic) -> None:
-    with pytest.raises(SearchError, match="at least 0"):
-        functools.partial(train_supernet, space, task.train, (hard, soft), TRAINING)(draws=-1)

@@ -1,6 +1,7 @@
 """From a user's own model to smaller trained ones: space, supernet, search, recovery, export; stopped and taken up again."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -8,24 +9,25 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import paredown
 from paredown.core.errors import ArtifactError, RecipeError, SearchError
 from paredown.core.measurement import Measurement
-from paredown.core.subnets import Subnets
+from paredown.core.subnets import Subnets, SubnetSpace
+from paredown.core.training import Resume
 from paredown.measure.cost import count_macs
 from paredown.measure.latency import PairedLatency
 from paredown.nas.evaluators import supernet as supernet_module
 from paredown.nas.strategies.random import Random
-from paredown.pipeline import architecture
+from paredown.pipeline import architecture, subnet_clock
 from paredown.pipeline.architecture import SubnetResult, search_subnets
-from tests.conftest import SmallResNet
+from tests.conftest import SmallResNet, same_weights
 
 SHORT = paredown.Training(effort="30 steps", learning_rate=0.05)
 CONFIG = Subnets(
     macs="0.5x",
-    widths=paredown.Widths(floor=0.25, round_to=4),
-    varies=("depth",),
+    space=SubnetSpace(paredown.Widths(floor=0.25, round_to=4), ("depth",)),
     supernet=SHORT,
     evaluations=14,
     keep=2,
@@ -132,7 +134,7 @@ def test_a_limit_of_latency_is_measured_in_the_runtime(task: paredown.Task, monk
         compared.append((first.name, second.name))
         return PairedLatency(ratio, ratio, ratio)
 
-    monkeypatch.setattr(architecture, "latency_of", lambda *_, **__: lambda model: count_macs(model, task.inputs) / 1e4)
+    monkeypatch.setattr(subnet_clock, "latency_of", lambda *_, **__: lambda model: count_macs(model, task.inputs) / 1e4)
     monkeypatch.setattr(architecture, "compare_latency", compare)
     config = dataclasses.replace(CONFIG, macs=None, latency="0.5x", evaluations=6, keep=1)
     config = dataclasses.replace(config, supernet=dataclasses.replace(SHORT, effort="2 steps"), recover=config.recover)
@@ -146,6 +148,94 @@ def test_a_limit_of_latency_is_measured_in_the_runtime(task: paredown.Task, monk
         search_subnets(task, config)
     with pytest.raises(SearchError, match="must keep latency_ms"):
         search_subnets(task, dataclasses.replace(config, latency="0.001x"), target="onnxruntime", strategy=Random)
+
+
+def test_a_table_tells_latencies_and_what_is_kept_was_timed_for_real(
+    task: paredown.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is MACs and a half of them again where the stem is narrow, which no sum of blocks can know."""
+    timed, ratio = list[float](), Measurement("latency_ratio", 0.4, "x")
+
+    def ms(model: nn.Module) -> float:
+        surcharge = 1.5 if model.state_dict()["stem.0.weight"].shape[0] < 12 else 1.0
+        timed.append(count_macs(model, task.inputs) / 1e4 * surcharge)
+        return timed[-1]
+
+    monkeypatch.setattr(subnet_clock, "latency_of", lambda *_, **__: ms)
+    monkeypatch.setattr(subnet_clock, "timings", lambda _space: 5)
+    monkeypatch.setattr(architecture, "compare_latency", lambda *_: PairedLatency(ratio, ratio, ratio))
+    short = dataclasses.replace(SHORT, effort="2 steps")
+    recover = paredown.Distill(training=short)
+    config = dataclasses.replace(CONFIG, macs=None, latency="0.6x", keep=2, supernet=short, recover=recover)
+    result = search_subnets(task, config, target="onnxruntime", strategy=Random, out=tmp_path / "run")
+    assert result.blocks is not None and result.blocks.error is not None
+    for candidate in result.candidates:
+        real = candidate.found.validation["latency_ms"]
+        assert real in timed and real <= result.search.limits[0].high
+        assert real != pytest.approx(result.blocks(candidate.found.values), rel=1e-6)
+    assert json.loads(result.to_json())["latency_table_error"] == result.blocks.error
+    timed.clear()
+    again = search_subnets(task, config, target="onnxruntime", strategy=Random, out=tmp_path / "run")
+    assert again.blocks == result.blocks
+    assert timed == []  # neither the table nor what was kept is timed again
+    assert [c.found for c in again.candidates] == [c.found for c in result.candidates]
+    (tmp_path / "run" / "latency.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"latency\.json"):
+        search_subnets(task, config, target="onnxruntime", strategy=Random, out=tmp_path / "run")
+
+
+def test_in_int8_files_are_judged_after_quantization_and_modules_come_back_in_float(task: paredown.Task) -> None:
+    short = dataclasses.replace(SHORT, effort="10 steps")
+    config = dataclasses.replace(
+        CONFIG, precision="int8", supernet=short, recover=paredown.Distill(training=short), evaluations=3, keep=1
+    )
+    result = search_subnets(task, config, strategy=Random)
+    best = result.best
+    assert type(best.model) is SmallResNet
+    assert "AfterQuantization" in result.search.evaluator
+    quantized = paredown.quantize(task, paredown.Quantize(), model=best.model).eval()
+    with torch.no_grad():
+        right = torch.cat([(quantized(x).argmax(1) == y).float() for x, y in task.validation])
+    assert best.quality.value == pytest.approx(float(right.mean()), abs=1e-6)
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing may catch it."""
+
+
+class Steps:
+    """How many losses of the task were taken, and in which one the process dies."""
+
+    taken, last = 0, 0
+
+
+def counting(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    Steps.taken += 1
+    if Steps.taken == Steps.last:
+        raise Killed
+    return F.cross_entropy(output, target)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("at", [6, 12 + 5])
+def test_a_search_killed_in_the_middle_of_a_training_ends_with_the_same_weights(
+    task: paredown.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Of 12 steps of the supernet, or of 12 of the recovery: what is kept of them is not trained again."""
+    training = paredown.Training(effort="12 steps", learning_rate=0.05)
+    recover = paredown.Distill(training=training)
+    config = dataclasses.replace(CONFIG, supernet=training, recover=recover, evaluations=3, keep=1)
+    straight = search_subnets(task, config, strategy=Random, seed=2, out=tmp_path / "straight")
+    monkeypatch.setattr(architecture, "Resume", functools.partial(Resume, steps=2))
+    stopped = dataclasses.replace(task, loss=counting)
+    monkeypatch.setattr(Steps, "taken", 0)
+    monkeypatch.setattr(Steps, "last", at)
+    with pytest.raises(Killed):
+        search_subnets(stopped, config, strategy=Random, seed=2, out=tmp_path / "run")
+    again = search_subnets(stopped, config, strategy=Random, seed=2, out=tmp_path / "run")
+    assert same_weights(again.best.model, straight.best.model)
+    assert Steps.taken < at + 24 - 2
+    assert not list((tmp_path / "run").glob("*-halfway"))
 
 
 def test_labels_are_not_needed_and_without_a_limit_a_front_comes_back(task: paredown.Task) -> None:
@@ -164,6 +254,6 @@ def test_a_config_says_what_it_takes() -> None:
     with pytest.raises(RecipeError, match="one limit"):
         Subnets(latency="0.5x", macs="0.5x")
     with pytest.raises(RecipeError, match="varies names"):
-        Subnets(varies=("width",))  # type: ignore[arg-type]
+        SubnetSpace(varies=("width",))  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="keep must be"):
         Subnets(keep=0)

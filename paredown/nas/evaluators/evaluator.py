@@ -8,7 +8,7 @@ fidelities of its own, anything that holds to `Evaluator`. It must pickle where 
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 from paredown.core.errors import SearchError
@@ -31,10 +31,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """metrics: by name, on validation data. seconds: that it cost; of a table, those that the table's authors measured."""
+    """metrics: by name, on validation data. seconds: that it cost; of a table, those that the table's authors measured.
+
+    deviation: of a metric as an estimate, one standard deviation, where that is known; the best of many noisy values is the
+    luckiest, so what is chosen in the end is chosen by what is expected of it (`nas/expected.py`).
+    """
 
     metrics: Mapping[str, float]
     seconds: float = 0.0
+    deviation: Mapping[str, float] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):
@@ -103,7 +108,8 @@ def run_job(evaluator: Evaluator, job: Job) -> Result:
     wrong = [name for name, value in outcome.metrics.items() if not math.isfinite(value)]
     if wrong:
         return failure(job, evaluator.source, f"{wrong[0]} is not finite", outcome.seconds)
-    return Result(job.architecture, job.fidelity, dict(outcome.metrics), outcome.seconds, evaluator.source)
+    metrics, deviation = dict(outcome.metrics), dict(outcome.deviation)
+    return Result(job.architecture, job.fidelity, metrics, outcome.seconds, evaluator.source, deviation=deviation)
 
 
 def failure(job: Job, source: Source, why: str, seconds: float = 0.0) -> Result:

@@ -8,18 +8,18 @@ loss, and the smallest and a few random ones on what the largest gives for the s
 What a subnet inherits are weights; its batch norms' statistics are measured anew before each evaluation.
 """
 
-import functools
+import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from paredown.core.errors import SearchError
 from paredown.core.progress import Progress, silent
-from paredown.core.training import Training
+from paredown.core.training import Resume, Training
 from paredown.graph.manifest import Manifest
 from paredown.graph.sharing import shared_cut
 from paredown.graph.surgery import cut
@@ -27,15 +27,19 @@ from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.quality import score
 from paredown.nas.elastic import Elastic
 from paredown.nas.evaluators.evaluator import Job, Outcome, Values
+from paredown.nas.evaluators.training import Finish, standard_error, unfinished
 from paredown.nas.problem import Source
 from paredown.task.batches import Batch, Batches, apply_tensors, call, evaluating
 from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_
 from paredown.train.loop import fit_
+from paredown.train.state import Keeping, model_digest
 
 Hard: TypeAlias = Callable[[nn.Module, Batch, Any], Tensor]  # (model, batch, its output) -> scalar
 Soft: TypeAlias = Callable[[Any, Any, Batch], Tensor]  # (a subnet's output, the largest one's, batch) -> scalar
 Cost: TypeAlias = Callable[[nn.Module], float]
+Known: TypeAlias = Callable[[Values], float]
+_DRAWS = 2  # random subnets a step, as in the paper
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +62,14 @@ class Sandwich:
             total = total + self.soft(call(subnet, inputs), wanted, batch)
         return total / (2 + self.draws)
 
+    def keep(self) -> dict[str, Tensor]:
+        """Where the draws have got to, as text in bytes."""
+        text = json.dumps(self.random.bit_generator.state).encode()
+        return {"random": torch.tensor(list(text), dtype=torch.uint8)}
+
+    def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        self.random.bit_generator.state = json.loads(bytes(kept["random"].tolist()))
+
 
 def train_supernet(
     elastic: Elastic,
@@ -65,22 +77,26 @@ def train_supernet(
     losses: tuple[Hard, Soft],
     training: Training,
     *,
-    draws: int = 2,
     frozen: Collection[str] = (),
     seed: int = 0,
     progress: Progress = silent,
+    resume: Resume | None = None,
 ) -> nn.Module:
     """A copy of the elastic space's model, trained so that its subnets work; in one process. The model is not touched.
 
     losses: hard, of the largest subnet, and soft, of the others against it. frozen: names of modules that stay as they are.
-    Raises SearchError for a negative number of draws, and what `fit_` raises.
+    resume: where it is kept how far the training got. Raises what `fit_` raises.
     """
-    if draws < 0:
-        raise SearchError("draws is a number of subnets a step, at least 0", got=draws, remedy="write draws=2")
     supernet = cut(elastic.model, Manifest())
-    sandwich = Sandwich(elastic, *losses, draws, np.random.default_rng(seed))
+    sandwich = Sandwich(elastic, *losses, _DRAWS, np.random.default_rng(seed))
+    keeping = None if resume is None else Keeping(resume, _key(elastic, seed), sandwich)
     shown = lambda _, fraction: progress("supernet", fraction)  # noqa: E731 (one line)
-    return fit_(supernet, batches, sandwich, training, frozen=frozen, seed=seed, progress=shown)
+    return fit_(supernet, batches, sandwich, training, frozen=frozen, seed=seed, progress=shown, keeping=keeping)
+
+
+def _key(elastic: Elastic, seed: int) -> str:
+    """Of all that the training depends on but the batches and the losses."""
+    return f"supernet {model_digest(elastic.model)} {elastic.space.to_json()} {seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,31 +104,36 @@ class SupernetEvaluator:
     """A subnet's quality with the weights that it inherits from `supernet`, and its costs.
 
     task: its validation split is what the metric is taken of; test data are never read. costs: further metrics, each a
-    function of the subnet, such as its latency in a runtime. batches: of the training data, for new statistics of batch norms.
-    Metrics: the task's own by its name, "params", "macs", and the costs. It pickles where its costs do.
+    function of the subnet, such as its latency in a runtime. known: those that its values alone tell (`BlockLatency`).
+    batches: of the training data, for new statistics of batch norms. finish: what takes the inputs in the subnet's place.
+    Metrics: the task's own by its name, "params", "macs", the costs and what is known. It pickles where its functions do.
     """
 
     elastic: Elastic
     supernet: nn.Module
     task: Task
     costs: Mapping[str, Cost] = field(default_factory=dict)
+    known: Mapping[str, Known] = field(default_factory=dict)
+    finish: Finish = unfinished
     batches: int = 10
-    title: str = "supernet"
     source: Source = "supernet"
     fidelities: tuple[float, ...] = (1.0,)
 
     @property
     def name(self) -> str:
-        return f"{self.title} of {self.task.name} with {', '.join(('params', 'macs', *self.costs))}"
+        named = ", ".join(("params", "macs", *self.costs, *self.known))
+        return f"supernet of {self.task.name} with {named}{'' if self.finish is unfinished else f', {self.finish}'}"
 
     def evaluate(self, job: Job) -> Outcome:
         start = time.perf_counter()
         subnet = self.subnet(job.values)
         with evaluating(subnet):
-            quality = score(functools.partial(call, subnet), self.task, "validation")
+            quality = score(self.finish(subnet, self.task), self.task, "validation")
         costs = {name: float(cost(subnet)) for name, cost in self.costs.items()}
+        costs |= {name: float(cost(job.values)) for name, cost in self.known.items()}
         sizes = {"params": float(count_parameters(subnet)), "macs": float(count_macs(subnet, self.task.inputs))}
-        return Outcome({quality.name: quality.value, **sizes, **costs}, time.perf_counter() - start)
+        noise = {} if quality.values is None else {quality.name: standard_error(quality.values)}
+        return Outcome({quality.name: quality.value, **sizes, **costs}, time.perf_counter() - start, noise)
 
     def subnet(self, values: Values) -> nn.Module:
         """With inherited weights and statistics of its own: a plain module, in evaluation mode."""

@@ -3,10 +3,11 @@
 Columns are arrays over the whole space, in the order of `space.enumerate()` without constraints (the last dimension fastest).
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +27,7 @@ Column = NDArray[np.float64]
 class Table:
     """columns[fidelity][metric] and seconds[fidelity]: (space.size,), NaN where the benchmark has no value.
     test: metrics for the report alone, never shown to a strategy.
+    deviations[fidelity][metric]: (space.size,), the standard deviation of a metric as an estimate, where that is known.
 
     Raises SearchError where a column has another length than the space.
     """
@@ -36,12 +38,13 @@ class Table:
     test_columns: Mapping[str, Column]
     title: str = "table"
     source: Source = "table"
+    deviations: Mapping[float, Mapping[str, Column]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         everything = [
             *self.test_columns.values(),
             *self.seconds.values(),
-            *(c for m in self.columns.values() for c in m.values()),
+            *(c for m in (*self.columns.values(), *self.deviations.values()) for c in m.values()),
         ]
         for column in everything:
             if column.shape != (self.space.size,):
@@ -65,10 +68,19 @@ class Table:
     def evaluate(self, job: Job) -> Outcome:
         row = self.row(job.values)
         metrics = {metric: float(column[row]) for metric, column in self.columns[job.fidelity].items()}
-        return Outcome(metrics, float(self.seconds[job.fidelity][row]))
+        deviation = {metric: float(column[row]) for metric, column in self.deviations.get(job.fidelity, {}).items()}
+        return Outcome(metrics, float(self.seconds[job.fidelity][row]), deviation)
 
     def test(self, values: Values) -> dict[str, float]:
         return {metric: float(column[self.row(values)]) for metric, column in self.test_columns.items()}
+
+    def sampled(self, metric: str, samples: int) -> "Table":
+        """The same table, `metric` being a percentage of so many validation samples: its deviation is that of a proportion."""
+        deviations = {}
+        for fidelity, metrics in self.columns.items():
+            share = metrics[metric] / 100
+            deviations[fidelity] = {**self.deviations.get(fidelity, {}), metric: 100 * np.sqrt(share * (1 - share) / samples)}
+        return dataclasses.replace(self, deviations=deviations)
 
     def row(self, values: Values) -> int:
         return self._flat(tuple(values.values()))

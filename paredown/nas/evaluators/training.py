@@ -2,11 +2,15 @@
 validation data."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,10 +20,19 @@ from paredown.core.steps import Training
 from paredown.measure.cost import count_parameters
 from paredown.nas.evaluators.evaluator import Job, Outcome, Values
 from paredown.nas.problem import Source
-from paredown.task.batches import Batch, Batches, batch_size, call, each, evaluating
+from paredown.task.batches import Batch, Batches, Inputs, batch_size, call, each, evaluating
 from paredown.task.metric import Metric, top1
+from paredown.task.task import Task
 from paredown.train.loop import fit_
 from paredown.train.seeds import seeded
+
+Predict: TypeAlias = Callable[[Inputs], Any]
+Finish: TypeAlias = Callable[[nn.Module, Task], Predict]  # a trained model, in evaluation mode, to what is scored
+
+
+def unfinished(model: nn.Module, _task: Task) -> Predict:
+    """The model as it is."""
+    return functools.partial(call, model)
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class TrainingEvaluator:
     """build: values -> untrained network. data: () -> Data, called in the process that trains. Both module-level functions.
 
     training: the full training, fidelity 1; a lower fidelity shortens its effort, schedule and all. metric: per sample.
+    finish: what takes the inputs in the trained network's place, such as its quantization.
     Metrics: "accuracy" (mean of the metric on validation), "params".
     """
 
@@ -44,20 +58,24 @@ class TrainingEvaluator:
     training: Training = dataclasses.field(default_factory=Training)
     fidelities: tuple[float, ...] = (1.0,)
     metric: Metric = top1
+    finish: Finish = unfinished
     source: Source = "training"
 
     @property
     def name(self) -> str:
         build, data = (f"{f.__module__}.{f.__qualname__}" for f in (self.build, self.data))
-        return f"{build} on {data}, {self.training}"
+        return f"{build} on {data}, {self.training}{'' if self.finish is unfinished else f', {self.finish}'}"
 
     def evaluate(self, job: Job) -> Outcome:
         """Building and training start from the job's seed."""
         start = time.perf_counter()
         data = self.data()
         model = self.trained(job.values, data, job.fidelity, job.seed)
-        metrics = {"accuracy": mean_metric(model, data.validation, self.metric), "params": float(count_parameters(model))}
-        return Outcome(metrics, time.perf_counter() - start)
+        with evaluating(model):
+            predict = functools.partial(call, model) if self.finish is unfinished else self.finish(model, self.task(model, data))
+            values = per_sample(predict, data.validation, self.metric)
+        metrics = {"accuracy": float(values.mean()), "params": float(count_parameters(model))}
+        return Outcome(metrics, time.perf_counter() - start, {"accuracy": standard_error(values)})
 
     def trained(self, values: Values, data: Data, fidelity: float = 1.0, seed: int = 0) -> nn.Module:
         """The network of an architecture, trained, in evaluation mode: the search's winner as a plain module."""
@@ -65,6 +83,12 @@ class TrainingEvaluator:
             model = self.build(values)
         training = shortened(self.training, fidelity)
         return fit_(model, data.train, cross_entropy, training, seed=seed)
+
+    def task(self, model: nn.Module, data: Data) -> Task:
+        """A network with its data, as the steps of compression take it. Raises TaskError where the two don't fit."""
+        inputs, _ = next(each(data.validation, "validation", torch.device("cpu")))
+        examples = inputs if isinstance(inputs, tuple | dict) else (inputs,)
+        return Task(model, examples, data.train, data.validation, metric=self.metric, name="architecture")
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
@@ -82,12 +106,23 @@ def shortened(training: Training, fidelity: float) -> Training:
 
 def mean_metric(model: nn.Module, batches: Batches, metric: Metric = top1) -> float:
     """The mean of a per-sample metric over batches."""
-    total, count = 0.0, 0
-    with evaluating(model), torch.no_grad():
-        for inputs, target in each(batches, "validation", torch.device("cpu")):
-            values = metric.per_sample(call(model, inputs), target, batch_size(inputs))
-            total, count = total + float(values.sum()), count + len(values)
-    return total / count
+    with evaluating(model):
+        return float(per_sample(functools.partial(call, model), batches, metric).mean())
+
+
+def per_sample(predict: Predict, batches: Batches, metric: Metric) -> NDArray[np.float64]:
+    """(samples,)"""
+    with torch.no_grad():
+        parts = [
+            metric.per_sample(predict(inputs), target, batch_size(inputs)).double().numpy()
+            for inputs, target in each(batches, "validation", torch.device("cpu"))
+        ]
+    return np.concatenate(parts)
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Of the mean of values (samples,)."""
+    return float(values.std() / np.sqrt(len(values)))
 
 
 def on_test(evaluator: TrainingEvaluator, model: nn.Module) -> Mapping[str, float]:

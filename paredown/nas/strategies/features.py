@@ -15,10 +15,12 @@ ENUMERATED = 20_000  # spaces up to this size are looked through whole
 _PAIRS = np.float32(0.5)
 
 
-def features(space: Space, architectures: Sequence[Architecture], capacity: Capacity | None) -> Matrix:
+def features(space: Space, architectures: Sequence[Architecture], capacity: Capacity | None, *, literal: bool = False) -> Matrix:
     """(n, features): 1, the encoding, its products between dimensions (halved), the log of the capacity where it is known.
 
-    The capacity is taken relative to that of the space's first architecture.
+    All but the capacity are of the canonical architecture; the capacity is taken relative to that of the space's first one.
+    literal: the encoding of each architecture as it stands, too: those that the space calls the same are equally good, and yet
+    one may take longer than another, since what leads nowhere is computed all the same.
     """
     canonical = [space.canonicalize(architecture) for architecture in architectures]
     single = space.encode(canonical).astype(np.float32)
@@ -29,12 +31,14 @@ def features(space: Space, architectures: Sequence[Architecture], capacity: Capa
         origin = capacity((0,) * len(space.sizes))
         cost = np.log([max(capacity(architecture), 1e-9) / max(origin, 1e-9) for architecture in architectures])
         columns.append(cost.astype(np.float32)[:, None])
+    if literal:
+        columns.append(space.encode(architectures).astype(np.float32))
     return np.concatenate(columns, axis=1)
 
 
 @functools.lru_cache(maxsize=4)
-def enumerated(space_json: str, capacity: Capacity | None) -> tuple[tuple[Architecture, ...], Matrix]:
+def enumerated(space_json: str, capacity: Capacity | None, literal: bool) -> tuple[tuple[Architecture, ...], Matrix]:
     """All architectures of a small space with their features; kept, since searches over one space follow one another."""
     space = Space.from_json(space_json)
     everything = tuple(space.enumerate())
-    return everything, features(space, everything, capacity)
+    return everything, features(space, everything, capacity, literal=literal)

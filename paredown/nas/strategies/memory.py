@@ -83,6 +83,7 @@ def dump(results: Sequence[Result]) -> list[State]:
             "seconds": r.seconds,
             "source": r.source,
             "failed": r.failed,
+            **({"deviation": dict(r.deviation)} if r.deviation else {}),
         }
         for r in results
     ]

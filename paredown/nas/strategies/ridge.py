@@ -40,6 +40,16 @@ class Scale:
         found: Vector = (np.arcsinh((np.asarray(values) - self.middle) / self.spread) - self.mean) / self.deviation
         return found
 
+    def backward(self, scaled: Vector) -> Vector:
+        """The inverse."""
+        found: Vector = self.middle + self.spread * np.sinh(np.asarray(scaled) * self.deviation + self.mean)
+        return found
+
+    def slope(self, values: Vector) -> Vector:
+        """How fast `forward` rises at the values."""
+        found: Vector = 1 / (np.hypot(np.asarray(values) - self.middle, self.spread) * self.deviation)
+        return found
+
 
 class Ridge:
     """rows (n, features) float32; the posterior of several targets over the same rows."""

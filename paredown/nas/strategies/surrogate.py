@@ -33,7 +33,8 @@ class Surrogate:
     capacity: used with one objective only; the settings for one were tuned on NAS-Bench-201's validation accuracy on CIFAR-10.
     With several each draw is scalarized by random weights, 8 uniform ones come first, and no capacity is looked at: of 12
     variants this had the largest validation hypervolume (CIFAR-10 error and latency, 200 evaluations, 24 seeds from 10,000, which
-    no figure uses; test columns were not read): benchmarks/nas201_choice.py, benchmarks/results/nas201_choice.csv.
+    no figure uses; test columns were not read): benchmarks/nas201_choice.py, benchmarks/results/nas201_choice.csv. Since then
+    architectures that the space calls the same have features of their own too, where costs count (`features`, literal).
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Surrogate:
         self.memory = Memory(problem)
         alone = len(problem.objectives) == 1
         self.capacity, self.batch = capacity if alone else None, at_least("batch", batch, 1)
+        costs = len(problem.objectives) + len(problem.limits) > 1
+        self.literal = costs and bool(problem.space.symmetries)
         self.start = at_least("start", (16 if alone else 8) if start is None else start, 2)
         self.rerank = rerank if len(problem.fidelities) > 1 else 0.0
         self.known: list[Result] = []
@@ -118,14 +121,15 @@ class Surrogate:
         """Candidates and their features: a small space whole; of a large one random ones and neighbors of the best."""
         space = self.memory.problem.space
         if space.size <= ENUMERATED:
-            return enumerated(space.to_json(), self.capacity)
+            return enumerated(space.to_json(), self.capacity, self.literal)
         best = np.argsort(-scores(self.memory.problem, known), kind="stable")[:_NEAR]
         pool = [near for i in best.tolist() for near in space.neighbors(known[i].architecture)]
         pool += [self.memory.uniform() for _ in range(_POOL)]
-        return pool, features(space, pool, self.capacity)
+        return pool, features(space, pool, self.capacity, literal=self.literal)
 
     def _features(self, results: Sequence[Result]) -> Matrix:
-        return features(self.memory.problem.space, [result.architecture for result in results], self.capacity)
+        architectures = [result.architecture for result in results]
+        return features(self.memory.problem.space, architectures, self.capacity, literal=self.literal)
 
     def _spent(self) -> float:
         effort = self.memory.problem.effort
