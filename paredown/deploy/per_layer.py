@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import NodeProto, load_model
+from onnx.numpy_helper import to_array
 from torch import Tensor, fx, nn
 
 from paredown.core.target import Target
@@ -57,7 +58,8 @@ def layer_runs(
             got = run_stretch(graph, value, stretch, target)
             end = nodes[twin.renamed.get(value, value)]
             ours = _simulated(end, floats, set(stretch[1].values()))
-            runs.append(_compared(_module(graph, twin, weighted[-1]), end, (floats[value], ours, got), floats))
+            inner = _inner_step(graph, stretch)
+            runs.append(_compared(_module(graph, twin, weighted[-1]), end, (floats[value], ours, got), floats, inner))
     return tuple(runs)
 
 
@@ -66,12 +68,25 @@ def decibels(signal: float, noise: float) -> float:
     return min(10 * math.log10(signal / noise), _MOST_DB) if noise > 0 and signal > 0 else _MOST_DB
 
 
-def _compared(module: str, end: fx.Node, values: tuple[Array, Array, Array], floats: dict[str, Array]) -> LayerRun:
-    """values: float, simulated, of the runtime."""
+def _inner_step(graph: Graph, stretch: tuple[list[int], dict[str, str]]) -> float:
+    """The largest step of the quantizers within a stretch; those of what it is fed with round the same in torch."""
+    nodes, feeds = stretch
+    scales = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+    inner = [graph.nodes[i] for i in nodes if graph.nodes[i].op_type == "QuantizeLinear" and graph.nodes[i].input[0] not in feeds]
+    steps = [float(to_array(scales[node.input[1]]).max()) for node in inner if node.input[1] in scales]
+    return max(steps, default=0.0)
+
+
+def _compared(
+    module: str, end: fx.Node, values: tuple[Array, Array, Array], floats: dict[str, Array], inner: float
+) -> LayerRun:  # fmt: skip
+    """values: float, simulated, of the runtime. inner: the largest step within, by which a sum may be off where a part of it was
+    rounded the other way.
+    """
     want, ours, got = (value.astype(np.float64) for value in values)
     scale = end.args[1] if end.target in _FAKES else None
     step = float(floats[scale.name].max()) if isinstance(scale, fx.Node) else 0.0
-    allowed = _FEW_STEPS * step if step else _SMALL * float(np.abs(ours).max(initial=0))
+    allowed = max(_FEW_STEPS * max(step, inner), 0.0 if step else _SMALL * float(np.abs(ours).max(initial=0)))
     signal = float((want**2).sum())
     simulated, run = (decibels(signal, float(((value - want) ** 2).sum())) for value in (ours, got))
     return LayerRun(module, simulated, run, saturated=int((np.abs(got - ours) > allowed).sum()))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -24,6 +25,7 @@ from paredown.core.errors import (
     CertificationError,
     NothingToPruneError,
     NothingToQuantizeError,
+    NotTrainableError,
     OutputError,
     ParedownError,
     RecipeError,
@@ -31,8 +33,8 @@ from paredown.core.errors import (
 )
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
-from paredown.core.report import Barrier, LayerBits, Parity, Report, SensitivityCurve, Stage
-from paredown.core.steps import ChannelAttention, Distill, Prune, Slimming, Sparsify
+from paredown.core.report import Barrier, Parity, Report, SensitivityCurve, Stage
+from paredown.core.steps import ChannelAttention, Distill, Prune, Quantize, Slimming, Sparsify
 from paredown.core.target import Target
 from paredown.core.training import Resume, Training
 from paredown.deploy.capabilities import environment
@@ -43,6 +45,7 @@ from paredown.measure.quality import Scores, samples_needed, smallest_drop
 from paredown.pipeline.analyze import group_sensitivity
 from paredown.pipeline.apply import apply
 from paredown.pipeline.checkpoint import load_checkpoint
+from paredown.pipeline.diagnose import INTEGER_KINDS, diagnosed
 from paredown.pipeline.evaluate import candidate_of, compare_latency, export_checked, score_file, scratch_folder, with_final
 from paredown.pipeline.front import choose, pareto
 from paredown.pipeline.gate import Verdict, binding, judge, violations
@@ -58,6 +61,7 @@ from paredown.train.batchnorm import require_two_samples
 
 _EFFORT = Effort(3, "epochs")
 _LEAST_SAMPLES = 30
+_LAYER_SAMPLES = 16  # of training data, on which a quantized result is looked at layer by layer
 _SEEDS = 1 << 63  # what torch takes
 
 
@@ -97,11 +101,12 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
         store.clear(keep=Recipe())
     groups = dependency_groups(task.model, task.inputs, dynamic=task.dynamic, protect=task.protect)
     curves = group_sensitivity(task, groups, seed=seed, progress=progress) if sensitivity else ()
+    barriers = groups.barriers
     if fixed is not None:
         _follow(run, fixed)
     else:
-        _plan(run, recovery)
-    return _finish(run, _choice(run, planned=fixed is None), groups.barriers, curves, started)
+        barriers += _plan(run, recovery)
+    return _finish(run, _choice(run, planned=fixed is None), barriers, curves, started)
 
 
 def _check_arguments(task: object, budget: object, seed: object) -> None:
@@ -199,20 +204,29 @@ def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) ->
         )  # fmt: skip
 
 
-def _plan(run: _Run, training: Training) -> None:
-    """Proposals until the budget is met or the planner has no more to try."""
+def _plan(run: _Run, training: Training) -> tuple[Barrier, ...]:
+    """Proposals until the budget is met or the planner has no more to try. -> what kept it from trying more."""
     baseline = run.baseline
     absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
     limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
     screen = Screen(run.task, baseline, run.target, run.store, run.seed, run.progress)
     planner = Planner(limits, training, screen, recovery=suited(run.task))
+    try:
+        _propose(run, planner, training)
+    except NotTrainableError as error:  # all that is left needs gradients: to rank channels, or to recover
+        return (Barrier("training", "the whole model", f"{error}: without it no cut can be chosen and recovered"),)
+    return ()
+
+
+def _propose(run: _Run, planner: Planner, training: Training) -> None:
+    """Carries out what the planner asks for, and tells it what that came to."""
     while (proposal := planner.ask()) is not None:
         try:
             planner.tell(_outcome(run, proposal, _follow(run, proposal)))
         except NothingToQuantizeError:
             planner.tell_unquantizable()
         except NothingToPruneError:
-            planner.tell(Outcome(dict.fromkeys(limits, 1.0), drop_met=False, possible=False))
+            planner.tell(Outcome(dict.fromkeys(planner.limits, 1.0), drop_met=False, possible=False))
         except TrainingDivergedError as error:
             lower = f"learning_rate={training.learning_rate / 4:g}"
             remedy = f"pass effort=Training({lower}), on the command line --learning-rate {training.learning_rate / 4:g}"
@@ -332,16 +346,23 @@ def _finish(
         seed=run.seed,
         seconds=time.monotonic() - started,
         sensitivity=curves,
-        bits=_bits(run, chosen),
+        **_of_layers(run, chosen),
     )
     published = run.store.publish(report, render_html)
     run.progress("report", 1.0)
     return _with_modules(published, run.task.model).with_renderer(render_html)
 
 
-def _bits(run: _Run, chosen: Candidate) -> tuple[LayerBits, ...]:
+def _of_layers(run: _Run, chosen: Candidate) -> dict[str, Any]:
+    """Of a quantized result: bits, and what they cost, layer by layer."""
+    if not any(isinstance(step, Quantize) for step in chosen.recipe.steps):
+        return {}
     model = run.model_of(chosen)
-    return layer_bits(model) if isinstance(model, QuantizedModel) else ()
+    assert isinstance(model, QuantizedModel)  # its recipe says so
+    bits = {"bits": layer_bits(model)}
+    if model.config.kind not in INTEGER_KINDS:
+        return bits
+    return bits | {"quantization": diagnosed(run.task, model, run.target, samples=_LAYER_SAMPLES, progress=run.progress)}
 
 
 def _parity_rows(run: _Run) -> tuple[Parity, ...]:

@@ -11,10 +11,12 @@ from paredown.core.target import Target
 from paredown.deploy.onnx import export_onnx
 from paredown.deploy.per_layer import LayerRun, layer_runs
 from paredown.pipeline.steps import quantize
+from paredown.quantization.model import QuantizedModel
 from paredown.quantization.noise import LayerNoise, layer_noise
 from paredown.quantization.refine import held_batches
 from paredown.task.task import Task
 
+INTEGER_KINDS = ("static", "dynamic", "weight_only")
 _SAMPLES = 64  # of training data, in torch
 _RUN_SAMPLES = 8  # of these in the runtime, whose values are all held
 _FINE_DB, _HOPELESS_DB = 20.0, 6.0  # an error of 1 % of the signal's power; of a quarter of it
@@ -27,11 +29,18 @@ def diagnose(task: Task, config: Quantize, target: Target | str, *, progress: Pr
 
     Raises RecipeError for a kind without integer grids, and what `quantize` and the export raise.
     """
-    if config.kind in ("fp16", "bf16", "palette"):
+    if config.kind not in INTEGER_KINDS:
         raise RecipeError("layers are looked at on integer grids", got=f"kind={config.kind!r}", remedy='write kind="static"')
     where = Target.of(target)
-    model = quantize(task, config, target=where, progress=progress)
-    batches = held_batches(model, task, _SAMPLES)
+    return diagnosed(task, quantize(task, config, target=where, progress=progress), where, progress=progress)
+
+
+def diagnosed(
+    task: Task, model: QuantizedModel, where: Target, *, samples: int = _SAMPLES, progress: Progress = silent
+) -> tuple[NoisyLayer, ...]:
+    """The same of a model that is quantized (and perhaps trained) already. samples: of training data, in torch."""
+    config = model.config
+    batches = held_batches(model, task, samples)
     progress("layer by layer", 0.0)
     noises = layer_noise(model, batches)
     few = held_batches(model, task, _RUN_SAMPLES)[0]

@@ -1,5 +1,6 @@
 """The main job on a small net: files, gate, front, resume, and that nothing is left half-written."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -71,6 +72,26 @@ def test_curves_of_every_group_are_in_the_report_and_on_its_page(finished: tuple
     assert read_report(out).sensitivity == report.sensitivity
     page = (out / "report.html").read_text()
     assert "Sensitivity, group by group" in page and "first 256 validation" in page
+
+
+def test_layers_of_a_quantized_result_are_in_the_report_the_noisiest_first(finished: tuple[Report, Path, Task]) -> None:
+    report, out, _ = finished
+    decibels = [row.simulated_db for row in report.quantization]
+    assert {row.module for row in report.quantization} == {row.module for row in report.bits}
+    assert decibels == sorted(decibels) and all(row.saturated == 0 for row in report.quantization)
+    assert all(row.cost is not None and row.cost.size_bytes < row.cost.size_bytes_float for row in report.bits)
+    assert read_report(out).quantization == report.quantization
+    assert "What quantization costs each layer" in (out / "report.html").read_text()
+
+
+def test_a_planned_run_of_a_frozen_model_reports_what_int8_gave(pattern_task: Task, tmp_path: Path) -> None:
+    frozen = copy.deepcopy(pattern_task.model).requires_grad_(False)
+    task = dataclasses.replace(pattern_task, model=frozen)
+    report = paredown.compress(task, Budget(max_drop=0.05, size="0.1x"), target=TARGET, out=tmp_path / "run")
+    assert not report.met and str(report.best.recipe) == "quantize" and "size" in report.binding[0]
+    said = [barrier for barrier in report.barriers if barrier.operator == "training"]
+    assert len(said) == 1 and "requires" in said[0].reason and "no cut can be chosen and recovered" in said[0].reason
+    assert "no cut can be chosen and recovered" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_written_report_reads_back_and_its_paths_are_relative(finished: tuple[Report, Path, Task]) -> None:
