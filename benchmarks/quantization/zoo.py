@@ -48,7 +48,8 @@ def tried(name: str, runtime: Runtime) -> dict[str, Any]:
     try:
         model, inputs = build("torchvision", name)
         batches = [(inputs, torch.zeros(batch_size(inputs), dtype=torch.int64))]
-        task = paredown.Task(model=model, example_inputs=inputs, train=batches, validation=batches, name=name)
+        example = (inputs,) if isinstance(inputs, torch.Tensor) else inputs
+        task = paredown.Task(model=model, example_inputs=example, train=batches, validation=batches, name=name)
         quantized = paredown.quantize(task, paredown.Quantize(target=runtime))
         with TemporaryDirectory() as folder:
             paredown.export(quantized, task, target=target, path=f"{folder}/model.onnx")
