@@ -22,7 +22,8 @@ class Training:
     effort: an Effort, or as text, "3 epochs". learning_rate: at its peak. warmup: fraction of the effort.
     clip: largest gradient norm (None: no clipping).
     ema: decay of the averaged weights that are returned (None: the last weights).
-    channels_last: memory format of 4-dimensional inputs and weights; faster for convolutions on CPUs.
+    channels_last: memory format of 4-dimensional inputs and weights, where the model is safe in it (`train.layout`); faster for
+    convolutions on CPUs.
     freeze: names of modules whose weights and statistics stay as they are, so that no gradient is computed for them, and none for
     what comes before where all of that is frozen. Of a Distill also "uncut": the layers before the first one that isn't the
     teacher's own.

@@ -17,6 +17,7 @@ from paredown.core.errors import ArtifactError
 from paredown.distillation.features import with_features
 from paredown.distillation.memory import Known, Memory
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, device_of, digests, tensors, unfused
+from paredown.train.layout import lay_out_
 from paredown.train.state import model_digest
 
 _BYTES_AT_MOST = 256 << 20
@@ -189,9 +190,7 @@ def floating(output: Any) -> list[Tensor]:
 def frozen(model: nn.Module) -> nn.Module:
     """A copy in evaluation mode, without gradients, 4-dimensional weights channels last."""
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    for parameter in teacher.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    lay_out_(teacher, torch.channels_last)
     return teacher
 
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from paredown.core.errors import NotTrainableError, TaskError, TrainingDivergedError
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Training
-from paredown.task.batches import Batch, Batches, apply_tensors, device_of
+from paredown.task.batches import Batch, Batches, device_of
 from paredown.train.average import Average
 from paredown.train.batchnorm import needing_two_samples
+from paredown.train.layout import laid_out, lay_out_, trains_channels_last
 from paredown.train.masks import Masks
 from paredown.train.passes import Passes, announce
 from paredown.train.schedule import Clock, clock_of, rate
@@ -84,8 +85,9 @@ def _run_(
     accelerator = Accelerator(device_placement=False)
     if accelerator.num_processes > 1:
         model.to(accelerator.device)
-    if training.channels_last:
-        _to_channels_last_(model)
+    wanted = training.channels_last and trains_channels_last(model)
+    layout = torch.channels_last if wanted else torch.contiguous_format
+    lay_out_(model, layout)
     clock = clock_of(training.effort, batches, accelerator.num_processes)
     optimizer, masks = _prepared(_optimizer(model, training), accelerator), Masks(model)
     average = None if training.ema is None else Average(model, training.ema)
@@ -104,7 +106,7 @@ def _run_(
         if fraction >= 1 and step > 0:  # however short, one step at least
             break
         _set_rate(optimizer, training.learning_rate * rate(_middle(clock, fraction), training.warmup))
-        value = _loss(loss, parallel, _laid_out(batch, training.channels_last))
+        value = _loss(loss, parallel, laid_out(batch, layout))
         last = _finite(float(value.detach()), step, last, training)
         accelerator.backward(value)
         masks.mask_gradients_()
@@ -186,13 +188,6 @@ def _middle(clock: Clock, fraction: float) -> float:
     return fraction if clock.steps is None else min(1.0, fraction + 0.5 / clock.steps)
 
 
-def _laid_out(batch: Batch, channels_last: bool) -> Batch:
-    inputs, target = batch
-    if not channels_last:
-        return batch
-    return apply_tensors(inputs, lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t), target
-
-
 def _loss(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
     with needing_two_samples():
         value = loss(model, batch)
@@ -223,12 +218,6 @@ def _diverged(what: str, last: float, training: Training) -> TrainingDivergedErr
         got=f"{what}, after {last:.4g}",
         remedy=f"lower learning_rate (now {training.learning_rate:g}), or set clip (now {training.clip})",
     )
-
-
-def _to_channels_last_(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 @contextmanager
