@@ -27,7 +27,7 @@ def test_what_trains_channels_last(layer: nn.Module, safe: bool) -> None:
 
 
 @pytest.mark.parametrize(("channels", "channels_last"), [(4, False), (8, True)])
-def test_inputs_and_weights_are_laid_out_alike(channels: int, channels_last: bool) -> None:
+def test_inputs_are_laid_out_as_the_model_trains(channels: int, channels_last: bool) -> None:
     seen: list[bool] = []
     model = nn.Sequential(nn.Conv2d(channels, 8, 1, stride=2)).to(memory_format=torch.channels_last)
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last)))
@@ -36,12 +36,6 @@ def test_inputs_and_weights_are_laid_out_alike(channels: int, channels_last: boo
         Training(effort=Effort(1, "steps")),
     )  # fmt: skip
     assert seen == [channels_last]
-    assert (
-        model[0].weight.stride()
-        == torch.empty(8, channels, 1, 1)
-        .contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        .stride()
-    )
 
 
 def test_a_narrow_strided_shortcut_trains_in_one_piece() -> None:
