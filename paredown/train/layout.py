@@ -5,20 +5,20 @@ from torch import nn
 
 from paredown.task.batches import Batch, apply_tensors
 
-_LANES = 8  # floats of an AVX2 register
+_BLOCK = 16  # channels that oneDNN takes at once with AVX-512; 8 with AVX2
 
 
 def trains_channels_last(model: nn.Module) -> bool:
-    """False where the model has a 1x1 convolution with a stride and fewer than 8 input channels.
+    """False where the model has a 1x1 convolution with a stride and fewer than 16 input channels.
 
-    The gradient of its weight overruns its buffer in channels last on processors with AVX2 and no AVX-512 (oneDNN of torch 2.14,
-    jit_1x1:avx2, backward_weights: seen with 2 to 6 channels), and the process ends, or computes on with spoilt memory.
+    In channels last the gradient of its weight is written beyond its buffer where the channels are fewer than a block: the
+    process ends, or goes on with wrong gradients (oneDNN issue 6035, open in torch 2.14; seen with 2 to 6 channels on AVX2).
     """
     return not any(
         isinstance(module, nn.Conv2d)
         and set(module.kernel_size) == {1}
         and max(module.stride) > 1
-        and module.in_channels // module.groups < _LANES
+        and module.in_channels // module.groups < _BLOCK
         for module in model.modules()
     )
 
