@@ -1,19 +1,44 @@
 """Shared fixtures: a small residual convnet, and the data beside the project (skipped where it is absent)."""
 
+import contextlib
 import copy
+import functools
 import importlib.util
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from paredown.core.target import Target
+from paredown.deploy.session import load
+from paredown.measure.interleave import Round, interleaved
+from paredown.measure.latency import Timed
 from paredown.task.task import Task
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def rounds_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency is timed in the process of the test, whose runtime is there already: a start takes longer than a small model's
+    rounds. Processes of their own, as a user gets them: tests/deploy/test_stopwatch.py, and what runs the command line.
+    """
+
+    @contextlib.contextmanager
+    def rounds(baseline: pathlib.Path, candidate: pathlib.Path, target: Target, inputs: Sequence[Any]) -> Iterator[Timed]:
+        def timed(pairs: int) -> Round:
+            before, after = (functools.partial(load(file, target), *inputs) for file in (baseline, candidate))
+            return interleaved(before, after, pairs, 3)
+
+        yield timed
+
+    for module in ("evaluate", "compare"):
+        monkeypatch.setattr(f"paredown.pipeline.{module}.rounds", rounds)
 
 
 class SmallBlock(nn.Module):

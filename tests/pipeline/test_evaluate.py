@@ -11,7 +11,9 @@ from torch import Tensor, nn
 import paredown
 from paredown import Target, Task
 from paredown.core.errors import BatchError
-from paredown.pipeline.evaluate import candidate_of, export_checked, score_file, with_final
+from paredown.deploy import stopwatch
+from paredown.pipeline import evaluate
+from paredown.pipeline.evaluate import candidate_of, compare_latency, export_checked, score_file, with_final
 
 Pair = namedtuple("Pair", ["a", "b"])
 
@@ -114,3 +116,15 @@ def test_an_output_that_is_none_stays_none(tmp_path: Path) -> None:
     given = Task(Absent(4, 2), (x[:2],), [batch], [batch], metric=second, loss=lambda output, _: output[1].sum())
     artifact = paredown.export(given.model, given, path=tmp_path / "model.onnx")
     assert score_file(given, Path(artifact.path), Target(threads=1), "validation").n == 60
+
+
+def test_latency_is_timed_on_the_example_inputs_in_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "rounds", stopwatch.rounds)
+    asked, target = task("ba"), Target(batch=3, threads=1)
+    file = tmp_path / "model.onnx"
+    export_checked(asked.model, asked, target, file)
+    latency = compare_latency(asked, file, file, target)
+    assert latency.ratio.n >= 54 and latency.ratio.lower <= latency.ratio.value <= latency.ratio.upper
+    assert latency.a.value > 0 and latency.a.device == "onnxruntime, batch 3, 1 thread"
