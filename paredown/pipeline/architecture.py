@@ -321,11 +321,8 @@ def _candidate(made: _Run, evaluator: SupernetEvaluator, original: _Measured, fo
     """A subnet after its recovery, and all that is told of it."""
     task, config, name = made.task, made.config, f"candidate-{number}"
     subnet = evaluator.subnet(found.values)
-
-    def recovered(resume: Resume | None) -> nn.Module:
-        return distill_model(subnet, task, config.recover, seed=made.seed, progress=made.progress, resume=resume)
-
-    model = _kept(made, name, recovered)
+    training = functools.partial(distill_model, subnet, task, config.recover, seed=made.seed, progress=made.progress)
+    model = _kept(made, name, lambda resume: training(resume=resume))
     shipped = model if made.config.precision == "fp32" else quantize(task, Quantize(), model=model, target=made.target)
     mine = _Measured.of(made, shipped, original.file.with_name(f"{name}.onnx"))
     latency = None if made.target is None else compare_latency(task, original.file, mine.file, made.target).ratio

@@ -152,7 +152,7 @@ class _Run:
     def baseline(self) -> Candidate:
         return self.stages[self.store.key(Recipe())].stage.candidate
 
-    def measure_baseline(self, *, fresh: bool) -> None:
+    def measure_baseline(self, *, fresh: bool = False) -> None:
         """The task's own model as a file, measured; fresh: even where that was done. Raises CertificationError before anything is
         written.
         """

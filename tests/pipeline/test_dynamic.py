@@ -32,7 +32,7 @@ def recurrent() -> Task:
     return task_of(Recurrent(), torch.randint(0, 20, (8, 7)))
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("make", [attention, pytest.param(recurrent, marks=pytest.mark.slow)])
 def test_the_file_agrees_with_the_simulation_at_three_batch_sizes(make, runtime: str, tmp_path: object) -> None:  # type: ignore[no-untyped-def]
     task = make()

@@ -27,7 +27,7 @@ def quantized(task: Task, config: Quantize, *more: object) -> QuantizedModel:
     return result
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bits, activation_bits", [(4, 8), (3, 8), (2, 4)])
 def test_the_file_agrees_and_runs_in_int8(
     pattern_task: Task, bits: int, activation_bits: int, runtime: str, tmp_path: object

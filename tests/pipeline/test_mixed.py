@@ -51,7 +51,7 @@ def test_room_for_a_few_more_bits_goes_where_it_helps(pattern_task: Task) -> Non
     assert relative(pattern_task.model, mixed, x) < 0.9 * relative(pattern_task.model, uniform, x)
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_the_file_agrees_and_names_its_widths(pattern_task: Task, runtime: str, tmp_path: object) -> None:
     config = Quantize(bits=MixedBits(3, evaluations=1), target=runtime)
     model = paredown.quantize(pattern_task, config)
@@ -191,7 +191,7 @@ def test_every_sensitivity_judges_what_is_read(pattern_task: Task, sensitivity: 
     assert row.activations[0].loss >= row.activations[1].loss
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_layers_that_read_floats_keep_their_weights_packed(pattern_task: Task, runtime: str, tmp_path: object) -> None:
     layers = {"block2.conv2": BitWidths(4, 32), "head": BitWidths(8, 32), "stem.0": BitWidths(8, 4)}
     config = Quantize(target=runtime)

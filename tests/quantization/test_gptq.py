@@ -98,7 +98,7 @@ def test_it_lowers_the_error_of_single_layers_and_leaves_the_others(
     assert changed == ["layer3.1.conv1.weight"]
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("symmetric", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_stories_are_told_better_than_with_weights_rounded_to_nearest(
     storyteller: nn.Module, stories: list[Tensor], symmetric: bool
 ) -> None:
