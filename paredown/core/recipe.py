@@ -145,10 +145,11 @@ def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 class _Loader(yaml.SafeLoader):
     """YAML's safe subset, with each key once."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        found = super().construct_mapping(node, deep)  # complains of keys that can't be
-        _once((self.construct_object(key, deep=True), None) for key, _ in node.value)
-        return found
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys = (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge")
+        _once((key.value, None) for key in keys)
+        return node
 
 
 def step_name(step: Step) -> str:

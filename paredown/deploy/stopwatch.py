@@ -3,7 +3,8 @@
     python -m paredown.deploy.stopwatch BASELINE CANDIDATE INPUTS.npz --runtime onnxruntime --batch 1 --threads 2
 
 It imports the runtime once, then waits: a line with a number of pairs is answered by a line of JSON, {"times": [[ms, ...],
-[ms, ...]], "load": cores} or {"error": "..."}. Where the system can't fork, the rounds share this one process.
+[ms, ...]], "others": seconds, "seconds": seconds} or {"error": "..."}. Elsewhere than on Linux, where a fork is safe, the
+rounds share this one process.
 """
 
 import argparse
@@ -49,6 +50,8 @@ def rounds(baseline: Path, candidate: Path, target: Target, inputs: Sequence[Arr
                 yield functools.partial(_round, process, argv)
             finally:
                 process.kill()
+                with contextlib.suppress(OSError):  # what was written last may still wait for a reader
+                    process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
 
 
 def _round(process: "subprocess.Popen[str]", argv: list[str], pairs: int) -> Round:
@@ -59,12 +62,14 @@ def _round(process: "subprocess.Popen[str]", argv: list[str], pairs: int) -> Rou
         process.stdin.flush()
         answer = json.loads(process.stdout.readline())
     if "times" not in answer:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
         raise MeasurementError(
             "both files must run in the process that times them",
             got=answer.get("error", f"it ended with {process.poll()}"),
             remedy=f"run it by hand: {shlex.join(argv)}",
         )
-    return Round(np.array(answer["times"]), answer["load"])
+    return Round(np.array(answer["times"]), answer["others"], answer["seconds"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,10 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args(argv)
     target = Target(arguments.runtime, arguments.batch, arguments.threads)
-    importlib.import_module(target.runtime)  # once, for all rounds; a session before a fork would leave its threads behind
+    with contextlib.suppress(ImportError):  # said by `load`, with its remedy
+        importlib.import_module(target.runtime)  # once, for all rounds; a session before a fork would leave its threads behind
     timed = functools.partial(_timed, (arguments.baseline, arguments.candidate), target, arguments.inputs)
     for line in sys.stdin:
-        (_forked if hasattr(os, "fork") else _answer)(functools.partial(timed, int(line)))
+        (_forked if sys.platform == "linux" else _answer)(functools.partial(timed, int(line)))
     return 0
 
 
@@ -94,7 +100,7 @@ def _timed(files: tuple[str, str], target: Target, inputs: str, pairs: int) -> R
 def _answer(timed: Callable[[], Round]) -> None:
     try:
         found = timed()
-        _say(times=found.times.tolist(), load=found.load)
+        _say(times=found.times.tolist(), others=found.others, seconds=found.seconds)
     except ParedownError as error:
         _say(error=str(error))
 

@@ -20,25 +20,26 @@ _STAT = Path("/proc/stat")  # Linux's count of what all processors did
 
 @dataclass(frozen=True)
 class Round:
-    """times: ms per call, (2, pairs), baseline and candidate. load: cores that other processes kept busy meanwhile, at least 0;
-    0 too where this system doesn't count it.
+    """times: ms per call, (2, pairs), baseline and candidate. others: processor seconds that other processes took meanwhile, to
+    some hundredths, so of a short round also below 0; 0 where this system doesn't count them. seconds: that it took.
     """
 
     times: NDArray[np.float64]
-    load: float = 0.0
+    others: float = 0.0
+    seconds: float = 0.0
 
 
 def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int, warmup: int) -> Round:
     """Times `a` (the baseline) and `b` (the candidate). warmup: calls of each before the timing starts, 3 at least."""
     sides, times = (a, b), np.empty((2, pairs))
     with _no_garbage_collection():
-        repeats = [_repeats(side, warmup) for side in sides]
         began, others = time.monotonic(), _others()
+        repeats = [_repeats(side, warmup) for side in sides]
         for pair in range(pairs):
             for side in (0, 1) if pair % 2 == 0 else (1, 0):
                 times[side, pair] = _nanoseconds(sides[side], repeats[side]) / repeats[side] / 1e6
         others = _others() - others
-    return Round(times, max(0.0, others / max(time.monotonic() - began, 1e-9)))
+    return Round(times, others, time.monotonic() - began)
 
 
 def _repeats(side: Callable[[], object], warmup: int) -> int:

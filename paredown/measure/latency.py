@@ -20,6 +20,7 @@ from paredown.measure.interleave import Round
 LEAST_PAIRS = 50
 _WIDE = 0.06  # an interval of the ratio that reaches further from its middle, as a fraction of it, asks for more pairs
 _ROUNDS = 6
+_LEAST_SECONDS = 0.5
 _TIMES = 4  # as many rounds at most
 Timed = Callable[[int], Round]  # gives a round of so many pairs
 
@@ -48,8 +49,7 @@ def paired_latency(
 
     def measured(metric: str, values: Vector, unit: str) -> Measurement:
         low, high = median_interval(values, confidence, seed)
-        load = float(np.mean([one.load for one in rounds]))
-        return Measurement(metric, float(np.median(values)), unit, values.size, low, high, confidence, device, load)
+        return Measurement(metric, float(np.median(values)), unit, values.size, low, high, confidence, device, _load(rounds))
 
     ratio = None
     while ratio is None or (_is_wide(ratio) and len(rounds) < _TIMES * _ROUNDS):
@@ -57,6 +57,12 @@ def paired_latency(
         a, b = np.stack([one.times for one in rounds], axis=1)  # each (rounds, pairs), ms
         ratio = measured("latency_ratio", b / a, "x")
     return PairedLatency(measured("latency_ms", a, "ms"), measured("latency_ms", b, "ms"), ratio)
+
+
+def _load(rounds: list[Round]) -> float:
+    """Cores that other processes kept busy; 0 for less than half a second in all, of which ticks of 10 ms tell nothing."""
+    seconds = sum(one.seconds for one in rounds)
+    return 0.0 if seconds < _LEAST_SECONDS else max(0.0, sum(one.others for one in rounds) / seconds)
 
 
 def _is_wide(ratio: Measurement) -> bool:

@@ -38,6 +38,7 @@ from paredown.train.state import model_digest
 Existing = Literal["refuse", "resume", "replace"]
 _SCRATCH = ".result-"  # of a run that was killed while it wrote its result
 _SCRATCH_STAGE = re.compile(r"\.[0-9a-f]{16}(\.costs\.json)?-\w+")  # of one that was killed in the middle of a stage
+_STAGE = re.compile(r"[0-9a-f]{16}(\.\w+)*")
 _OURS = ("model.onnx", "checkpoint", "recipe.yaml", "report.json", "report.html", "stages")
 
 
@@ -83,9 +84,10 @@ class Store:
         return cls(folder, identity)
 
     def clear(self, *, keep: Recipe) -> None:
-        """Removes all that the folder holds, but for one finished stage."""
-        held = [path for path in self.out.iterdir() if path.name != "stages"]
-        for path in [*held, *(path for path in (self.out / "stages").iterdir() if path != self.folder(keep))]:
+        """Removes what a run writes, but for one finished stage."""
+        held = [self.out / name for name in _OURS if name != "stages" and (self.out / name).exists()]
+        stages = [path for path in (self.out / "stages").iterdir() if _STAGE.fullmatch(path.name) and path != self.folder(keep)]
+        for path in [*held, *stages]:
             _remove(path)
 
     def key(self, recipe: Recipe) -> str:

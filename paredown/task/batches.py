@@ -1,6 +1,7 @@
 """Batches as the user gives them: (inputs, target), inputs a tensor, a tuple (positional) or a dict (by name)."""
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import itertools
@@ -42,7 +43,10 @@ def apply_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, tuple | list):
         return _sequence(value, [apply_tensors(item, function) for item in value])
     if isinstance(fields := _fields(value), dict):
-        return dataclasses.replace(value, **{name: apply_tensors(item, function) for name, item in fields.items()})
+        made = copy.copy(value)  # not made anew: what __post_init__ does is done
+        for name, item in fields.items():
+            object.__setattr__(made, name, apply_tensors(item, function))
+        return made
     return value
 
 

@@ -56,7 +56,7 @@ def _known_sizes(batches: Batches) -> list[int]:
         case list() | tuple():
             inputs = [batch[0] for batch in batches if isinstance(batch, tuple | list) and batch]
             return [len(found[0]) for found in map(tensors, inputs) if found and found[0].dim()]
-        case DataLoader(batch_size=int(size), drop_last=False, dataset=Sized() as samples):
+        case DataLoader(batch_size=int(size), drop_last=False, sampler=Sized() as samples):
             return [len(samples) % size or size]
         case _:
             return []

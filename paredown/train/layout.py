@@ -1,7 +1,7 @@
 """Memory formats in training: channels last is faster for convolutions on CPUs, where it is safe."""
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from paredown.task.batches import Batch, apply_tensors
 
@@ -14,6 +14,8 @@ def trains_channels_last(model: nn.Module) -> bool:
     In channels last the gradient of its weight is written beyond its buffer where the channels are fewer than a block: the
     process ends, or goes on with wrong gradients (oneDNN issue 6035, open in torch 2.14; seen with 2 to 6 channels on AVX2).
     """
+    if isinstance(model, fx.GraphModule):  # a quantized model's layers are calls: any 1x1 weight may be a strided one's
+        return not any(p.dim() == 4 and p.shape[2:] == (1, 1) and p.shape[1] < _BLOCK for p in model.parameters())
     return not any(
         isinstance(module, nn.Conv2d)
         and set(module.kernel_size) == {1}

@@ -68,6 +68,11 @@ def test_a_field_that_stands_twice_is_refused(text: str) -> None:
         Recipe.parse(text)
 
 
+def test_a_merged_mapping_may_be_overridden() -> None:
+    recipe = Recipe.parse("steps: [&p {step: sparsify, ratio: 0.5}, {<<: *p, ratio: 0.3}]")
+    assert [step.ratio for step in recipe.steps] == [0.5, 0.3]
+
+
 @pytest.mark.parametrize(
     ("text", "field"),
     [

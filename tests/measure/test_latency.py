@@ -64,7 +64,11 @@ def test_more_pairs_are_timed_while_the_interval_is_wide() -> None:
     assert loud.upper - loud.value <= 0.06 * loud.value
 
 
-def test_load_is_the_mean_over_the_rounds() -> None:
-    loads = iter([0.0, 0.0, 0.3, 0.3, 0.6, 0.6])
-    result = paired_latency(lambda pairs: Round(np.ones((2, pairs)), next(loads)))
-    assert result.ratio.load == result.a.load == pytest.approx(0.3)
+def test_load_is_what_others_took_of_all_rounds_together() -> None:
+    others = iter([0.4, -0.1, 0.0, 0.0, 0.0, 0.0])
+    result = paired_latency(lambda pairs: Round(np.ones((2, pairs)), next(others), 0.25))
+    assert result.ratio.load == result.a.load == pytest.approx(0.3 / 1.5)
+
+
+def test_of_a_few_hundredths_of_a_second_no_load_is_told() -> None:
+    assert paired_latency(lambda pairs: Round(np.ones((2, pairs)), 0.02, 0.03)).ratio.load == 0

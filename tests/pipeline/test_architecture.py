@@ -72,6 +72,7 @@ def test_validation_and_test_stand_apart(found: SubnetResult) -> None:
     assert "model" not in data["candidates"][0]
 
 
+@pytest.mark.slow
 def test_the_winner_goes_into_prune_quantize_and_export_unchanged(
     task: paredown.Task, found: SubnetResult, tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_limit_of_latency_is_measured_in_the_runtime(task: paredown.Task, monk
         search_subnets(task, dataclasses.replace(config, latency="0.001x"), target="onnxruntime", strategy=Random)
 
 
+@pytest.mark.slow
 def test_a_table_tells_latencies_and_what_is_kept_was_timed_for_real(
     task: paredown.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_every_linear_layer_runs_in_integers_in_onnx_runtime(tmp_path: object) -
     assert found.dequantize == 0
 
 
+@pytest.mark.slow
 def test_the_file_holds_standard_operators_only(tmp_path: object) -> None:
     task = recurrent()
     artifact = paredown.export(paredown.quantize(task, DYNAMIC), task, path=f"{tmp_path}/m.onnx")

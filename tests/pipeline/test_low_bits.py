@@ -79,6 +79,7 @@ def test_fixed_scales_stay(pattern_task: Task) -> None:
     assert all(torch.equal(after.quantizer(key).scale, before.quantizer(key).scale) for key in after.quantizers)
 
 
+@pytest.mark.slow
 def test_a_pruned_model_is_trained_exported_and_loaded(pattern_task: Task, tmp_path: object) -> None:
     short = Distill(training=Training(effort=Effort(5, "steps")))
     recipe = Recipe((Prune(ratio=0.3), Quantize(bits=4, scales="lsq"), short))

@@ -117,10 +117,12 @@ def test_scratch_folders_of_a_killed_run_are_removed_and_nothing_else(tmp_path: 
     assert (tmp_path / "stages" / ("0a" * 8)).exists()
 
 
-def test_what_is_cleared_is_all_but_one_stage(tmp_path: Path) -> None:
+def test_what_is_cleared_is_what_a_run_writes_but_one_stage(tmp_path: Path) -> None:
     store = Store(tmp_path, "")
-    for folder in (store.folder(Recipe()), tmp_path / "stages" / "old", tmp_path / "checkpoint"):
+    old = [tmp_path / "stages" / f"{'0a' * 8}{end}" for end in ("", ".unfinished", ".costs.json")]
+    for folder in (store.folder(Recipe()), *old, tmp_path / "checkpoint", tmp_path / "mine", tmp_path / "stages" / "mine"):
         folder.mkdir(parents=True)
     (tmp_path / "report.json").write_text("old")
     store.clear(keep=Recipe())
-    assert sorted(tmp_path.rglob("*")) == [tmp_path / "stages", store.folder(Recipe())]
+    left = [tmp_path / "mine", tmp_path / "stages", store.folder(Recipe()), tmp_path / "stages" / "mine"]
+    assert sorted(tmp_path.rglob("*")) == sorted(left)

@@ -195,3 +195,20 @@ def test_tensors_of_a_dataclass_are_its_fields_in_order() -> None:
     doubled = apply_tensors(answer, lambda tensor: 2 * tensor)
     assert [float(tensor) for tensor in tensors(doubled)] == [2, 4, 6]
     assert isinstance(doubled, _Answer) and doubled.note == "kept"
+
+
+@dataclasses.dataclass
+class _Moved:
+    """Made from what it is given, once."""
+
+    corner: Tensor
+    far: Tensor = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.corner = self.corner + 1
+        self.far = self.corner + 1
+
+
+def test_a_dataclass_is_not_made_anew_for_its_tensors() -> None:
+    moved = apply_tensors(_Moved(torch.tensor([1.0])), lambda tensor: 10 * tensor)
+    assert [float(tensor) for tensor in tensors(moved)] == [20, 30]

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from paredown.core.effort import Effort
 from paredown.core.training import Training
@@ -24,6 +24,21 @@ from paredown.train.loop import fit_
 )
 def test_what_trains_channels_last(layer: nn.Module, safe: bool) -> None:
     assert trains_channels_last(nn.Sequential(nn.ReLU(), layer)) == safe
+
+
+def test_layers_of_a_traced_model_are_calls() -> None:
+    narrow, wide = (fx.symbolic_trace(nn.Sequential(nn.Conv2d(channels, 8, 1, stride=2))) for channels in (4, 16))
+    for model in (narrow, wide):
+        own = fx.GraphModule({"weight": model.get_submodule("0").weight}, _convolution())
+        assert not any(isinstance(module, nn.Conv2d) for module in own.modules())
+        assert trains_channels_last(own) == (model is wide)
+
+
+def _convolution() -> fx.Graph:
+    graph = fx.Graph()
+    x, weight = graph.placeholder("x"), graph.get_attr("weight")
+    graph.output(graph.call_function(torch.ops.aten.conv2d.default, (x, weight, None, [2, 2])))
+    return graph
 
 
 @pytest.mark.parametrize(("channels", "channels_last"), [(4, False), (16, True)])

@@ -11,7 +11,7 @@ What a subnet inherits are weights; its batch norms' statistics are measured ane
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -32,6 +32,7 @@ from paredown.nas.problem import Source
 from paredown.task.batches import Batch, Batches, apply_tensors, call, evaluating
 from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_
+from paredown.train.layout import trains_channels_last
 from paredown.train.loop import fit_
 from paredown.train.state import Keeping, model_digest
 
@@ -88,6 +89,8 @@ def train_supernet(
     resume: where it is kept how far the training got. Raises what `fit_` raises.
     """
     supernet = cut(elastic.model, Manifest())
+    smallest = shared_cut(supernet, elastic.manifest(elastic.space.values(elastic.smallest)))
+    training = replace(training, channels_last=training.channels_last and trains_channels_last(smallest))
     sandwich = Sandwich(elastic, *losses, _DRAWS, np.random.default_rng(seed))
     keeping = None if resume is None else Keeping(resume, _key(elastic, seed), sandwich)
     shown = lambda _, fraction: progress("supernet", fraction)  # noqa: E731 (one line)
