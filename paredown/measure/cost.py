@@ -4,11 +4,10 @@ MACs are those of convolutions, matrix products, attention and recurrent layers,
 elementwise work, normalizations and pooling count nothing. They are not latency: see `latency.py`.
 """
 
-import contextlib
 import math
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from paredown.core.errors import ArtifactError
-from paredown.task.batches import Inputs, batch_size, call, evaluating, unfused
+from paredown.task.batches import Inputs, batch_size, call, evaluating, unfused, without_gradient
 
 Shape = tuple[int, ...]
 
@@ -28,22 +27,10 @@ def count_macs(model: nn.Module, inputs: Inputs) -> int:
     """
     formulas: Any = _FORMULAS  # torch types the mapping's values by its own registry
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
-    with evaluating(model), unfused(), _frozen(model), torch.no_grad(), counter:
+    # Without gradients: torch's counter fails on a module whose argument is a view of a parameter that requires one.
+    with evaluating(model), unfused(), without_gradient([model]), torch.no_grad(), counter:
         call(model, inputs)
     return round(int(counter.get_total_flops()) / 2 / batch_size(inputs))
-
-
-@contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient meanwhile: torch's counter fails on a module whose argument is a view of one that does."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -29,8 +29,7 @@ def tensors(value: Any) -> list[Tensor]:
     """All tensors in a nest of tuples, lists, dicts and dataclasses, in order."""
     if isinstance(value, Tensor):
         return [value]
-    value = _fields(value)
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    items = value if isinstance(value, tuple | list) else (value if isinstance(value, dict) else _fields(value)).values()
     return [tensor for item in items for tensor in tensors(item)]
 
 
@@ -42,18 +41,18 @@ def apply_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
         return {key: apply_tensors(item, function) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return _sequence(value, [apply_tensors(item, function) for item in value])
-    if isinstance(fields := _fields(value), dict):
-        made = copy.copy(value)  # not made anew: what __post_init__ does is done
-        for name, item in fields.items():
-            object.__setattr__(made, name, apply_tensors(item, function))
-        return made
-    return value
-
-
-def _fields(value: Any) -> Any:
-    """A dataclass as {field: value}; anything else as it is."""
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+    if not (fields := _fields(value)):
         return value
+    made = copy.copy(value)  # not made anew: what __post_init__ does is done
+    for name, item in fields.items():
+        object.__setattr__(made, name, apply_tensors(item, function))
+    return made
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Of a dataclass, by name; of anything else none."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return {}
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
@@ -123,6 +122,19 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def without_gradient(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """No parameter of these modules requires a gradient meanwhile."""
+    trainable = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 @contextlib.contextmanager

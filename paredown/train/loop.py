@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from paredown.core.errors import NotTrainableError, TaskError, TrainingDivergedError
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Training
-from paredown.task.batches import Batch, Batches, device_of
+from paredown.task.batches import Batch, Batches, device_of, without_gradient
 from paredown.train.average import Average
 from paredown.train.batchnorm import needing_two_samples
 from paredown.train.layout import laid_out, lay_out_, trains_channels_last
@@ -58,7 +58,7 @@ def fit_(
     """
     still = [module for name, module in model.named_modules() if name in {*frozen, *training.frozen}]
     try:
-        with _unharmed(model), _without_gradient(still), _prepared_once(model), seeded(seed):
+        with _unharmed(model), without_gradient(still), _prepared_once(model), seeded(seed):
             if not any(parameter.requires_grad for parameter in model.parameters()):
                 raise NotTrainableError(
                     "training needs parameters that require a gradient",
@@ -239,18 +239,6 @@ def _unharmed(model: nn.Module) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
-
-
-@contextmanager
-def _without_gradient(modules: list[nn.Module]) -> Iterator[None]:
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 @contextmanager
