@@ -5,7 +5,7 @@ import copy
 import functools
 import importlib.util
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -13,9 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paredown.core.target import Target
-from paredown.deploy.session import load
-from paredown.measure.interleave import Round, interleaved
+from paredown.deploy.stopwatch import timed_here
 from paredown.measure.latency import Timed
 from paredown.task.task import Task
 
@@ -30,12 +28,8 @@ def rounds_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """
 
     @contextlib.contextmanager
-    def rounds(baseline: pathlib.Path, candidate: pathlib.Path, target: Target, inputs: Sequence[Any]) -> Iterator[Timed]:
-        def timed(pairs: int) -> Round:
-            before, after = (functools.partial(load(file, target), *inputs) for file in (baseline, candidate))
-            return interleaved(before, after, pairs, 3)
-
-        yield timed
+    def rounds(*compared: Any) -> Iterator[Timed]:
+        yield functools.partial(timed_here, *compared)
 
     for module in ("evaluate", "compare"):
         monkeypatch.setattr(f"paredown.pipeline.{module}.rounds", rounds)

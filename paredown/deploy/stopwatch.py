@@ -84,16 +84,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = Target(arguments.runtime, arguments.batch, arguments.threads)
     with contextlib.suppress(ImportError):  # said by `load`, with its remedy
         importlib.import_module(target.runtime)  # once, for all rounds; a session before a fork would leave its threads behind
-    timed = functools.partial(_timed, (arguments.baseline, arguments.candidate), target, arguments.inputs)
+    with np.load(arguments.inputs, allow_pickle=False) as saved:
+        inputs = [saved[name] for name in saved.files]
+    timed = functools.partial(timed_here, arguments.baseline, arguments.candidate, target, inputs)
     for line in sys.stdin:
         (_forked if sys.platform == "linux" else _answer)(functools.partial(timed, int(line)))
     return 0
 
 
-def _timed(files: tuple[str, str], target: Target, inputs: str, pairs: int) -> Round:
-    with np.load(inputs, allow_pickle=False) as saved:
-        arrays = [saved[name] for name in saved.files]
-    before, after = (functools.partial(load(file, target), *arrays) for file in files)
+def timed_here(baseline: str | Path, candidate: str | Path, target: Target, inputs: Sequence[Array], pairs: int) -> Round:
+    """A round in this process, both files loaded afresh. inputs: as `rounds` takes them."""
+    before, after = (functools.partial(load(file, target), *inputs) for file in (baseline, candidate))
     return interleaved(before, after, pairs, _WARMUP)
 
 
