@@ -12,7 +12,7 @@ from paredown.quantization.costs import Facts, stored_bytes
 from paredown.quantization.layers import values_at
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.nodes import argument, constant, name_of
-from paredown.quantization.placement import RECURRENT, quantizer_before
+from paredown.quantization.placement import RECURRENT, key_before
 from paredown.quantization.scheme import FLOAT
 from paredown.task.batches import batch_size
 
@@ -88,9 +88,8 @@ def _bytes(model: QuantizedModel, path: str, weight: Tensor, bits: int) -> float
 
 def _activation_bits(model: QuantizedModel, node: fx.Node) -> int:
     """Of what a layer reads, found through the operators that only move it."""
-    found = quantizer_before(node)
-    if found is not None:
-        return model.quantizer(str(found.target).removeprefix("quantizers.")).grid.bits
+    if key := key_before(node):
+        return model.quantizer(key).grid.bits
     return 8 if "dynamic_quantize" in str(getattr(node.args[0], "target", "")) else FLOAT
 
 

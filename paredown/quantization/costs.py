@@ -56,11 +56,6 @@ def size_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
     return np.array([[stored_bytes(f, c) for c in choices] for f in facts], dtype=np.float64)
 
 
-def bits_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
-    """Bits of the weights by themselves: limited to 4 times all weights, they average 4 bits."""
-    return np.array([[float(f.parameters * c.weight_bits) for c in choices] for f in facts])
-
-
 def bops_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
     """Bit operations of one sample."""
     return np.array([[f.macs * c.weight_bits * c.activation_bits for c in choices] for f in facts], dtype=np.float64)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from paredown.graph.trace import as_call, module_path
 from paredown.quantization.model import FakeQuantizer, QuantizedModel
-from paredown.quantization.nodes import argument, get, name_of
+from paredown.quantization.nodes import argument, get, name_of, quantizer_key
 from paredown.quantization.weights import dequantized, integers
 from paredown.task.batches import Inputs
 
@@ -60,7 +60,7 @@ def layers_of(model: QuantizedModel) -> tuple[Layer, ...]:
             continue
         weight, bias = argument(node, 1), argument(node, 2)
         if isinstance(weight, fx.Node) and weight.op == "call_module" and str(weight.target).endswith(":weight"):
-            key = str(weight.target).removeprefix("quantizers.").removesuffix(":weight")
+            key = quantizer_key(weight).removesuffix(":weight")
             found.append(Layer(key, node, str(weight.args[0].target), _parameter(bias)))  # type: ignore[union-attr]  # its site
     return tuple(found)
 

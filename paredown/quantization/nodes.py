@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+_QUANTIZERS = "quantizers."  # what stands before the key in the target of a quantizer's call
+
 
 def name_of(node: Any) -> str:
     """The ATen operator of a node without its overload ("conv2d", "add"); "" for anything else."""
@@ -70,3 +72,9 @@ def _exists(module: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+def quantizer_key(node: fx.Node) -> str:
+    """Of the quantizer that a node calls; "" where it calls none."""
+    target = str(node.target)
+    return target.removeprefix(_QUANTIZERS) if target.startswith(_QUANTIZERS) else ""

@@ -14,7 +14,7 @@ from paredown.core.errors import RecipeError
 from paredown.core.steps import Quantize
 from paredown.graph.trace import module_path
 from paredown.quantization.functional import is_inplace
-from paredown.quantization.nodes import argument, constant, is_float, name_of, value_of
+from paredown.quantization.nodes import argument, constant, is_float, name_of, quantizer_key, value_of
 from paredown.quantization.scheme import Scheme
 
 
@@ -245,13 +245,12 @@ def _origin(state: _State, node: fx.Node) -> fx.Node:
     return node
 
 
-def quantizer_before(node: fx.Node) -> fx.Node | None:
-    """The call of the quantizer that what an operator reads comes from, through moves; None where it isn't rounded."""
+def key_before(node: fx.Node) -> str:
+    """The key of the quantizer that what an operator reads comes from, through moves; "" where it isn't rounded."""
     current = argument(node, 0)
     while isinstance(current, fx.Node) and name_of(current) in PORTABLE.moves and current.args:
         current = current.args[0]
-    found = isinstance(current, fx.Node) and str(current.target).startswith("quantizers.")
-    return current if isinstance(current, fx.Node) and found else None
+    return quantizer_key(current) if isinstance(current, fx.Node) else ""
 
 
 def _pads_zero(node: fx.Node) -> bool:

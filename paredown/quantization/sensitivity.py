@@ -21,7 +21,7 @@ from paredown.measure.quality import score
 from paredown.quantization.costs import Table
 from paredown.quantization.layers import Layer, layers_of, unquantized
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.placement import quantizer_before
+from paredown.quantization.placement import key_before
 from paredown.task.batches import Batch, Inputs, batch_size, call, tensors
 from paredown.task.task import Task
 from paredown.train.loop import Loss
@@ -178,5 +178,4 @@ def _output(model: nn.Module, inputs: Inputs) -> Tensor:
 
 def input_key(layer: Layer) -> str:
     """The quantizer of what a layer reads, through moves; "" where there is none."""
-    node = quantizer_before(layer.node)
-    return "" if node is None else str(node.target).removeprefix("quantizers.")
+    return key_before(layer.node)

@@ -23,9 +23,9 @@ from paredown.quantization.functional import functionalize_
 from paredown.quantization.grid import Grid, power_above
 from paredown.quantization.insert import insert_dropouts_, insert_dynamic_, insert_quantizers_
 from paredown.quantization.model import ABOUT, FakeQuantizer, QuantizedModel
-from paredown.quantization.nodes import argument, constant, get
+from paredown.quantization.nodes import argument, constant, get, quantizer_key
 from paredown.quantization.observers import MeanSquare, Observer, observer_of
-from paredown.quantization.placement import Placement, edges, place, rules_of
+from paredown.quantization.placement import Placement, edges, key_before, place, rules_of
 from paredown.quantization.refine import refine_
 from paredown.quantization.scheme import Scheme, scheme_of
 from paredown.quantization.weights import extreme_scales, fitted_scales
@@ -202,7 +202,7 @@ def stored_weights(quantized: QuantizedModel) -> Iterator[tuple[str, Tensor]]:
         if node.op == "call_module" and str(node.target).endswith(":weight"):
             weight = constant(quantized, node.args[0])
             assert weight is not None  # the placement takes constant weights only
-            yield _key(node), weight
+            yield quantizer_key(node), weight
 
 
 def set_bias_scales_(quantized: QuantizedModel) -> None:
@@ -214,22 +214,9 @@ def set_bias_scales_(quantized: QuantizedModel) -> None:
             continue
         reader, bias = next(iter(node.users)), constant(quantized, node.args[0])
         assert bias is not None  # likewise
-        weight = quantized.quantizer(_key(argument(reader, 1)))
-        step = quantized.quantizer(_quantizer_before(reader)).scale
+        weight = quantized.quantizer(quantizer_key(argument(reader, 1)))
+        step = quantized.quantizer(key_before(reader)).scale
         scale = torch.maximum(weight.scale, (bias.detach().abs() / step / _BIAS_STEPS).float())
         scale = power_above(scale).float() if weight.grid.power_of_two else scale
         weight.set_(scale, weight.zero_point)
-        quantized.quantizer(_key(node)).set_(scale * step, torch.zeros_like(weight.zero_point))
-
-
-def _quantizer_before(node: fx.Node) -> str:
-    """The key of the quantizer that an operator's input comes from, through moves."""
-    current = node.args[0]
-    while isinstance(current, fx.Node) and not str(current.target).startswith("quantizers."):
-        current = current.args[0]
-    assert isinstance(current, fx.Node)  # every int8 operator reads a quantized tensor
-    return _key(current)
-
-
-def _key(node: fx.Node) -> str:
-    return str(node.target).removeprefix("quantizers.")
+        quantized.quantizer(quantizer_key(node)).set_(scale * step, torch.zeros_like(weight.zero_point))
