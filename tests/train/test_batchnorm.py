@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -127,4 +128,6 @@ def test_a_batch_of_one_is_refused_before_it_comes_and_the_model_is_untouched(da
 )
 def test_batches_of_more_and_models_that_can_train_on_one_pass(data: Any) -> None:
     norm: nn.Module = nn.LayerNorm(3) if isinstance(data, list) and len(data[0][0]) == 1 else nn.BatchNorm1d(3)
+    before = copy.deepcopy(norm.state_dict())
     require_two_samples(norm, data)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
