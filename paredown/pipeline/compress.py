@@ -296,7 +296,7 @@ def _judged(run: _Run, steps: Recipe, candidate: Candidate, previous: Candidate,
     packed = None
     if any(isinstance(step, Sparsify) for step in steps.steps):
         packed = compressed_bytes(candidate.artifact.path) / compressed_bytes(previous.artifact.path)
-    verdict: Verdict = judge(run.budget, run.baseline, candidate, ratio, size_ratio)
+    verdict: Verdict = judge(run.budget, run.baseline, previous, candidate, ratio, size_ratio)
     return Stage(
         str(steps), candidate.recipe, candidate, verdict.kept, verdict.reason, ratio, size_ratio, time.monotonic() - began, packed
     )

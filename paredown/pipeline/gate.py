@@ -1,14 +1,17 @@
 """The ship gate: a stage stays only if its file, in the target's runtime, proves better within the allowed drop.
 
-It stays if no axis that the budget names got significantly worse, at least one got significantly better, and the upper
-bound of the drop (against the baseline, at the budget's confidence) is within `max_drop`. Latency is significantly better
+It stays if the upper bound of the drop (against the baseline, at the budget's confidence) is within `max_drop`, at least one
+axis that the budget names got significantly better, and none got significantly worse, or only such as have room: an axis may
+give back what it has to spare where the whole stays within its limit and the stage brings another nearer to one that was still
+exceeded (int8 that costs a little time after a cut that saved more of it than was asked, say). Latency is significantly better
 or worse where the interval of its paired ratio excludes 1; bytes are exact.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paredown.core.artifact import Candidate
-from paredown.core.budget import Budget
+from paredown.core.budget import Axis, Budget
 from paredown.core.measurement import Measurement
 
 
@@ -20,18 +23,24 @@ class Verdict:
     reason: str
 
 
-def judge(budget: Budget, baseline: Candidate, candidate: Candidate, latency_ratio: Measurement, size_ratio: float) -> Verdict:
-    """latency_ratio, size_ratio: of the candidate against the stage before it that was kept."""
+def judge(
+    budget: Budget, baseline: Candidate, previous: Candidate, candidate: Candidate, latency_ratio: Measurement, size_ratio: float
+) -> Verdict:
+    """previous: the stage before it that was kept, or the baseline. latency_ratio, size_ratio: of the candidate against that."""
     limit, bound = budget.drop_limit(baseline.quality.value), candidate.drop.upper
     if bound > limit:
         found = f"{candidate.drop.value:.4g}, at most {bound:.4g} at {budget.confidence:.0%}"
         return Verdict(False, f"rolled back: the drop is {found}; allowed {limit:.4g}")
     moves = {axis: _move(axis, latency_ratio, size_ratio) for axis in budget.axes}
     words = ", ".join(_words(axis, move, latency_ratio, size_ratio) for axis, move in moves.items())
-    if "worse" in moves.values():
-        return Verdict(False, f"rolled back: {words}")
-    if "better" not in moves.values():
+    better, worse = _moved(moves, "better"), _moved(moves, "worse")
+    if not better:
         return Verdict(False, f"rolled back: nothing that the budget names got better ({words})")
+    if worse:
+        exceeded = worse & violations(budget, baseline, candidate).keys()
+        if exceeded or not better & violations(budget, baseline, previous).keys():
+            return Verdict(False, f"rolled back: {words}")
+        words += f"; {' and '.join(sorted(worse))} still within the limit"
     return Verdict(True, f"kept: {words}; the drop is at most {bound:.4g} at {budget.confidence:.0%}, allowed {limit:.4g}")
 
 
@@ -69,6 +78,10 @@ def binding(budget: Budget, baseline: Candidate, candidate: Candidate) -> tuple[
 def _move(axis: str, latency_ratio: Measurement, size_ratio: float) -> str:
     low, high = (latency_ratio.lower, latency_ratio.upper) if axis == "latency" else (size_ratio, size_ratio)
     return "better" if high < 1 else "worse" if low > 1 else "unchanged"
+
+
+def _moved(moves: Mapping[Axis, str], move: str) -> set[str]:
+    return {axis for axis, found in moves.items() if found == move}
 
 
 def _words(axis: str, move: str, latency_ratio: Measurement, size_ratio: float) -> str:
