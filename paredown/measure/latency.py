@@ -3,8 +3,8 @@
 A round opens both sides anew, where it can in a process of its own (deploy/stopwatch.py): where a session's memory and threads
 come to lie, which physical cores a virtual machine is given, and what the machine does in that second, moves the ratio of small
 models far more than the pairs of one round tell. The ratio is the median of the ratios of the pairs, with a two-sided bootstrap
-interval over the rounds; a pair spoilt by another process is one value among many. While the interval is wide, more rounds
-follow.
+interval over the rounds; a pair spoilt by another process is one value among many. While the interval is wide, or holds a limit
+that the ratio is to be told from, more rounds follow.
 """
 
 from collections.abc import Callable
@@ -35,12 +35,19 @@ class PairedLatency:
 
 
 def paired_latency(
-    timed: Timed, *, pairs: int = LEAST_PAIRS, confidence: float = 0.95, seed: int = 0, device: str = ""
+    timed: Timed,
+    *,
+    pairs: int = LEAST_PAIRS,
+    limit: float | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    device: str = "",
 ) -> PairedLatency:
     """The latency of a baseline and a candidate from rounds that `timed` gives.
 
     pairs: in all, over six rounds (rounded up); as many again, up to four times, while the interval of the ratio reaches further
-    than 6 % to a side; its `n` says how many it took. device: machine, runtime and threads, as text, for the record.
+    than 6 % to a side or holds `limit`; its `n` says how many it took. Rounds that end when a limit is told are looked at several
+    times, so what a verdict rests on is measured without. device: machine, runtime and threads, as text, for the record.
     Raises MeasurementError for fewer than 50 pairs: their interval would be too wide, and not to be trusted.
     """
     if pairs < LEAST_PAIRS:
@@ -52,7 +59,7 @@ def paired_latency(
         return Measurement(metric, float(np.median(values)), unit, values.size, low, high, confidence, device, _load(rounds))
 
     ratio = None
-    while ratio is None or (_is_wide(ratio) and len(rounds) < _TIMES * _ROUNDS):
+    while ratio is None or (_is_open(ratio, limit) and len(rounds) < _TIMES * _ROUNDS):
         rounds += [timed(-(-pairs // _ROUNDS)) for _ in range(_ROUNDS)]
         a, b = np.stack([one.times for one in rounds], axis=1)  # each (rounds, pairs), ms
         ratio = measured("latency_ratio", b / a, "x")
@@ -65,5 +72,6 @@ def _load(rounds: list[Round]) -> float:
     return 0.0 if seconds < _LEAST_SECONDS else max(0.0, sum(one.others for one in rounds) / seconds)
 
 
-def _is_wide(ratio: Measurement) -> bool:
-    return max(ratio.upper - ratio.value, ratio.value - ratio.lower) > _WIDE * ratio.value
+def _is_open(ratio: Measurement, limit: float | None) -> bool:
+    wide = max(ratio.upper - ratio.value, ratio.value - ratio.lower) > _WIDE * ratio.value
+    return wide or (limit is not None and ratio.lower <= limit < ratio.upper)

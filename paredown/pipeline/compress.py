@@ -49,7 +49,7 @@ from paredown.pipeline.diagnose import INTEGER_KINDS, diagnosed
 from paredown.pipeline.evaluate import candidate_of, compare_latency, export_checked, score_file, scratch_folder, with_final
 from paredown.pipeline.front import choose, pareto
 from paredown.pipeline.gate import Verdict, binding, judge, violations
-from paredown.pipeline.plan import Outcome, Planner
+from paredown.pipeline.plan import Outcome, Planner, Ratios
 from paredown.pipeline.screen import Screen
 from paredown.pipeline.store import Existing, Store, Stored, identity
 from paredown.pipeline.widths import widths
@@ -206,16 +206,19 @@ def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) ->
 
 def _plan(run: _Run, training: Training) -> tuple[Barrier, ...]:
     """Proposals until the budget is met or the planner has no more to try. -> what kept it from trying more."""
-    baseline = run.baseline
-    absolutes = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
-    limits = {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
-    screen = Screen(run.task, baseline, run.target, run.store, run.seed, run.progress)
-    planner = Planner(limits, training, screen, recovery=suited(run.task))
+    screen = Screen(run.task, run.baseline, run.target, run.store, run.seed, run.progress)
+    planner = Planner(_limits(run), training, screen, recovery=suited(run.task))
     try:
         _propose(run, planner, training)
     except NotTrainableError as error:  # all that is left needs gradients: to rank channels, or to recover
         return (Barrier("training", "the whole model", f"{error}: without it no cut can be chosen and recovered"),)
     return ()
+
+
+def _limits(run: _Run) -> Ratios:
+    """What the budget allows, as ratios to the baseline."""
+    absolutes = {"latency": run.baseline.latency.value, "size": float(run.baseline.artifact.size_bytes)}
+    return {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
 
 
 def _propose(run: _Run, planner: Planner, training: Training) -> None:
@@ -267,7 +270,13 @@ def _execute(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate) -> St
         run.progress(f"{label}: measure", 0.0)
         artifact, parity = export_checked(model, run.task, run.target, scratch / "model.onnx")
         candidate, _ = candidate_of(
-            model, run.task, artifact, recipe=whole, baseline=run.baseline_pair(), confidence=run.budget.confidence
+            model,
+            run.task,
+            artifact,
+            recipe=whole,
+            baseline=run.baseline_pair(),
+            confidence=run.budget.confidence,
+            limit=_limits(run).get("latency"),
         )
         stage = _judged(run, steps, candidate, previous, began)
         rows = tuple(dataclasses.replace(row, candidate=candidate.name) for row in parity)

@@ -61,12 +61,22 @@ def arrays_of(inputs: Inputs) -> Arrays:
 
 
 def compare_latency(
-    task: Task, baseline: Path, candidate: Path, target: Target, *, pairs: int = 60, confidence: float = 0.95
+    task: Task,
+    baseline: Path,
+    candidate: Path,
+    target: Target,
+    *,
+    pairs: int = 60,
+    limit: float | None = None,
+    confidence: float = 0.95,
 ) -> PairedLatency:
-    """Paired latency of two files, on the example inputs repeated to the target's batch: the ratio is candidate / baseline."""
+    """Paired latency of two files, on the example inputs repeated to the target's batch: the ratio is candidate / baseline.
+
+    limit: a ratio that it is to be told from, at the price of more rounds.
+    """
     arrays = arrays_of(apply_tensors(task.inputs, lambda tensor: _tiled(tensor, target.batch)))
     with rounds(baseline, candidate, target, arrays) as timed:
-        return paired_latency(timed, pairs=pairs, confidence=confidence, device=str(target))
+        return paired_latency(timed, pairs=pairs, limit=limit, confidence=confidence, device=str(target))
 
 
 def latency_of(
@@ -107,12 +117,16 @@ def candidate_of(
     recipe: Recipe,
     baseline: tuple[Artifact, Scores] | None,
     confidence: float,
+    limit: float | None = None,
 ) -> tuple[Candidate, Scores]:
-    """Everything measured on one file. baseline: file and scores that it is held against; None: it is the baseline itself."""
+    """Everything measured on one file. baseline: file and scores that it is held against; None: it is the baseline itself.
+
+    limit: of the latency ratio, which it is to be told from.
+    """
     target, path = artifact.target, Path(artifact.path)
     scores = score_file(task, path, target, "validation")
     first, first_scores = baseline or (artifact, scores)
-    latency = compare_latency(task, Path(first.path), path, target, confidence=confidence)
+    latency = compare_latency(task, Path(first.path), path, target, limit=limit, confidence=confidence)
     one = Measurement("latency_ratio", 1.0, "x", latency.ratio.n, 1.0, 1.0, confidence, str(target))
     found = Candidate(
         name=str(recipe),

@@ -72,3 +72,17 @@ def test_load_is_what_others_took_of_all_rounds_together() -> None:
 
 def test_of_a_few_hundredths_of_a_second_no_load_is_told() -> None:
     assert paired_latency(lambda pairs: Round(np.ones((2, pairs)), 0.02, 0.03)).ratio.load == 0
+
+
+def test_a_ratio_is_timed_until_it_is_told_from_a_limit() -> None:
+    def around(limit: float | None) -> Measurement:
+        random = np.random.default_rng(0)
+
+        def disturbed(pairs: int) -> Round:
+            return Round(np.array([[4.0], [2.0]]) * np.exp(0.05 * random.standard_normal((2, pairs))))
+
+        return paired_latency(disturbed, limit=limit).ratio
+
+    at_once, far, near = around(None), around(0.6), around(0.505)
+    assert at_once.n == far.n == 54 < near.n
+    assert near.upper - near.lower < at_once.upper - at_once.lower
