@@ -5,6 +5,9 @@ import copy
 import functools
 import importlib.util
 import pathlib
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -98,6 +101,20 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
     """Every parameter and buffer, in any bit."""
     first, second = a.state_dict(), b.state_dict()
     return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def after(ending: signal.Signals, start: str, last: str) -> str:
+    """What `last` still writes when the process of `start`, which has started that of `last`, alone gets a signal. Linux.
+
+    Both are code. `last` is to write "begun" and a line's end first, into the file that `os.environ["OUT"]` names: the output of
+    the first process, which therefore ends when neither runs any more.
+    """
+    before = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); last = sys.argv[1]\n"
+    argv = [sys.executable, "-c", before + "os.environ['OUT'] = f'/proc/{os.getpid()}/fd/1'\n" + start, last]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "begun\n"
+        first.send_signal(ending)
+        return first.stdout.read()
 
 
 @pytest.fixture

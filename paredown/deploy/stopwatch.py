@@ -3,8 +3,9 @@
     python -m paredown.deploy.stopwatch BASELINE CANDIDATE INPUTS.npz --runtime onnxruntime --batch 1 --threads 2
 
 It imports the runtime once, then waits: a line with a number of pairs is answered by a line of JSON, {"times": [[ms, ...],
-[ms, ...]], "others": seconds, "seconds": seconds} or {"error": "..."}. Elsewhere than on Linux, where a fork is safe, the
-rounds share this one process.
+[ms, ...]], "others": seconds, "seconds": seconds}, {"error": [rule, got, remedy]} or {"ended": status of the round's process}.
+Elsewhere than on Linux, where a fork is safe, the rounds share this one process. It ends with its parent: on Linux at once,
+elsewhere after the round at hand, since its input is closed then.
 """
 
 import argparse
@@ -13,63 +14,95 @@ import functools
 import importlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from paredown.core.errors import MeasurementError, ParedownError
+from paredown.core.errors import MeasurementError, OutputError, ParedownError
 from paredown.core.target import Target
-from paredown.deploy.children import command
+from paredown.deploy.children import answers, command, end_with, last_line
 from paredown.deploy.ports import Array
 from paredown.deploy.session import load
 from paredown.measure.interleave import Round, interleaved
 
 _WARMUP = 5
+_PATIENCE = 60.0  # seconds that each pair may take, and ten times that to start and load
 
 
 @contextlib.contextmanager
 def rounds(baseline: Path, candidate: Path, target: Target, inputs: Sequence[Array]) -> Iterator[Callable[[int], Round]]:
     """A function that times a round of so many pairs. inputs: arrays of the target's batch, in the order of the files' inputs.
 
-    The function raises MeasurementError where a file can't be loaded or run there, or where the process ends.
+    The function raises MeasurementError where a file can't be loaded or run there, where the process ends, and where a round of
+    n pairs takes more than 10 + n minutes. Raises OutputError where the inputs can't be written for the process.
     """
-    with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
-        arrays = Path(folder) / "inputs.npz"
-        np.savez(arrays, *inputs)
-        argv = [*command("paredown.deploy.stopwatch"), str(baseline), str(candidate), str(arrays)]
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paredown-")))
+            np.savez(folder / "inputs.npz", *inputs)
+            said = stack.enter_context((folder / "stderr.txt").open("a+b"))
+        except OSError as error:  # a full disk, say
+            raise OutputError(
+                "the inputs to time with must fit into the temporary folder",
+                got=str(error),
+                remedy="make room there, or set TMPDIR to a folder that has some",
+            ) from error
+        argv = [*command("paredown.deploy.stopwatch"), str(baseline), str(candidate), str(folder / "inputs.npz")]
         argv += ["--runtime", target.runtime, "--batch", str(target.batch), "--threads", str(target.threads)]
         pipe = subprocess.PIPE
-        with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
+        with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=said, text=True) as process:
             try:
-                yield functools.partial(_round, process, argv)
+                yield functools.partial(_round, process, said)
             finally:
                 process.kill()
                 with contextlib.suppress(OSError):  # what was written last may still wait for a reader
                     process.stdin.close()  # type: ignore[union-attr]  # it is a pipe
 
 
-def _round(process: "subprocess.Popen[str]", argv: list[str], pairs: int) -> Round:
+def _round(process: "subprocess.Popen[str]", said: BinaryIO, pairs: int) -> Round:
+    """said: the file that the process's standard error goes to."""
+    began, limit = time.monotonic(), _PATIENCE * (10 + pairs)
+    answer = _asked(process, pairs, limit)
+    if "times" in answer:
+        return Round(np.array(answer["times"]), answer["others"], answer["seconds"])
+    if "error" in answer:
+        rule, got, remedy = answer["error"]
+        raise MeasurementError(rule, got=got, remedy=remedy)
+    if time.monotonic() - began >= limit:
+        raise MeasurementError(
+            f"a round of {pairs} pairs must take less than {limit:g} s", got="no answer", remedy="choose a smaller batch"
+        )
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    raise MeasurementError(
+        "the process that times both files must not end before it has",
+        got=f"{answer.get('ended', process.poll())} ({last_line(said)})",
+        remedy="mend what it says, or give it more memory: close other programs or choose a smaller batch",
+    )
+
+
+def _asked(process: "subprocess.Popen[str]", pairs: int, limit: float) -> dict[str, Any]:
+    """What the process answers; {} where it ends before, as it has to after `limit` seconds, or writes something else."""
     assert process.stdin is not None and process.stdout is not None
-    answer: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):  # it ended, or what it wrote is no JSON
+    watch = threading.Timer(limit, process.kill)
+    watch.start()
+    try:
         process.stdin.write(f"{pairs}\n")
         process.stdin.flush()
-        answer = json.loads(process.stdout.readline())
-    if "times" not in answer:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1)
-        raise MeasurementError(
-            "both files must run in the process that times them",
-            got=answer.get("error", f"it ended with {process.poll()}"),
-            remedy=f"run it by hand: {shlex.join(argv)}",
-        )
-    return Round(np.array(answer["times"]), answer["others"], answer["seconds"])
+        answer: dict[str, Any] = json.loads(process.stdout.readline())
+    except (OSError, ValueError):
+        return {}
+    finally:
+        watch.cancel()
+    return answer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,8 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with np.load(arguments.inputs, allow_pickle=False) as saved:
         inputs = [saved[name] for name in saved.files]
     timed = functools.partial(timed_here, arguments.baseline, arguments.candidate, target, inputs)
-    for line in sys.stdin:
-        (_forked if sys.platform == "linux" else _answer)(functools.partial(timed, int(line)))
+    with answers() as out:
+        for line in sys.stdin:
+            (_forked if sys.platform == "linux" else _answer)(functools.partial(timed, int(line)), out)
     return 0
 
 
@@ -98,32 +132,36 @@ def timed_here(baseline: str | Path, candidate: str | Path, target: Target, inpu
     return interleaved(before, after, pairs, _WARMUP)
 
 
-def _answer(timed: Callable[[], Round]) -> None:
+def _answer(timed: Callable[[], Round], out: TextIO) -> None:
     try:
         found = timed()
-        _say(times=found.times.tolist(), others=found.others, seconds=found.seconds)
+        _say(out, times=found.times.tolist(), others=found.others, seconds=found.seconds)
     except ParedownError as error:
-        _say(error=str(error))
+        _say(out, error=[error.rule, error.got, error.remedy])
 
 
-def _say(**answer: Any) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+def _say(out: TextIO, **answer: Any) -> None:
+    out.write(json.dumps(answer, default=repr) + "\n")
+    out.flush()
 
 
-def _forked(timed: Callable[[], Round]) -> None:
-    child = os.fork()
+def _forked(timed: Callable[[], Round], out: TextIO) -> None:
+    parent, child = os.getpid(), os.fork()
     if child == 0:
         status = 1
         try:
-            _answer(timed)
+            end_with(parent)
+            _answer(timed, out)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)  # no clean-up: it belongs to the parent
     _, ending = os.waitpid(child, 0)
     if ending != 0:
-        _say(error=f"the process of a round ended with {os.waitstatus_to_exitcode(ending)}")
+        _say(out, ended=os.waitstatus_to_exitcode(ending))
 
 
 if __name__ == "__main__":
+    end_with(os.getppid())
     raise SystemExit(main())

@@ -65,7 +65,7 @@ def distill_model(
     compared, or a target is missing that a loss needs; RecipeError for a teacher that is none; TrainingDivergedError.
     """
     task.require_trainable(model)
-    if task.recover is None:
+    if task.recover is None and task.train_step is None:  # what these do to a model is theirs
         require_two_samples(model, task.train)
     teachers = models_of(teacher, task.model)
     frozen = (*task.protect, *_frozen(model, teachers[0], task, config))

@@ -92,7 +92,7 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     _check_arguments(task, budget, seed)
     fixed = None if recipe is None else _with_steps(Recipe.of(recipe))
     chosen, recovery = Target.of(target), effort if isinstance(effort, Training) else Training(effort=Effort.parse(effort))
-    if task.recover is None and _trains(fixed):
+    if task.recover is None and task.train_step is None and _trains(fixed):  # what these do to a model is theirs
         require_two_samples(task.model, task.train)
     store = Store.open(out, identity(task, budget, chosen, seed), existing)
     run = _Run(task, budget, chosen, seed, progress, store)

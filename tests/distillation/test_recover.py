@@ -123,6 +123,24 @@ def test_the_users_train_step_is_the_hard_loss(small_resnet: nn.Module, hard_wei
     assert seen == [(16, 1, 8, 8)] * calls
 
 
+class Trained(nn.Linear):
+    """In training mode it takes its targets, too, as its user's train_step knows."""
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        assert target is not None or not self.training
+        return super().forward(x)
+
+
+def test_batches_of_one_are_left_to_the_users_train_step() -> None:
+    x, y = torch.randn(5, 3), torch.arange(5) % 2
+    batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+    task = Task(
+        Trained(3, 2), (x[:2],), batches, batches, train_step=lambda model, batch: F.cross_entropy(model(*batch), batch[1])
+    )
+    found = distill_model(task.model, task, dataclasses.replace(SHORT, hard_weight=1.0))
+    assert not equal(state(found), state(task.model))
+
+
 def test_the_users_recover_is_called_on_a_recalibrated_copy_and_nothing_else(small_resnet: nn.Module) -> None:
     seen: list[nn.Module] = []
 

@@ -1,9 +1,12 @@
+import signal
 import sys
 
 import pytest
 
 from paredown.core.errors import MeasurementError
+from paredown.measure import memory
 from paredown.measure.memory import peak_memory
+from tests.conftest import after
 
 
 def test_peak_counts_what_the_child_allocates() -> None:
@@ -36,3 +39,17 @@ def test_killed_child_is_an_error_with_its_signal() -> None:
 def test_missing_program_is_an_error_that_names_it() -> None:
     with pytest.raises(MeasurementError, match="no-such-program: No such file"):
         peak_memory(["no-such-program"])
+
+
+def test_child_that_does_not_end_is_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "_LIMIT", 1)
+    with pytest.raises(MeasurementError, match="must end within 1 s"):
+        peak_memory([sys.executable, "-S", "-c", "import time; time.sleep(20)"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere an alarm ends the child, later")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_child_ends_with_the_process_that_measures_it(ending: signal.Signals) -> None:
+    last = "import os, time; out = open(os.environ['OUT'], 'w', 1); out.write('begun\\n'); time.sleep(5); out.write('outlived')"
+    start = "from paredown.measure.memory import peak_memory; peak_memory([sys.executable, '-c', last])"
+    assert after(ending, start, last) == ""

@@ -295,6 +295,24 @@ def test_a_training_batch_of_one_is_refused_before_anything_is_measured(recipe: 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_training_batch_of_one_is_left_to_the_users_train_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2)).eval()
+    x, y = torch.randn(33, 3), torch.zeros(33).long()
+    task = Task(
+        model, (x[:2],), train=[(x[:32], y[:32]), (x[32:], y[32:])], validation=[(x, y)], train_step=lambda m, b: m(b[0]).sum()
+    )
+
+    class BegunError(Exception):
+        pass
+
+    def begins(_: Any, fresh: bool) -> None:
+        raise BegunError
+
+    monkeypatch.setattr(main_job._Run, "measure_baseline", begins)
+    with pytest.raises(BegunError):
+        paredown.compress(task, SIZE_ONLY, target=TARGET, out=tmp_path / "run")
+
+
 def test_the_remedy_of_a_training_that_diverged_can_be_given_to_a_plan(
     pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
