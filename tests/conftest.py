@@ -16,7 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paredown.deploy.stopwatch import timed_here
+from paredown.core.target import Target
+from paredown.deploy.session import load
+from paredown.measure.interleave import interleaved
 from paredown.measure.latency import Timed
 from paredown.task.task import Task
 
@@ -26,13 +28,14 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(autouse=True)
 def rounds_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is timed in the process of the test, whose runtime is there already: a start takes longer than a small model's
-    rounds. Processes of their own, as a user gets them: tests/deploy/test_stopwatch.py, and what runs the command line.
+    """Latency is timed in the process of the test, three pairs a round, both files loaded once: starts and loads take longer
+    than a small model's rounds. As a user gets them, each in a process of its own: tests/deploy/test_stopwatch.py.
     """
 
     @contextlib.contextmanager
-    def rounds(*compared: Any) -> Iterator[Timed]:
-        yield functools.partial(timed_here, *compared)
+    def rounds(baseline: pathlib.Path, candidate: pathlib.Path, target: Target, inputs: Any) -> Iterator[Timed]:
+        before, after = (functools.partial(load(file, target), *inputs) for file in (baseline, candidate))
+        yield lambda pairs: interleaved(before, after, min(3, pairs), warmup=3)
 
     for module in ("evaluate", "compare"):
         monkeypatch.setattr(f"paredown.pipeline.{module}.rounds", rounds)
@@ -150,7 +153,12 @@ def trained_small_resnet() -> SmallResNet:
 
 @pytest.fixture
 def pattern_task(trained_small_resnet: SmallResNet) -> Task:
-    """A task that a test may compress: a trained SmallResNet, 640 training samples, 640 for validation, 320 for the test."""
+    """A task that a test may compress."""
+    return make_pattern_task(trained_small_resnet)
+
+
+def make_pattern_task(trained_small_resnet: SmallResNet) -> Task:
+    """A copy of a trained SmallResNet, 640 training samples, 640 for validation, 320 for the test."""
     return Task(
         model=copy.deepcopy(trained_small_resnet),
         example_inputs=(torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)),),

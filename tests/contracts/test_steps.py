@@ -1,10 +1,12 @@
 """What every step promises, over every step: a new one joins the list and gets all of these."""
 
 import copy
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import paredown
 from paredown import Activations, Distill, MixedBits, Prune, Quantize, Recipe, Task, Training, Weights
@@ -12,6 +14,7 @@ from paredown.core.effort import Effort
 from paredown.core.knowledge import AttentionTransfer, Blocks, Hint
 from paredown.core.recipe import step_name
 from paredown.core.steps import Step
+from tests.conftest import SmallResNet, make_pattern_task
 
 STEPS: list[Step] = [
     Prune(ratio=0.4),
@@ -28,55 +31,69 @@ STEPS: list[Step] = [
     Quantize(samples=128, bits=4, activations=Activations(bits=4)),
     Quantize(samples=128, bits=MixedBits(4, evaluations=2)),
 ]
-each_step = pytest.mark.parametrize("step", STEPS, ids=step_name)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A step on a task, once for all tests that only look. before, modes: of the task's model; drawn: two of the global
+    generator's draws right after it.
+    """
+
+    task: Task
+    step: Step
+    result: nn.Module
+    before: dict[str, Tensor]
+    modes: list[bool]
+    drawn: tuple[Tensor, Tensor]
 
 
 def run(task: Task, step: Step) -> nn.Module:
-    return paredown.apply(task, Recipe((step,)))
+    """On one thread: what is to come out bit for bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return paredown.apply(task, Recipe((step,)))
+    finally:
+        torch.set_num_threads(threads)
 
 
-@each_step
-def test_input_model_is_untouched(pattern_task: Task, step: Step) -> None:
-    before, modes = copy.deepcopy(pattern_task.model.state_dict()), [m.training for m in pattern_task.model.modules()]
-    result = run(pattern_task, step)
-    after = pattern_task.model.state_dict()
-    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
-    assert [m.training for m in pattern_task.model.modules()] == modes
-    owned = {tensor.data_ptr() for tensor in pattern_task.model.state_dict().values()}
-    assert not owned & {tensor.data_ptr() for tensor in result.state_dict().values()}, "the result shares memory with the input"
+@pytest.fixture(scope="module", params=STEPS, ids=step_name)
+def ran(request: pytest.FixtureRequest, trained_small_resnet: SmallResNet) -> Ran:
+    task = make_pattern_task(trained_small_resnet)
+    before, modes = copy.deepcopy(task.model.state_dict()), [m.training for m in task.model.modules()]
+    result = run(task, request.param)
+    return Ran(task, request.param, result, before, modes, (torch.rand(4), torch.rand(4)))
 
 
-@each_step
-def test_output_shapes_are_kept_at_any_batch_size(pattern_task: Task, step: Step) -> None:
-    result = run(pattern_task, step)
+def test_input_model_is_untouched(ran: Ran) -> None:
+    after = ran.task.model.state_dict()
+    assert list(after) == list(ran.before) and all(torch.equal(after[name], ran.before[name]) for name in ran.before)
+    assert [m.training for m in ran.task.model.modules()] == ran.modes
+    owned = {tensor.data_ptr() for tensor in after.values()}
+    assert not owned & {tensor.data_ptr() for tensor in ran.result.state_dict().values()}, (
+        "the result shares memory with the input"
+    )
+
+
+def test_output_shapes_are_kept_at_any_batch_size(ran: Ran) -> None:
     with torch.no_grad():
-        assert [tuple(result(torch.randn(n, 1, 8, 8)).shape) for n in (1, 3, 7)] == [(1, 10), (3, 10), (7, 10)]
+        assert [tuple(ran.result(torch.randn(n, 1, 8, 8)).shape) for n in (1, 3, 7)] == [(1, 10), (3, 10), (7, 10)]
 
 
-@each_step
+@pytest.mark.parametrize("step", STEPS, ids=step_name)
 def test_step_round_trips_as_part_of_a_recipe(step: Step) -> None:
     recipe = Recipe((step,))
     assert Recipe.parse(recipe.to_yaml()) == recipe == Recipe.parse(recipe.to_json())
 
 
-@each_step
-def test_same_seed_gives_the_same_result(pattern_task: Task, step: Step) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        one, other = run(pattern_task, step).state_dict(), run(pattern_task, step).state_dict()
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_same_seed_gives_the_same_result(ran: Ran) -> None:
+    one, other = ran.result.state_dict(), run(ran.task, ran.step).state_dict()
+    assert list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@each_step
-def test_result_exports_and_agrees_with_its_file(pattern_task: Task, step: Step, tmp_path: object) -> None:
-    artifact = paredown.export(run(pattern_task, step), pattern_task, path=f"{tmp_path}/model.onnx")
-    assert artifact.size_bytes > 0
+def test_result_exports_and_agrees_with_its_file(ran: Ran, tmp_path: Path) -> None:
+    assert paredown.export(ran.result, ran.task, path=tmp_path / "model.onnx").size_bytes > 0
 
 
-@each_step
-def test_global_random_state_is_left_alone_or_seeded_never_frozen(pattern_task: Task, step: Step) -> None:
-    run(pattern_task, step)
-    assert not torch.equal(torch.rand(4), torch.rand(4))
+def test_global_random_state_is_left_alone_or_seeded_never_frozen(ran: Ran) -> None:
+    assert not torch.equal(*ran.drawn)

@@ -137,8 +137,9 @@ def test_a_limit_of_latency_is_measured_in_the_runtime(task: paredown.Task, monk
 
     monkeypatch.setattr(subnet_clock, "latency_of", lambda *_, **__: lambda model: count_macs(model, task.inputs) / 1e4)
     monkeypatch.setattr(architecture, "compare_latency", compare)
+    short = dataclasses.replace(SHORT, effort="2 steps")
     config = dataclasses.replace(CONFIG, macs=None, latency="0.5x", evaluations=6, keep=1)
-    config = dataclasses.replace(config, supernet=dataclasses.replace(SHORT, effort="2 steps"), recover=config.recover)
+    config = dataclasses.replace(config, supernet=short, recover=paredown.Distill(training=short))
     result = search_subnets(task, config, target="onnxruntime", strategy=Random)
     baseline = count_macs(task.model, task.inputs) / 1e4
     assert result.search.limits[0].high == pytest.approx(0.5 * baseline)
@@ -218,23 +219,34 @@ def counting(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(output, target)
 
 
+TWELVE = paredown.Training(effort="12 steps", learning_rate=0.05)
+KILLED = dataclasses.replace(CONFIG, supernet=TWELVE, recover=paredown.Distill(training=TWELVE), evaluations=3, keep=1)
+
+
+@pytest.fixture(scope="module")
+def straight(task: paredown.Task, tmp_path_factory: pytest.TempPathFactory) -> SubnetResult:
+    """A search that nothing stops, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return search_subnets(task, KILLED, strategy=Random, seed=2, out=tmp_path_factory.mktemp("search") / "straight")
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("at", [6, 12 + 5])
 def test_a_search_killed_in_the_middle_of_a_training_ends_with_the_same_weights(
-    task: paredown.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    task: paredown.Task, straight: SubnetResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """Of 12 steps of the supernet, or of 12 of the recovery: what is kept of them is not trained again."""
-    training = paredown.Training(effort="12 steps", learning_rate=0.05)
-    recover = paredown.Distill(training=training)
-    config = dataclasses.replace(CONFIG, supernet=training, recover=recover, evaluations=3, keep=1)
-    straight = search_subnets(task, config, strategy=Random, seed=2, out=tmp_path / "straight")
     monkeypatch.setattr(architecture, "Resume", functools.partial(Resume, steps=2))
     stopped = dataclasses.replace(task, loss=counting)
     monkeypatch.setattr(Steps, "taken", 0)
     monkeypatch.setattr(Steps, "last", at)
     with pytest.raises(Killed):
-        search_subnets(stopped, config, strategy=Random, seed=2, out=tmp_path / "run")
-    again = search_subnets(stopped, config, strategy=Random, seed=2, out=tmp_path / "run")
+        search_subnets(stopped, KILLED, strategy=Random, seed=2, out=tmp_path / "run")
+    again = search_subnets(stopped, KILLED, strategy=Random, seed=2, out=tmp_path / "run")
     assert same_weights(again.best.model, straight.best.model)
     assert Steps.taken < at + 24 - 2
     assert not list((tmp_path / "run").glob("*-halfway"))

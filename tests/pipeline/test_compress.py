@@ -148,18 +148,31 @@ def test_stage_that_costs_too_much_is_rolled_back_with_its_reason(pattern_task: 
     assert report.best.recipe == Recipe((Quantize(samples=128),))
 
 
-def test_budget_out_of_reach_gives_the_nearest_point_and_what_binds(pattern_task: Task, tmp_path: Path) -> None:
+def older_run(folder: Path) -> set[Path]:
+    """The files of one that a new run is to replace."""
+    old = {folder / "stages" / "0123456789abcdef" / "stage.json", folder / "report.json"}
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("old")
+    return old
+
+
+def test_budget_out_of_reach_gives_the_nearest_point_and_what_binds_and_nothing_of_an_older_run(
+    pattern_task: Task, tmp_path: Path
+) -> None:
+    older_run(tmp_path / "run")
     report = paredown.compress(
         pattern_task,
         Budget(max_drop=0.05, size="0.01x"),
         target=TARGET,
         out=tmp_path / "run",
         recipe=Recipe((Quantize(samples=128),)),
+        existing="replace",
     )
     assert not report.met
     assert any(line.startswith("size") for line in report.binding)
     assert report.best.recipe.steps, "int8 is nearer to the budget than the baseline"
-    assert names(tmp_path / "run") == RESULT
+    assert names(tmp_path / "run") == RESULT and "0123456789abcdef" not in names(tmp_path / "run" / "stages")
 
 
 def test_killed_run_is_taken_up_where_it_stopped(pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,17 +285,11 @@ def test_validation_set_too_small_to_certify_is_refused_before_anything_is_writt
 
 
 def test_a_run_to_be_replaced_stays_until_the_new_one_is_accepted(pattern_task: Task, tmp_path: Path) -> None:
-    old = {tmp_path / "stages" / "0123456789abcdef" / "stage.json", tmp_path / "report.json"}
-    for path in old:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("old")
+    old = older_run(tmp_path)
     small = dataclasses.replace(pattern_task, validation=list(pattern_task.validation)[:3])
     with pytest.raises(CertificationError):
         paredown.compress(small, Budget(max_drop=0.01, size="0.5x"), target=TARGET, out=tmp_path, existing="replace")
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == old
-    recipe = Recipe((Quantize(),))
-    paredown.compress(pattern_task, SIZE_ONLY, target=TARGET, out=tmp_path, recipe=recipe, existing="replace")
-    assert names(tmp_path) == RESULT and "0123456789abcdef" not in names(tmp_path / "stages")
 
 
 @pytest.mark.parametrize("recipe", [None, Recipe((Prune(ratio=0.4), RECOVERY))], ids=["planned", "fixed"])
