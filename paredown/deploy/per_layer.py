@@ -5,22 +5,21 @@ and computed in torch on the same inputs with its quantizers and without: so the
 """
 
 import math
-import pathlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import NodeProto, load_model
+from onnx import NodeProto
 from onnx.numpy_helper import to_array
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from paredown.core.target import Target
 from paredown.deploy.divergence import WEIGHTED, Graph, module_of_weight, reference_values, run_stretch
-from paredown.deploy.onnx import Built, build
+from paredown.deploy.onnx import Built
 from paredown.deploy.ports import Array
-from paredown.graph.trace import Dynamic, module_path
+from paredown.graph.trace import module_path
 from paredown.task.batches import Inputs
 
 _MOST_DB = 150.0  # what is equal to the last bit
@@ -40,16 +39,13 @@ class LayerRun:
     saturated: int
 
 
-def layer_runs(
-    model: nn.Module, inputs: Inputs, path: str | pathlib.Path, target: Target, *, dynamic: Dynamic | None = None
-) -> tuple[LayerRun, ...]:
-    """In the file's order. A stretch with several layers, which a runtime fuses, stands under the last of them.
+def layer_runs(twin: Built, inputs: Inputs, target: Target) -> tuple[LayerRun, ...]:
+    """In the order of the ONNX model. A stretch with several layers, which a runtime fuses, stands under the last of them.
 
-    model: a quantized model; path: its file; inputs: at least 2 samples.
+    twin: the ONNX model of a quantized one, and its graph in torch; inputs: at least 2 samples.
     """
-    twin = build(model, inputs, dynamic)
     floats = reference_values(twin, inputs, skipped=_FAKES)
-    graph, nodes = Graph(load_model(str(path)), floats), {node.name: node for node in twin.program.graph.nodes}
+    graph, nodes = Graph(twin.model, floats), {node.name: node for node in twin.program.graph.nodes}
     runs = []
     for value in graph.compared():
         stretch = graph.stretch(value, coarse=True)

@@ -1,14 +1,11 @@
 """What quantization does to a task's model layer by layer, in the simulation and in the runtime, and what would mend it."""
 
-import tempfile
-from pathlib import Path
-
 from paredown.core.errors import RecipeError
 from paredown.core.progress import Progress, silent
 from paredown.core.report import NoisyLayer
 from paredown.core.steps import MixedBits, Quantize, Weights
 from paredown.core.target import Target
-from paredown.deploy.onnx import export_onnx
+from paredown.deploy.onnx import build
 from paredown.deploy.per_layer import LayerRun, layer_runs
 from paredown.pipeline.steps import quantize
 from paredown.quantization.model import QuantizedModel
@@ -25,7 +22,7 @@ _MOST_DB = 150.0  # what stands for no noise at all
 
 
 def diagnose(task: Task, config: Quantize, target: Target | str, *, progress: Progress = silent) -> tuple[NoisyLayer, ...]:
-    """One row for each layer on an integer grid, the noisiest first. Nothing of the task is changed; files are scratch.
+    """One row for each layer on an integer grid, the noisiest first. Nothing of the task is changed.
 
     Raises RecipeError for a kind without integer grids, and what `quantize` and the export raise.
     """
@@ -44,10 +41,7 @@ def diagnosed(
     progress("layer by layer", 0.0)
     noises = layer_noise(model, batches)
     few = held_batches(model, task, _RUN_SAMPLES)[0]
-    with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
-        path = Path(folder) / "model.onnx"
-        export_onnx(model, few, path, target=where, dynamic=task.dynamic)
-        runs = {run.module: run for run in layer_runs(model, few, path, where, dynamic=task.dynamic)}
+    runs = {run.module: run for run in layer_runs(build(model, few, task.dynamic), few, where)}
     progress("layer by layer", 1.0)
     rows = (_row(noise, runs.get(noise.path), config, reduced=model.reduced) for noise in noises)
     return tuple(sorted(rows, key=lambda row: row.simulated_db))

@@ -10,7 +10,7 @@ from paredown import Activations, Quantize, Task, Weights
 from paredown.core.errors import RecipeError
 from paredown.core.report import Profile
 from paredown.core.target import Target
-from paredown.deploy.onnx import export_onnx
+from paredown.deploy.onnx import build
 from paredown.deploy.per_layer import layer_runs
 from paredown.pipeline.diagnose import diagnose, remedy
 from paredown.quantization.layers import layers_of
@@ -42,13 +42,13 @@ def test_clipping_is_counted(pattern_task: Task) -> None:
     assert rows[0].clipped > 0.1 and "observer" in rows[0].remedy
 
 
-def test_outputs_that_rounding_does_not_explain_are_counted_at_their_layer(pattern_task: Task, tmp_path: object) -> None:
+def test_outputs_that_rounding_does_not_explain_are_counted_at_their_layer(pattern_task: Task) -> None:
     model, where = paredown.quantize(pattern_task, Quantize(samples=64)), Target(threads=1)
     x = held_batches(model, pattern_task, 8)[0]
-    artifact = export_onnx(model, x, f"{tmp_path}/m.onnx", target=where)
+    built = build(model, x)
     with torch.no_grad():
-        model.get_parameter("block1.conv1.weight")[:2].mul_(0.1)  # what the file computes is another layer than this one
-    runs = {run.module: run for run in layer_runs(model, x, artifact.path, where)}
+        built.program.state_dict["block1.conv1.weight"][:2].mul_(0.1)  # what the file computes is another layer than this one
+    runs = {run.module: run for run in layer_runs(built, x, where)}
     assert [name for name, run in runs.items() if run.saturated] == ["block1.conv1"]
     assert runs["block1.conv1"].runtime_db < runs["block1.conv1"].simulated_db - 3
 
