@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-_QUANTIZERS = "quantizers."  # what stands before the key in the target of a quantizer's call
+_QUANTIZERS, _DROPOUTS = "quantizers.", "dropouts."  # what stands before the key in the target of a call
 
 
 def name_of(node: Any) -> str:
@@ -78,3 +78,8 @@ def quantizer_key(node: fx.Node) -> str:
     """Of the quantizer that a node calls; "" where it calls none."""
     target = str(node.target)
     return target.removeprefix(_QUANTIZERS) if target.startswith(_QUANTIZERS) else ""
+
+
+def is_dropout(node: fx.Node) -> bool:
+    """Whether a node calls one of the dropouts that `insert_dropouts_` made modules of."""
+    return str(node.target).startswith(_DROPOUTS)

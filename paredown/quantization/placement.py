@@ -14,7 +14,7 @@ from paredown.core.errors import RecipeError
 from paredown.core.steps import Quantize
 from paredown.graph.trace import module_path
 from paredown.quantization.functional import is_inplace
-from paredown.quantization.nodes import argument, constant, is_float, name_of, quantizer_key, value_of
+from paredown.quantization.nodes import argument, constant, is_dropout, is_float, name_of, quantizer_key, value_of
 from paredown.quantization.scheme import Scheme
 
 
@@ -246,9 +246,11 @@ def _origin(state: _State, node: fx.Node) -> fx.Node:
 
 
 def key_before(node: fx.Node) -> str:
-    """The key of the quantizer that what an operator reads comes from, through moves; "" where it isn't rounded."""
+    """The key of the quantizer that what an operator reads comes from, through moves and dropouts, which are modules by now; ""
+    where it isn't rounded.
+    """
     current = argument(node, 0)
-    while isinstance(current, fx.Node) and name_of(current) in PORTABLE.moves and current.args:
+    while isinstance(current, fx.Node) and (name_of(current) in PORTABLE.moves or is_dropout(current)) and current.args:
         current = current.args[0]
     return quantizer_key(current) if isinstance(current, fx.Node) else ""
 

@@ -3,7 +3,9 @@ import pickle
 import sys
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from paredown.core.errors import ArtifactError, BatchError, MissingExtraError, TargetError
 from paredown.core.target import Target
@@ -39,6 +41,23 @@ def test_arrays_that_are_not_contiguous_are_read_rightly(floating, runtime) -> N
     session = load(floating.path, runtime)
     x = floating.inputs[0].numpy()
     np.testing.assert_allclose(session(x.transpose(0, 1, 3, 2)), session(x.transpose(0, 1, 3, 2).copy()))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_reads_stored_integer_weights_stays_in_float(runtime, tmp_path) -> None:
+    draw = np.random.default_rng(0)
+    weight, scale = draw.integers(-127, 128, (10, 512), dtype=np.int8), draw.uniform(0.001, 0.002, 10).astype(np.float32)
+    x = draw.normal(size=(2, 512)).astype(np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weight", "scale"], ["w"], axis=0),
+        helper.make_node("Gemm", ["x", "w"], ["y"], transB=1),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name, size in (("x", 512), ("y", 10))]
+    constants = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(scale, "scale")]
+    graph = helper.make_graph(nodes, "stored", ends[:1], ends[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "stored.onnx")
+    want = x @ (weight * scale[:, None]).T
+    assert np.abs(load(tmp_path / "stored.onnx", runtime)(x) - want).max() <= 1e-5 * np.abs(want).max()
 
 
 def test_runtime_is_taken_from_the_metadata(floating, copy_of) -> None:

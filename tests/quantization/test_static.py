@@ -86,6 +86,13 @@ def test_biases_lie_on_the_grid_of_the_runtime() -> None:
     assert torch.equal(quantized.quantizer("stem/0@0:bias").scale, step)
 
 
+def test_a_bias_behind_a_dropout_lies_on_the_grid_of_what_the_dropout_reads() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 4)).eval()
+    quantized = quantize_model(model, task_of(model, data(shape=(8,))), Quantize(), reduced=False)
+    read, weight, bias = (quantized.quantizer(key).scale for key in ("0@0:output", "3@0:weight", "3@0:bias"))
+    assert torch.equal(bias, read * weight)
+
+
 def test_a_dead_channel_with_a_bias_does_not_overflow_an_int32() -> None:
     class Dead(nn.Module):
         def __init__(self) -> None:
