@@ -1,7 +1,10 @@
-"""The command line. Exit status: 0 budget met, 1 not met (the front is still written), 2 bad input, 3 something broke."""
+"""The command line. Exit status: 0 budget met, 1 not met (the front is still written), 2 bad input, 3 something broke,
+130 stopped by Ctrl-C.
+"""
 
 import importlib.util
 import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,7 +29,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_out, _err = Console(), Console(stderr=True)
+
+
+class Terminal(Console):
+    """Whose reader may leave early (`| head`): the rest is dropped, and the exit status stays the command's own."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+_out, _err = Terminal(), Terminal(stderr=True)
 
 TaskFile = Annotated[str, typer.Argument(metavar="TASK.py[:NAME]", help="a file that defines task() or NAME(), returning a Task")]
 Runtime = Annotated[str, typer.Option("--target", help="onnxruntime or openvino")]
@@ -36,6 +49,7 @@ Sensitivity = Annotated[
     bool, typer.Option("--sensitivity", help="also evaluate the model with more and more of each group masked; takes a while")
 ]
 _THREADS = Target().threads
+_STOPPED = 130
 
 
 @app.command()
@@ -146,7 +160,9 @@ def load_task(spec: str) -> Any:
     """
     from paredown.task.task import Task
 
-    path, _, name = spec.partition(":") if not Path(spec).is_file() else (spec, "", "")
+    path, colon, name = spec.partition(":") if not Path(spec).is_file() else (spec, "", "")
+    if colon and not name:
+        raise TaskError("the function's name must follow the colon", got=spec, remedy="write TASK.py or TASK.py:NAME")
     function = getattr(_module(Path(path)), name or "task", None)
     if not callable(function):
         got = "no such function" if function is None else f"a {type(function).__name__} of that name"
@@ -183,12 +199,15 @@ def _replace_what_cannot_be_shown() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Exit status of one command line. paredown's own errors are one line on stderr and status 2, others a traceback and 3."""
     try:
-        return int(app(list(arguments), standalone_mode=False) or 0)
+        status = int(app(list(arguments), standalone_mode=False) or 0)
+        if status == _STOPPED:  # what newer releases of typer make of a KeyboardInterrupt
+            raise KeyboardInterrupt
+        return status
     except ParedownError as error:
         return _fail(f"{type(error).__name__.removesuffix('Error')}: {error}")
     except (typer.Abort, KeyboardInterrupt):
         _err.print("stopped; finished stages are kept: run the same command with --resume", highlight=False)
-        return 130
+        return _STOPPED
     except Exception as error:
         if not hasattr(error, "format_message"):
             traceback.print_exc()  # of the user's own functions, say: no status that speaks of the budget

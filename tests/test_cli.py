@@ -1,12 +1,13 @@
 """The command line as a user meets it: exit status, what is written, and errors of one line with a remedy."""
 
 import io
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from paredown.cli import main, run
+from paredown.cli import Terminal, main, run
 
 TASK = """
 import torch
@@ -102,6 +103,27 @@ def test_signs_that_the_terminal_cannot_show_are_no_error(monkeypatch: pytest.Mo
     assert written.getvalue() == b"? within\n"
 
 
+def test_an_interrupted_command_says_how_to_go_on(
+    task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paredown.pipeline.compress.compress", interrupted)
+    assert run(["compress", str(task_file), "--size", "0.5x", "--out", str(tmp_path / "run")]) == 130
+    assert "run the same command with --resume" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_ends_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        terminal = Terminal(file=pipe)
+        terminal.print("a table")
+        terminal.print("and another")
+        assert terminal.quiet
+
+
 def test_doctor_lists_groups_and_barriers(task_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["doctor", str(task_file), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
@@ -126,6 +148,7 @@ BAD = [
     ("no such file", ["compress", "absent.py", "--size", "0.5x"], "TASK.py"),
     ("not Python", ["compress", "README.md", "--size", "0.5x"], "Python file"),
     ("no such function", ["compress", "{task}:nothing", "--size", "0.5x"], "must define nothing()"),
+    ("empty name of a function", ["doctor", "{task}:"], "write TASK.py or TASK.py:NAME"),
     ("no function", ["doctor", "{task}:made"], "got a dict of that name; write def made(): return paredown.Task(...)"),
     ("function returns no task", ["compress", "{task}:number", "--size", "0.5x"], "got int"),
     ("function raises", ["compress", "{task}:broken", "--size", "0.5x"], "no data here"),
@@ -138,6 +161,7 @@ BAD = [
     ("size in furlongs", ["compress", "{task}", "--size", "3 furlongs"], '"5 MB"'),
     ("unknown runtime", ["compress", "{task}", "--size", "0.5x", "--target", "tensorrt"], "onnxruntime, openvino"),
     ("no batch", ["compress", "{task}", "--size", "0.5x", "--batch", "0"], "batch=1"),
+    ("more samples than fit", ["doctor", "{task}", "--threads", "1", "--batch", "100000000000"], "choose a smaller batch"),
     ("too many threads", ["compress", "{task}", "--size", "0.5x", "--threads", "9999"], "cores of this machine"),
     ("unknown effort", ["compress", "{task}", "--size", "0.5x", "--effort", "a lot"], '"3 epochs"'),
     ("no learning rate", ["compress", "{task}", "--size", "0.5x", "--learning-rate", "0"], "learning_rate must be a"),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paredown.core.budget import Limit
 from paredown.core.errors import MeasurementError
 from paredown.core.measurement import Measurement
 from paredown.measure.bootstrap import Vector, median_interval
@@ -38,7 +39,7 @@ def paired_latency(
     timed: Timed,
     *,
     pairs: int = LEAST_PAIRS,
-    limit: float | None = None,
+    limit: Limit | None = None,
     confidence: float = 0.95,
     seed: int = 0,
     device: str = "",
@@ -46,8 +47,9 @@ def paired_latency(
     """The latency of a baseline and a candidate from rounds that `timed` gives.
 
     pairs: in all, over six rounds (rounded up); as many again, up to four times, while the interval of the ratio reaches further
-    than 6 % to a side or holds `limit`; its `n` says how many it took. Rounds that end when a limit is told are looked at several
-    times, so what a verdict rests on is measured without. device: machine, runtime and threads, as text, for the record.
+    than 6 % to a side, or `limit` lies within it (an absolute limit: within that of b, in ms); its `n` says how many it took.
+    Rounds that end when a limit is told are looked at several times, so what a verdict rests on is measured without.
+    device: machine, runtime and threads, as text, for the record.
     Raises MeasurementError for fewer than 50 pairs: their interval would be too wide, and not to be trusted.
     """
     if pairs < LEAST_PAIRS:
@@ -58,12 +60,14 @@ def paired_latency(
         low, high = median_interval(values, confidence, seed)
         return Measurement(metric, float(np.median(values)), unit, values.size, low, high, confidence, device, _load(rounds))
 
-    ratio = None
-    while ratio is None or (_is_open(ratio, limit) and len(rounds) < _TIMES * _ROUNDS):
+    found = None
+    while found is None or (_is_open(found, limit) and len(rounds) < _TIMES * _ROUNDS):
         rounds += [timed(-(-pairs // _ROUNDS)) for _ in range(_ROUNDS)]
         a, b = np.stack([one.times for one in rounds], axis=1)  # each (rounds, pairs), ms
-        ratio = measured("latency_ratio", b / a, "x")
-    return PairedLatency(measured("latency_ms", a, "ms"), measured("latency_ms", b, "ms"), ratio)
+        found = PairedLatency(
+            measured("latency_ms", a, "ms"), measured("latency_ms", b, "ms"), measured("latency_ratio", b / a, "x")
+        )
+    return found
 
 
 def _load(rounds: list[Round]) -> float:
@@ -72,6 +76,10 @@ def _load(rounds: list[Round]) -> float:
     return 0.0 if seconds < _LEAST_SECONDS else max(0.0, sum(one.others for one in rounds) / seconds)
 
 
-def _is_open(ratio: Measurement, limit: float | None) -> bool:
+def _is_open(found: PairedLatency, limit: Limit | None) -> bool:
+    ratio = found.ratio
     wide = max(ratio.upper - ratio.value, ratio.value - ratio.lower) > _WIDE * ratio.value
-    return wide or (limit is not None and ratio.lower <= limit < ratio.upper)
+    if limit is None:
+        return wide
+    held = ratio if limit.relative else found.b
+    return wide or held.lower <= limit.value < held.upper

@@ -31,7 +31,7 @@ from paredown.core.report import BitsSensitivity
 from paredown.core.steps import Quantize
 from paredown.graph.manifest import Manifest, manifest_of
 from paredown.graph.surgery import cut
-from paredown.pipeline.evaluate import scratch_folder
+from paredown.pipeline.evaluate import scratch_folder, writing
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.scheme import Scheme
 from paredown.quantization.static import prepare
@@ -57,7 +57,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
         raise CheckpointError("model must be a torch.nn.Module", got=type(model).__name__, remedy="pass what a step returned")
     if folder.exists() and not (folder / _MANIFEST).is_file():
         raise OutputError("a checkpoint is a folder of its own", got=folder.name, remedy="name a folder that doesn't exist yet")
-    with scratch_folder(folder) as scratch:
+    with scratch_folder(folder) as scratch, writing(folder):
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, scratch / _WEIGHTS)
         description = _describe(model) | {"sha256": file_digest(scratch / _WEIGHTS)}

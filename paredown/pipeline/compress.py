@@ -196,6 +196,11 @@ def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) ->
                 f"the interval of a drop takes at least {_LEAST_SAMPLES} validation samples", got=scores.n, remedy="add samples"
             )
         return
+    if limit == 0 and isinstance(budget.max_drop, str) and baseline.quality.value == 0:
+        raise CertificationError(
+            "a drop in per cent of the baseline takes a baseline above 0", got=f"{baseline.quality.metric} of 0",
+            remedy="check the metric and the labels, or give max_drop in metric units",
+        )  # fmt: skip
     needed = samples_needed(limit, budget.confidence)
     if scores.n < needed:
         raise CertificationError(
@@ -242,8 +247,11 @@ def _outcome(run: _Run, proposal: Recipe, final: Stored) -> Outcome:
     done = final if complete else run.stages[run.store.key(proposal.stages()[0])]
     candidate = done.stage.candidate
     broken = violations(run.budget, run.baseline, candidate)
+    limit, latency = run.budget.limit("latency"), candidate.latency_ratio.upper
+    if limit is not None and not limit.relative:  # it is held in ms, too
+        latency = candidate.latency.upper / run.baseline.latency.value
     return Outcome(
-        ratios={"latency": candidate.latency_ratio.upper, "size": candidate.size_ratio},
+        ratios={"latency": latency, "size": candidate.size_ratio},
         drop_met="drop" not in broken and complete,
         complete=complete,
     )
@@ -276,7 +284,7 @@ def _execute(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate) -> St
             recipe=whole,
             baseline=run.baseline_pair(),
             confidence=run.budget.confidence,
-            limit=_limits(run).get("latency"),
+            limit=run.budget.limit("latency"),
         )
         stage = _judged(run, steps, candidate, previous, began)
         rows = tuple(dataclasses.replace(row, candidate=candidate.name) for row in parity)

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from paredown.core.artifact import Artifact, Candidate
+from paredown.core.budget import Limit
 from paredown.core.errors import MeasurementError, OutputError
 from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
@@ -67,12 +69,12 @@ def compare_latency(
     target: Target,
     *,
     pairs: int = 60,
-    limit: float | None = None,
+    limit: Limit | None = None,
     confidence: float = 0.95,
 ) -> PairedLatency:
     """Paired latency of two files, on the example inputs repeated to the target's batch: the ratio is candidate / baseline.
 
-    limit: a ratio that it is to be told from, at the price of more rounds.
+    limit: of the latency, ratio or ms, which it is to be told from, at the price of more rounds.
     """
     arrays = arrays_of(apply_tensors(task.inputs, lambda tensor: _tiled(tensor, target.batch)))
     with rounds(baseline, candidate, target, arrays) as timed:
@@ -117,11 +119,11 @@ def candidate_of(
     recipe: Recipe,
     baseline: tuple[Artifact, Scores] | None,
     confidence: float,
-    limit: float | None = None,
+    limit: Limit | None = None,
 ) -> tuple[Candidate, Scores]:
     """Everything measured on one file. baseline: file and scores that it is held against; None: it is the baseline itself.
 
-    limit: of the latency ratio, which it is to be told from.
+    limit: of the latency, which it is to be told from.
     """
     target, path = artifact.target, Path(artifact.path)
     scores = score_file(task, path, target, "validation")
@@ -197,9 +199,26 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
                 parent.rmdir()
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Raises OutputError where what is written within can't be: on a full disk, say."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            "the folder must be one that can be written to, with room for what is written",
+            got=f"{folder.parent}: {getattr(error, 'strerror', None) or error}",
+            remedy="make room there, or name another",
+        ) from error
+
+
 def _tiled(tensor: Tensor, batch: int) -> Tensor:
-    """The samples of a tensor repeated, or cut, to `batch`."""
+    """The samples of a tensor repeated, or cut, to `batch`. Raises MeasurementError where that doesn't fit into memory."""
     if tensor.dim() == 0:
         return tensor
-    repeats = -(-batch // tensor.shape[0])
-    return torch.cat([tensor] * repeats)[:batch]
+    try:
+        return tensor[torch.arange(batch) % tensor.shape[0]]
+    except RuntimeError as error:
+        raise MeasurementError(
+            "a batch must fit into memory", got=f"{batch:,} samples", remedy="choose a smaller batch"
+        ) from error

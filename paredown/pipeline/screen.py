@@ -18,7 +18,7 @@ from paredown.core.recipe import Recipe
 from paredown.core.target import Target
 from paredown.deploy.onnx import export_onnx
 from paredown.pipeline.apply import apply
-from paredown.pipeline.evaluate import compare_latency, scratch_folder
+from paredown.pipeline.evaluate import compare_latency, scratch_folder, writing
 from paredown.pipeline.plan import Ratios
 from paredown.pipeline.store import Store
 from paredown.render.findings import steps_text
@@ -52,7 +52,7 @@ class Screen:
         label = f"plan: what {steps_text(Recipe(recipe.steps[:1]))} would cost"
         self.progress(label, 0.0)
         found = self._measured(recipe, axes)
-        with scratch_folder(known) as scratch:
+        with scratch_folder(known) as scratch, writing(known):
             (scratch / "costs").write_bytes(_ADAPTER.dump_json(found))
             (scratch / "costs").replace(known)
         self.progress(label, 1.0)

@@ -30,7 +30,7 @@ from paredown.core.report import Parity, Report, Stage
 from paredown.core.target import Target
 from paredown.pipeline.checkpoint import is_whole, save_checkpoint
 from paredown.pipeline.described import described, described_model, tensor_digest
-from paredown.pipeline.evaluate import scratch_folder
+from paredown.pipeline.evaluate import scratch_folder, writing
 from paredown.task.batches import each, tensors
 from paredown.task.task import Task
 from paredown.train.state import model_digest
@@ -76,7 +76,7 @@ class Store:
         if held and (existing == "refuse" or foreign):
             raise OutputError(
                 "out must be empty, or a run to take up",
-                got=f"{folder.name} with {(foreign or held)[0]}",
+                got=f"{folder.resolve().name} with {(foreign or held)[0]}",
                 remedy="pass --resume, or another folder",
             )
         for path in _left_behind(folder):
@@ -121,7 +121,7 @@ class Store:
     def save(self, recipe: Recipe, stored: Stored, model: nn.Module, file: Path) -> Stored:
         """Writes a stage to a scratch folder beside its place, then renames it: it is there whole, or not at all."""
         folder = self.folder(recipe)
-        with scratch_folder(folder) as scratch:
+        with scratch_folder(folder) as scratch, writing(folder):
             ready = scratch / "ready"
             ready.mkdir()
             shutil.copyfile(file, ready / "model.onnx")
@@ -139,15 +139,16 @@ class Store:
     def publish(self, report: Report, render: Callable[[Report], str]) -> Report:
         """The result at the top of the folder: model, checkpoint, recipe, report, each whole. -> the report with its paths."""
         best, written = report.best, self._relative(report)
-        with scratch_folder(self.out / "result") as scratch:
+        with scratch_folder(self.out / "result") as scratch, writing(self.out / "result"):
             shutil.copyfile(best.artifact.path, scratch / "model.onnx")
             shutil.copytree(str(best.checkpoint), scratch / "checkpoint")
             (scratch / "recipe.yaml").write_text(best.recipe.to_yaml(), encoding="utf-8")
             (scratch / "report.json").write_text(written.to_json(), encoding="utf-8")
             (scratch / "report.html").write_text(render(written), encoding="utf-8")
             for path in scratch.iterdir():
-                _remove(self.out / path.name)
-                path.rename(self.out / path.name)
+                if path.is_dir():
+                    _remove(self.out / path.name)
+                path.replace(self.out / path.name)
         shutil.rmtree(self.teacher, ignore_errors=True)
         return dataclasses.replace(report, best=_at(best, lambda path: str(self.out / Path(path).name)))
 

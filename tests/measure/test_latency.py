@@ -3,10 +3,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from paredown.core.budget import Limit
 from paredown.core.errors import MeasurementError
 from paredown.core.measurement import Measurement
 from paredown.measure.interleave import Round, interleaved
-from paredown.measure.latency import Timed, paired_latency
+from paredown.measure.latency import PairedLatency, Timed, paired_latency
 
 
 def rounds(a: Callable[[], object], b: Callable[[], object]) -> Timed:
@@ -74,15 +75,16 @@ def test_of_a_few_hundredths_of_a_second_no_load_is_told() -> None:
     assert paired_latency(lambda pairs: Round(np.ones((2, pairs)), 0.02, 0.03)).ratio.load == 0
 
 
-def test_a_ratio_is_timed_until_it_is_told_from_a_limit() -> None:
-    def around(limit: float | None) -> Measurement:
+def test_a_latency_is_timed_until_it_is_told_from_a_limit() -> None:
+    def around(limit: Limit | None) -> PairedLatency:
         random = np.random.default_rng(0)
 
         def disturbed(pairs: int) -> Round:
             return Round(np.array([[4.0], [2.0]]) * np.exp(0.05 * random.standard_normal((2, pairs))))
 
-        return paired_latency(disturbed, limit=limit).ratio
+        return paired_latency(disturbed, limit=limit)
 
-    at_once, far, near = around(None), around(0.6), around(0.505)
-    assert at_once.n == far.n == 54 < near.n
+    at_once, near = around(None).ratio, around(Limit(0.505, relative=True)).ratio
+    assert at_once.n == around(Limit(0.6, relative=True)).ratio.n == 54 < near.n
     assert near.upper - near.lower < at_once.upper - at_once.lower
+    assert around(Limit(2.5, relative=False)).b.n == 54 < around(Limit(2.01, relative=False)).b.n

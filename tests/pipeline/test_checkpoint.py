@@ -1,6 +1,8 @@
 """Checkpoints: what is loaded equals what was saved, from the user's own class, and damage is a clear error."""
 
+import errno
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -31,6 +33,18 @@ def test_pruned_model_loads_into_its_own_class(pattern_task: Task, pruned: nn.Mo
     paredown.save_checkpoint(pruned, tmp_path / "c")
     loaded = paredown.load_checkpoint(tmp_path / "c", SmallResNet(16))
     assert type(loaded) is SmallResNet and same(loaded, pruned, pattern_task)
+
+
+def test_a_full_disk_is_an_error_with_its_remedy_and_leaves_nothing(
+    pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OutputError, match="No space left on device; make room there"):
+        paredown.save_checkpoint(pruned, tmp_path / "c")
+    assert not list(tmp_path.iterdir())
 
 
 def test_loaded_model_trains_and_prunes_again(pattern_task: Task, pruned: nn.Module, tmp_path: Path) -> None:

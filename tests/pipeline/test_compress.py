@@ -284,6 +284,12 @@ def test_validation_set_too_small_to_certify_is_refused_before_anything_is_writt
     assert not (tmp_path / "run").exists()
 
 
+def test_a_drop_in_per_cent_of_nothing_names_the_baseline(pattern_task: Task, tmp_path: Path) -> None:
+    wrong = dataclasses.replace(pattern_task, validation=[(x, y * 0 - 1) for x, y in pattern_task.validation])
+    with pytest.raises(CertificationError, match="a baseline above 0, got top-1 of 0; check the metric and the labels"):
+        paredown.compress(wrong, Budget(max_drop="5%", size="0.5x"), target=TARGET, out=tmp_path / "run")
+
+
 def test_a_run_to_be_replaced_stays_until_the_new_one_is_accepted(pattern_task: Task, tmp_path: Path) -> None:
     old = older_run(tmp_path)
     small = dataclasses.replace(pattern_task, validation=list(pattern_task.validation)[:3])
