@@ -1,6 +1,7 @@
 """From a budget to recipes: the planner proposes one, is told what its file measured, and proposes the next.
 
-It never sees a model, only ratios to the baseline. The mildest means comes first: int8 alone, which needs no training.
+It never sees a model, only ratios to the baseline. The mildest means comes first: int8 alone, which needs no training; where
+static int8 gains nothing, as in recurrent models, dynamic int8.
 Where that misses the size, channels are pruned before it: the fewest that make the file small enough, which `costs` tells of a
 cut that isn't trained yet. Where such a file is still too slow, the goal of the cut is the latency of the int8 file itself.
 So only the drop has to be found out by training. Where it is too large, the same is tried with a short distillation after int8,
@@ -48,7 +49,7 @@ class Planner:
 
     costs: of the file that an untrained recipe gives, the ratios on these axes at least; None where it can't be carried out.
     recovery: what each recovery distills; how it trains, `training` says.
-    quantizes: False once it is known that nothing of the model runs in int8, or that it gains nothing.
+    int8: what proposals end with (the first), and what takes its place where that gains nothing or can run nothing of the model.
     """
 
     limits: Ratios
@@ -56,7 +57,7 @@ class Planner:
     costs: Costs
     rounds: int = 5
     recovery: Distill = field(default_factory=Distill)
-    quantizes: bool = True
+    int8: tuple[Quantize, ...] = (Quantize(), Quantize(kind="dynamic"))
     told: list[tuple[Goal, float, Outcome]] = field(default_factory=list)  # goal and kept fraction asked, outcome
     _goal: Goal = "macs"
     _asked: float = 1.0
@@ -70,7 +71,7 @@ class Planner:
         _, kept, last = self.told[-1]
         if self._met(last) or len(self.told) >= self.rounds:
             return None
-        if last.possible and last.complete and not last.drop_met and self.quantizes and not self._recovers:
+        if last.possible and last.complete and not last.drop_met and self._trains_int8() and not self._recovers:
             self._recovers, self._failed = True, {(g, k) for g, k, o in self.told if not (o.possible and o.complete)}
             if self._cheap(last.ratios):
                 return self._propose(kept)
@@ -81,15 +82,20 @@ class Planner:
     def tell(self, outcome: Outcome) -> None:
         """What the last proposal came to."""
         if not self.told and outcome.possible and all(outcome.ratios[axis] >= 1 for axis in self.limits):
-            self.quantizes = False  # a model so small, or so narrow, that int8 makes nothing smaller or faster
+            self.int8 = self.int8[1:]
+            if self.int8:  # which comes first now
+                return
         self.told.append((self._goal, self._asked, outcome))
         if not outcome.possible or (not outcome.drop_met and self._asked < 1):
             self._failed.add((self._goal, self._asked))
 
     def tell_unquantizable(self) -> None:
-        """The model has nothing that runs in int8: what is left is pruning."""
-        self.quantizes = False
+        """The model has nothing that runs in such int8: in another, perhaps; else what is left is pruning."""
         self.tell(Outcome(dict.fromkeys(self.limits, 1.0), drop_met=True))
+
+    def _trains_int8(self) -> bool:
+        """Whether a distillation after int8 can follow."""
+        return bool(self.int8) and self.int8[0].kind == "static"
 
     def _propose(self, kept: float) -> Recipe:
         self._asked = kept
@@ -168,9 +174,8 @@ class Planner:
         steps: list[Step] = []
         if kept < 1:
             steps += [self._prune(kept, goal), replace(self.recovery, training=self.training)]
-        if self.quantizes:
-            steps.append(Quantize())
-        if self.quantizes and self._recovers:
+        steps += self.int8[:1]
+        if self._recovers:
             amount, unit = self.training.effort.amount / 3, self.training.effort.unit
             effort = replace(self.training.effort, amount=amount if unit == "seconds" else max(amount, 1))
             short = replace(self.training, effort=effort, learning_rate=self.training.learning_rate / 10)
@@ -179,5 +184,5 @@ class Planner:
 
     def _prune(self, kept: float, goal: Goal) -> Prune:
         if goal == "latency":
-            return Prune(latency=f"{kept:g}x", precision="int8" if self.quantizes else "fp32")
+            return Prune(latency=f"{kept:g}x", precision="int8" if self._trains_int8() else "fp32")
         return Prune(ratio=round(1 - kept, 3))

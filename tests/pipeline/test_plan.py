@@ -145,8 +145,9 @@ def test_a_latency_out_of_reach_of_the_table_is_looked_for_by_macs() -> None:
 
 def test_where_int8_gains_nothing_pruning_goes_alone() -> None:
     planner = Planner({"size": 0.4}, EFFORT, costs_in(lambda kept: (1.0, 0.9 * kept, True)))
-    planner.ask()
-    planner.tell(Outcome({"size": 1.2}, drop_met=True))
+    for _ in ("static", "dynamic"):
+        planner.ask()
+        planner.tell(Outcome({"size": 1.2}, drop_met=True))
     second = planner.ask()
     assert second is not None
     assert [type(step) for step in second.steps] == [Prune, Distill]
@@ -219,7 +220,24 @@ def test_model_without_anything_for_int8_is_pruned_alone() -> None:
     planner = Planner({"size": 0.5}, EFFORT, costs_in(lambda kept: (1.0, kept, True)))
     assert planner.ask() == Recipe((Quantize(),))
     planner.tell_unquantizable()
+    assert planner.ask() == Recipe((Quantize(kind="dynamic"),))
+    planner.tell_unquantizable()
     proposal = planner.ask()
     assert proposal is not None and [type(step) for step in proposal.steps] == [Prune, Distill]
     planner.tell(Outcome({"size": 0.49}, drop_met=True))
     assert planner.ask() is None
+
+
+def test_where_static_int8_gains_nothing_dynamic_int8_takes_its_place() -> None:
+    """A recurrent model, say, whose layers have no static int8."""
+    planner = Planner({"size": 0.2}, EFFORT, costs_in(lambda kept: (1.0, 0.27 * kept, True)))
+    assert planner.ask() == Recipe((Quantize(),))
+    planner.tell(Outcome({"size": 1.01}, drop_met=True))
+    assert planner.ask() == Recipe((Quantize(kind="dynamic"),))
+    planner.tell(Outcome({"size": 0.27}, drop_met=True))
+    proposal = planner.ask()
+    assert proposal is not None and [type(step) for step in proposal.steps] == [Prune, Distill, Quantize]
+    assert proposal.steps[-1] == Quantize(kind="dynamic")
+    planner.tell(Outcome({"size": 0.19}, drop_met=False))
+    milder = planner.ask()
+    assert milder is None or isinstance(milder.steps[-1], Quantize), "dynamic int8 isn't trained"
