@@ -37,6 +37,8 @@ bench: $(VENV)/.bench ## the figures that the documents state, into benchmarks/r
 	$(BIN)/python -m benchmarks.resnet56
 	$(BIN)/python -m benchmarks.reconstruction
 	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.train_steps
+	$(BIN)/python -m benchmarks.batch_growth
 	$(BIN)/python -m benchmarks.students
 	$(BIN)/python -m benchmarks.minilm
 	$(BIN)/python -m benchmarks.stories_mlp

@@ -33,8 +33,8 @@ class Surrogate:
     capacity: used with one objective only; the settings for one were tuned on NAS-Bench-201's validation accuracy on CIFAR-10.
     With several each draw is scalarized by random weights, 8 uniform ones come first, and no capacity is looked at: of 12
     variants this had the largest validation hypervolume (CIFAR-10 error and latency, 200 evaluations, 24 seeds from 10,000, which
-    no figure uses; test columns were not read): benchmarks/nas201_choice.py, benchmarks/results/nas201_choice.csv. Since then
-    architectures that the space calls the same have features of their own too, where costs count (`features`, literal).
+    no figure uses; test columns were not read): benchmarks/nas201_choice.py, benchmarks/results/nas201_choice.csv. Where costs
+    count, architectures that the space calls the same have features of their own too (`features`, literal).
     """
 
     def __init__(
