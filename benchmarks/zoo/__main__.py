@@ -55,7 +55,6 @@ def run(entry: Entry, options: argparse.Namespace) -> dict[str, Any]:
 
 def _child(part: str, entry: Entry, options: argparse.Namespace) -> dict[str, Any]:
     """What the child wrote; where it ended early, that it failed and the reason."""
-    flag, reason = ("tp_ok", "tp_ok_reason") if part == "peer" else ("ok", "reason")
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "row.json"
         limits = {"seconds": options.timeout, "gigabytes": options.memory}
@@ -68,9 +67,7 @@ def _child(part: str, entry: Entry, options: argparse.Namespace) -> dict[str, An
         process.kill()
         process.join()
         found = json.loads(file.read_text()) if file.exists() else {}
-    if found.get("stage") != "done" and reason not in found:
-        found |= {flag: False, reason: f"{found.get('stage', 'start')}: {ending}"}
-    return found
+    return found | child.early_end(part, found, ending)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
