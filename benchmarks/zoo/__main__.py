@@ -125,7 +125,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="models at a time (timings suffer)")
     parser.add_argument("--limit", type=int, help="only the first so many")
     parser.add_argument("--timeout", type=int, default=300, help="CPU seconds for a model")
-    parser.add_argument("--peer-timeout", type=int, default=60, help="the same for Torch-Pruning, which doesn't end on every model")
+    parser.add_argument(
+        "--peer-timeout", type=int, default=60, help="the same for Torch-Pruning, which doesn't end on every model"
+    )
     parser.add_argument("--memory", type=float, default=12, help="gigabytes for each of them")
     parser.add_argument("--no-export", action="store_true", help="neither write nor run an ONNX file")
     parser.add_argument("--no-peer", action="store_true", help="without Torch-Pruning")
