@@ -24,7 +24,7 @@ from paredown.core.target import Target
 
 CSV = "zoo.csv"
 _CONTEXT = multiprocessing.get_context("forkserver")  # children are forked from a process that has imported torch already
-_PATIENCE = 5  # times its CPU seconds that a process may take by the clock: the machine may have other work
+_PATIENCE = 20  # times its CPU seconds that a process may take by the clock: the machine may have other work, or be paused
 _PACKAGES = ("torchvision", "timm", "transformers", "torch-pruning")
 
 
@@ -55,22 +55,20 @@ def run(entry: Entry, options: argparse.Namespace) -> dict[str, Any]:
 
 def _child(part: str, entry: Entry, options: argparse.Namespace) -> dict[str, Any]:
     """What the child wrote; where it ended early, that it failed and the reason."""
-    flag, reason = ("tp_ok", "tp_ok_reason") if part == "peer" else ("ok", "reason")
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "row.json"
-        limits = {"seconds": options.timeout, "gigabytes": options.memory}
+        seconds = options.peer_timeout if part == "peer" else options.timeout
+        limits = {"seconds": seconds, "gigabytes": options.memory}
         work = child.Work(part, entry.source, entry.name, str(file), export=not options.no_export, **limits)
         process = _CONTEXT.Process(target=child.main, args=(work,))
         process.start()
-        process.join(_PATIENCE * options.timeout)
+        process.join(_PATIENCE * seconds)
         in_time = process.exitcode not in {None, -signal.SIGXCPU, -signal.SIGKILL}
-        ending = f"exit status {process.exitcode}" if in_time else f"more than {options.timeout} s"
+        ending = f"exit status {process.exitcode}" if in_time else f"more than {seconds} s"
         process.kill()
         process.join()
         found = json.loads(file.read_text()) if file.exists() else {}
-    if found.get("stage") != "done" and reason not in found:
-        found |= {flag: False, reason: f"{found.get('stage', 'start')}: {ending}"}
-    return found
+    return found | child.early_end(part, found, ending)
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -126,7 +124,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="also what has a row already")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time (timings suffer)")
     parser.add_argument("--limit", type=int, help="only the first so many")
-    parser.add_argument("--timeout", type=int, default=300, help="CPU seconds for each of a model's two processes")
+    parser.add_argument("--timeout", type=int, default=300, help="CPU seconds for a model")
+    parser.add_argument(
+        "--peer-timeout", type=int, default=60, help="the same for Torch-Pruning, which doesn't end on every model"
+    )
     parser.add_argument("--memory", type=float, default=12, help="gigabytes for each of them")
     parser.add_argument("--no-export", action="store_true", help="neither write nor run an ONNX file")
     parser.add_argument("--no-peer", action="store_true", help="without Torch-Pruning")

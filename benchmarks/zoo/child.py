@@ -32,6 +32,7 @@ from paredown.measure.cost import count_macs, count_parameters
 from paredown.task.batches import Inputs
 
 _REASON = 300  # characters
+_EXPORT_FLAGS = {"onnx": "onnx_ok", "parity": "parity_ok"}  # stage -> what is false where it fails; elsewhere the whole row
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,20 @@ class Row:
         try:
             yield
         except Exception as error:
-            kind = type(error).__name__
-            self.add(**{flag: False, f"{flag}_reason" if flag != "ok" else "reason": f"{name}: {kind}: {error}"[:_REASON]})
+            self.add(**_failed(flag, f"{name}: {type(error).__name__}: {error}"))
             raise
+
+
+def _failed(flag: str, reason: str) -> dict[str, Any]:
+    return {flag: False, f"{flag}_reason" if flag != "ok" else "reason": reason[:_REASON]}
+
+
+def early_end(part: str, found: dict[str, Any], ending: str) -> dict[str, Any]:
+    """What a process that was ended adds to what it had found: that the stage it was in failed, and why. Nothing where it got to
+    the end, or where the stage has a reason already."""
+    stage = found.get("stage", "start")
+    flag = "tp_ok" if part == "peer" else _EXPORT_FLAGS.get(stage, "ok")
+    return {} if stage == "done" or found.get(flag) is False else _failed(flag, f"{stage}: {ending}")
 
 
 def ours(source: str, name: str, row: Row, export: bool = True) -> None:
@@ -146,10 +158,10 @@ def _analyse(model: nn.Module, inputs: Inputs, row: Row) -> Groups:
 def _export(pruned: nn.Module, inputs: Inputs, row: Row) -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ParedownError):
         file = pathlib.Path(folder) / "model.onnx"
-        with row.stage("onnx", "onnx_ok"):
+        with row.stage("onnx", _EXPORT_FLAGS["onnx"]):
             export_onnx(pruned, inputs, file, target="onnxruntime")
             row.add(onnx_ok=True)
-        with row.stage("parity", "parity_ok"):
+        with row.stage("parity", _EXPORT_FLAGS["parity"]):
             found = check_parity(pruned, inputs, file, "onnxruntime", precision="fp32")
             row.add(parity_ok=True, parity_error=max(p.error for p in found))
 

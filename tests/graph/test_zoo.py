@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.zoo import own
+from benchmarks.zoo.child import early_end
 from benchmarks.zoo.cuts import RATIOS, cut_to
 from paredown.graph.groups import dependency_groups
 from paredown.measure.cost import count_macs
@@ -125,3 +126,21 @@ def test_no_channel_between_two_layers_is_frozen(case: Callable[[], Case]) -> No
     groups = dependency_groups(model.eval(), inputs)
     first = next(name for name, _ in model.named_parameters())
     assert any(s.tensor == first and s.dimension == 0 for group in groups.groups for s in group.slices)
+
+
+@pytest.mark.parametrize(
+    ("part", "found", "added"),
+    [
+        ("ours", {}, {"ok": False, "reason": "start: killed"}),
+        ("ours", {"stage": "prune 0.3"}, {"ok": False, "reason": "prune 0.3: killed"}),
+        ("ours", {"stage": "onnx", "ok": True, "reason": ""}, {"onnx_ok": False, "onnx_ok_reason": "onnx: killed"}),
+        ("ours", {"stage": "parity", "ok": True, "onnx_ok": True}, {"parity_ok": False, "parity_ok_reason": "parity: killed"}),
+        ("ours", {"stage": "onnx", "ok": True, "onnx_ok": False, "onnx_ok_reason": "its own"}, {}),
+        ("ours", {"stage": "done", "ok": True}, {}),
+        ("peer", {"stage": "graph"}, {"tp_ok": False, "tp_ok_reason": "graph: killed"}),
+    ],
+)
+def test_a_process_that_was_ended_leaves_a_reason_for_the_stage_it_was_in(
+    part: str, found: dict[str, Any], added: dict[str, Any]
+) -> None:
+    assert early_end(part, found, "killed") == added
