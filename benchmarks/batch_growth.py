@@ -10,7 +10,9 @@ the 5,000 validation images, since it is a choice that this is for.
 """
 
 import dataclasses
+import functools
 import hashlib
+import json
 import pathlib
 import sys
 import time
@@ -102,25 +104,25 @@ def trained(plan: Plan, seed: int, seconds: float, start: nn.Module) -> dict[str
     return scored(task, student, "validation")
 
 
-def run(plan: Plan, seed: int, start: nn.Module) -> dict[str, Any]:
-    name = hashlib.sha256(f"{plan!r} {SECONDS} {seed}".encode()).hexdigest()[:12]
-    return once(FOLDER / f"{name}.json", lambda: trained(plan, seed, SECONDS, start))
+def file(plan: Plan, seed: int) -> pathlib.Path:
+    return FOLDER / f"{hashlib.sha256(f'{plan!r} {SECONDS} {seed}'.encode()).hexdigest()[:12]}.json"
 
 
-def rows(plan: Plan, start: nn.Module, scorer: paredown.Metric) -> list[dict[str, Any]]:
-    """Of each seed, the mean over seeds, and what it gains on the reference, seed by seed."""
+def rows(plan: Plan, scorer: paredown.Metric) -> list[dict[str, Any]]:
+    """Of each seed that is done, the mean over them, and what it gains on the reference, seed by seed."""
     fields = {"sizes": " ".join(map(str, plan.sizes)), "learning_rate": plan.rate, "seconds": SECONDS, "split": "validation"}
-    found, gains = list[dict[str, Any]](), list[float]()
-    values = []
-    for seed in SEEDS:
-        own, reference = (scores_of(scorer, run(each, seed, start)) for each in (plan, REFERENCE))
-        values.append(own.value)
-        gains.append(own.value - reference.value)
-        found.append(row(str(plan), quality(own), seed=seed, **fields))
+    done = [seed for seed in SEEDS if file(plan, seed).exists() and file(REFERENCE, seed).exists()]
+    own, reference = (
+        [scores_of(scorer, json.loads(file(each, seed).read_text())) for seed in done] for each in (plan, REFERENCE)
+    )
+    if not done:
+        return []
+    values, gains = [each.value for each in own], [a.value - b.value for a, b in zip(own, reference, strict=True)]
+    found = [row(str(plan), quality(each), seed=seed, **fields) for seed, each in zip(done, own, strict=True)]
+    print(f"{plan!s:45s} {np.mean(values):.4f} {np.mean(gains):+.4f} of {len(values)} seeds", flush=True)
     found.append(row(str(plan), mean_of("top-1 mean", values), seed="mean", **fields))
     if plan != REFERENCE:
         found.append(row(str(plan), mean_of(f"gain on {REFERENCE}", gains), seed="mean", **fields))
-    print(f"{plan!s:45s} {np.mean(values):.4f} {np.mean(gains):+.4f}", flush=True)
     return found
 
 
@@ -131,13 +133,11 @@ def main(mode: str = "full") -> None:
         for plan in PLANS:
             print(plan, np.mean(trained(plan, 0, 2.0, start)["values"]))
         return
-    start, found = cut(task), list[dict[str, Any]]()
+    start = cut(task)
     for seed in SEEDS:  # one after the other, so that what the machine does meanwhile meets all plans alike
         for plan in PLANS:
-            run(plan, seed, start)
-    for plan in PLANS:
-        found += rows(plan, start, task.scorer)
-        write("batch_growth.csv", found)
+            once(file(plan, seed), functools.partial(trained, plan, seed, SECONDS, start))
+        print(write("batch_growth.csv", [each for plan in PLANS for each in rows(plan, task.scorer)]))
 
 
 if __name__ == "__main__":
