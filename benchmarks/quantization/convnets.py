@@ -30,7 +30,7 @@ _ENLARGED = 224  # pixels
 def cifar(depth: int, samples: int | None) -> Parts:
     """Top-1 over the 10,000 official test images, batch 64."""
     task = limited(cifar_task(depth), samples)
-    return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=64)) for runtime in RUNTIMES}
+    return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=64, threads=1)) for runtime in RUNTIMES}
 
 
 def lite0(samples: int | None) -> Parts:
@@ -42,7 +42,7 @@ def lite0(samples: int | None) -> Parts:
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     count = samples or 1000
     task = agreement_task(model, enlarged("train", min(count, 1024)), enlarged("test", count), "EfficientNet-Lite0")
-    return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=1)) for runtime in RUNTIMES}
+    return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=1, threads=1)) for runtime in RUNTIMES}
 
 
 def resnet18(samples: int | None) -> Parts:
@@ -52,13 +52,13 @@ def resnet18(samples: int | None) -> Parts:
     torch.manual_seed(0)
     x = torch.randn(samples or 64, 3, _ENLARGED, _ENLARGED)
     task = agreement_task(build().eval(), list(x.split(16)), list(x.split(16)), "torchvision's ResNet-18")
-    return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=1)) for runtime in RUNTIMES}
+    return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=1, threads=1)) for runtime in RUNTIMES}
 
 
 def forms(samples: int | None) -> Parts:
     """The mild steps: no integers are computed with, so there is no peer to time against but fp32."""
     task = limited(cifar_task(20), samples)
-    return {runtime: functools.partial(_in_forms, task, Target(runtime, batch=64)) for runtime in RUNTIMES}
+    return {runtime: functools.partial(_in_forms, task, Target(runtime, batch=64, threads=1)) for runtime in RUNTIMES}
 
 
 def _in_forms(task: paredown.Task, target: Target) -> Rows:

@@ -31,7 +31,7 @@ _STORIES = 64  # rows of text
 
 def stories(samples: int | None) -> Parts:
     """Weights of 4 bits, calibrated on the model's own stories; files measured on stories of another seed and on Shakespeare."""
-    return {runtime: functools.partial(_stories, samples, Target(runtime)) for runtime in RUNTIMES}
+    return {runtime: functools.partial(_stories, samples, Target(runtime, threads=1)) for runtime in RUNTIMES}
 
 
 def _stories(samples: int | None, target: Target) -> Rows:
@@ -109,7 +109,7 @@ def minilm(samples: int | None) -> Parts:
         "int8 dynamic": paredown.Quantize(kind="dynamic"),
         "int4 weights": paredown.Quantize(kind="weight_only", bits=4, weights=four),
     }
-    return {runtime: functools.partial(_sentences, task, steps, pairs, Target(runtime)) for runtime in RUNTIMES}
+    return {runtime: functools.partial(_sentences, task, steps, pairs, Target(runtime, threads=1)) for runtime in RUNTIMES}
 
 
 def _sentences(task: paredown.Task, steps: dict[str, paredown.Quantize], pairs: list[Any], target: Target) -> Rows:

@@ -1,5 +1,7 @@
 """ResNet-20 below 8 bits, activations in 8: trained, mixed, and rounded with care; top-1 of the file over the test images."""
 
+import dataclasses
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from paredown.core.measurement import Measurement
 from paredown.core.target import Target
 from paredown.measure.quality import drop, quality
 
-_TARGET = Target("onnxruntime", batch=64)
+_TARGET = Target("onnxruntime", batch=64, threads=1)
 Model = Callable[[], nn.Module]
 
 
@@ -37,7 +39,8 @@ def trained(samples: int | None) -> Parts:
         return lambda: recovered(task, paredown.Recipe((step, recovery)), seed)
 
     students = {f"4 bits, lsq, seed {seed}": student(seed) for seed in (0, 1, 2)}
-    return {"all": lambda: _rows(task, {"4 bits, not trained": lambda: paredown.quantize(task, step), **students})}
+    untrained = dataclasses.replace(step, scales="fixed")
+    return {"all": lambda: _rows(task, {"4 bits, not trained": lambda: paredown.quantize(task, untrained), **students})}
 
 
 def mixed(samples: int | None) -> Parts:
@@ -51,19 +54,21 @@ def mixed(samples: int | None) -> Parts:
         return lambda: paredown.quantize(task, paredown.Quantize(bits=wanted, target=_TARGET.runtime))
 
     verified = 20 if samples is None else 3
-    by_average = {
-        "4 bits everywhere": chosen(choices=(4, 8), evaluations=1),
+    uniform = {"4 bits everywhere": chosen(choices=(4, 8), evaluations=1)}
+    ways: dict[str, Model] = {
         "4 bits everywhere but at the edges": lambda: paredown.quantize(task, paredown.Quantize(bits=4, target=_TARGET.runtime)),
         "exact, by noise": chosen(evaluations=1),
         "exact, by noise, verified": chosen(evaluations=verified),
         "exact, by the Hessian": chosen(evaluations=1, sensitivity="hessian"),
         "by the rule": chosen(method="rule"),
     }
+    first, second = "0.4x bit operations, weights alone", "0.4x bit operations, weights and activations"
     by_operations = {
-        "0.4x bit operations, weights alone": chosen(bops=0.4, evaluations=verified),
-        "0.4x bit operations, weights and activations": chosen(bops=0.4, activations=(4, 8), evaluations=verified),
+        first: chosen(bops=0.4, evaluations=verified),
+        second: chosen(bops=0.4, activations=(4, 8), evaluations=verified),
     }
-    return {"average": lambda: _rows(task, by_average), "operations": lambda: _rows(task, by_operations)}
+    average = {name: functools.partial(_against, task, uniform, {name: way}) for name, way in ways.items()}
+    return {"uniform": lambda: _rows(task, uniform), **average, "operations": lambda: _rows(task, by_operations)}
 
 
 def rounding(samples: int | None) -> Parts:
@@ -75,6 +80,11 @@ def rounding(samples: int | None) -> Parts:
 
     ways = {"nearest": rounded(), "adaround": rounded("adaround"), "brecq": rounded("brecq")}
     return {"all": lambda: _rows(task, ways)}
+
+
+def _against(task: paredown.Task, first: dict[str, Model], models: dict[str, Model]) -> Rows:
+    """As `_rows`, of the models beside the first, without its own rows: for parts that are kept one by one."""
+    return [each for each in _rows(task, {**first, **models}) if each["case"] not in ("fp32", *first)]
 
 
 def _rows(task: paredown.Task, models: dict[str, Model]) -> Rows:

@@ -45,7 +45,7 @@ _STAMP = ("date", "paredown", "environment")
 
 def _stamped(row: dict[str, Any]) -> dict[str, Any]:
     runtime = next((word for word in ("onnxruntime", "openvino") if str(row.get("case", "")).startswith(word)), "onnxruntime")
-    where = "; ".join(f"{key}={value}" for key, value in environment(Target.of(runtime)).items())
+    where = "; ".join(f"{key}={value}" for key, value in environment(Target(runtime, threads=1)).items())
     return {**row, "date": datetime.date.today().isoformat(), "paredown": paredown.__version__, "environment": where}
 
 

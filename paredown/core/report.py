@@ -91,7 +91,9 @@ class LayerBits:
 
 @dataclass(frozen=True)
 class Parity:
-    """A file against its torch model at one batch size. kind: "max |difference| / max |y|" or "relative L2"."""
+    """A file against its torch model at one batch size. kind: what error and tolerance are: "max |difference| / max |y|",
+    "relative L2", or, of a quantized file whose few inputs weren't enough to judge it, "relative L2 over 64 samples".
+    """
 
     __pydantic_config__: ClassVar = _FORBID
     candidate: str

@@ -3,37 +3,60 @@
 Comparing accumulated outputs would blame operators for the rounding of those before them. The values of a file bear the names of
 the graph's nodes, so every stretch between two named values is cut out, run in the target's runtime and compared alone.
 A quantized operator is cut with the Q/DQ around it, or the runtime wouldn't take its integer kernel.
+
+A sum of floats in another order differs in its last bits, so a value at the edge between two of a grid comes out as its
+neighbour; few stand there. An operator that computes something else moves many: a wrong zero point all of them, a weight that was
+rounded once more those within its error of an edge. So an operator is explained by rounding while
+    ||difference|| <= 1e-4 ||y||                      off the grids;
+    ||difference|| <= s sqrt(max(6e-4 n r / s, 2))    on a grid of step s,   r = ||y|| / sqrt(n), n values:
+as if those had become their neighbours that stand within 3e-4 r of an edge, and two at least.
 """
 
 import pathlib
 import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, load_model, save_model
-from torch import fx, nn
+from onnx.numpy_helper import to_array
+from torch import fx
 from torch.utils import _pytree
 
 from paredown.core.target import Target
-from paredown.deploy.onnx import OPSET, Built, build
+from paredown.deploy.onnx import OPSET, Built
 from paredown.deploy.ports import Array
 from paredown.deploy.session import load
-from paredown.graph.trace import Dynamic, as_call, module_path, source_line
+from paredown.graph.trace import as_call, module_path, source_line
 from paredown.task.batches import Inputs
 
-Measure = tuple[Callable[[Array, Array], float], float]
+Stretch = tuple[list[int], dict[str, str]]
+Verdict = Literal["beyond the tolerance", "beyond rounding", "rounding"]
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _FUSED = ("Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Gelu", "Tanh", "Softmax")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+FAKES = (torch.ops.paredown.fake_quantize.default, torch.ops.paredown.fake_quantize_two_sided.default)
+_LAST_BITS, _NEAR, _FEWEST = 1e-4, 3e-4, 2
+
+
+@dataclass(frozen=True)
+class Measure:
+    """difference(got, want), relative; tolerance: of a single operator. integers: of a quantized file, where `difference` is the
+    relative L2 norm, and an operator within the tolerance may still be more than rounding explains.
+    """
+
+    difference: Callable[[Array, Array], float]
+    tolerance: float
+    integers: bool
 
 
 @dataclass(frozen=True)
 class Divergence:
     """operator: ONNX type and node name. module, line: where it comes from. error: with torch's inputs.
-    exceeds: False where no single operator is beyond the tolerance, and this one is the largest.
+    verdict: "rounding" where each operator alone is what rounding explains (of a float file: within the tolerance), and this one
+    is the largest.
     """
 
     operator: str
@@ -41,32 +64,66 @@ class Divergence:
     module: str
     line: str
     error: float
-    exceeds: bool
+    verdict: Verdict
 
     def __str__(self) -> str:
         place = ", ".join(part for part in (f"module {self.module}" if self.module else "", self.line) if part)
-        first = "first diverging operator" if self.exceeds else "no single operator exceeds the tolerance, the largest is"
-        return f"{first}: {self.operator} {self.node}" + (f" ({place})" if place else "") + f", {self.error:.3g} by itself"
+        return (
+            f"{_WORDS[self.verdict]}: {self.operator} {self.node}"
+            + (f" ({place})" if place else "")
+            + f", {self.error:.3g} by itself"
+        )
+
+
+_WORDS: dict[Verdict, str] = {
+    "beyond the tolerance": "first diverging operator",
+    "beyond rounding": "first operator that differs by more than rounding",
+    "rounding": "no single operator exceeds the tolerance, the largest is",
+}
 
 
 def first_divergence(
-    model: nn.Module, inputs: Inputs, path: str | pathlib.Path, target: Target, *, dynamic: Dynamic | None, measure: Measure
+    twin: Built, inputs: Inputs, path: str | pathlib.Path, target: Target, measure: Measure
 ) -> Divergence | None:
-    """The first operator, in the file's order, beyond the tolerance; else the worst. None: nothing could be compared.
+    """The first operator, in the file's order, beyond the tolerance; else the first beyond rounding; else the one that differs
+    most. None: nothing could be compared.
 
-    inputs: at least 2 samples. measure: (difference(got, want), tolerance).
+    twin: of the model that the file was made from. inputs: at least 2 samples.
     """
-    twin = build(model, inputs, dynamic)
     graph = Graph(load_model(str(path)), reference_values(twin, inputs))
+    beyond: Divergence | None = None
     worst: Divergence | None = None
     for value in graph.compared():
-        error = _error(graph, value, graph.stretch(value, coarse=True), target, measure)
-        if error > measure[1]:
+        stretch = graph.stretch(value, coarse=True)
+        error = _error(graph, value, stretch, target, measure)
+        rounding = by_rounding(graph, value, stretch) if measure.integers else measure.tolerance
+        if not error <= max(measure.tolerance, rounding):  # true for NaN too
             blamed, alone = _blamed(graph, value, target, measure)
-            return _described(graph, twin, blamed, error, fine=alone, exceeds=True)
+            return _described(graph, twin, blamed, error, fine=alone, verdict="beyond the tolerance")
+        if beyond is None and error > rounding:
+            beyond = _described(graph, twin, value, error, fine=False, verdict="beyond rounding")
         if worst is None or error > worst.error:
-            worst = _described(graph, twin, value, error, fine=False, exceeds=False)
-    return worst
+            worst = _described(graph, twin, value, error, fine=False, verdict="rounding")
+    return beyond or worst
+
+
+def by_rounding(graph: "Graph", value: str, stretch: Stretch) -> float:
+    """How far a stretch may be from torch, as relative L2, where nothing but rounding differs."""
+    want, step = graph.reference[value].astype(np.float64), largest_step(graph, stretch)
+    size = float(np.linalg.norm(want))
+    if not size > 0 or not step > 0:
+        return _LAST_BITS
+    neighbours = max(2 * _NEAR * size * float(np.sqrt(want.size)) / step, _FEWEST)
+    return max(step * float(np.sqrt(neighbours)) / size, _LAST_BITS)
+
+
+def largest_step(graph: "Graph", stretch: Stretch) -> float:
+    """Of the quantizers within a stretch; those of what it is fed with round the same in torch. 0: there are none."""
+    nodes, feeds = stretch
+    scales = {tensor.name: tensor for tensor in graph.model.graph.initializer}
+    inner = [graph.nodes[i] for i in nodes if graph.nodes[i].op_type == _Q and graph.nodes[i].input[0] not in feeds]
+    steps = [float(to_array(scales[node.input[1]]).max()) for node in inner if node.input[1] in scales]
+    return max(steps, default=0.0)
 
 
 def reference_values(twin: Built, inputs: Inputs, skipped: Collection[object] = ()) -> dict[str, Array]:
@@ -130,7 +187,7 @@ class Graph:
         """The values to compare one by one, in the file's order."""
         return [name for node in self.nodes for name in node.output if self.known(name) and name not in self.pending]
 
-    def stretch(self, value: str, *, coarse: bool) -> tuple[list[int], dict[str, str]]:
+    def stretch(self, value: str, *, coarse: bool) -> Stretch:
         """Nodes that compute `value` from known values, and what is fed: {value of the stretch: known value}.
 
         coarse: back to values that are compared, keeping the Q/DQ of its inputs; else back to the nearest known ones.
@@ -174,14 +231,12 @@ class Graph:
         return pending
 
 
-def _error(
-    graph: Graph, value: str, stretch: tuple[list[int], dict[str, str]], target: Target, measure: Measure
-) -> float:  # fmt: skip
+def _error(graph: Graph, value: str, stretch: Stretch, target: Target, measure: Measure) -> float:
     """How far the runtime is from torch on one stretch."""
-    return measure[0](run_stretch(graph, value, stretch, target), graph.reference[value])
+    return measure.difference(run_stretch(graph, value, stretch, target), graph.reference[value])
 
 
-def run_stretch(graph: Graph, value: str, stretch: tuple[list[int], dict[str, str]], target: Target) -> Array:
+def run_stretch(graph: Graph, value: str, stretch: Stretch, target: Target) -> Array:
     """What the runtime gives for one stretch alone, fed with the reference."""
     nodes, feeds = stretch
     with tempfile.TemporaryDirectory() as folder:
@@ -216,19 +271,19 @@ def _blamed(graph: Graph, value: str, target: Target, measure: Measure) -> tuple
     for name in (name for index in nodes for name in graph.nodes[index].output):
         if name == value or (graph.known(name) and name in graph.pending):
             fine = graph.stretch(name, coarse=False)
-            if _error(graph, name, fine, target, measure) > measure[1]:
+            if not _error(graph, name, fine, target, measure) <= measure.tolerance:
                 return name, True
     return value, False
 
 
-def _described(graph: Graph, twin: Built, value: str, error: float, *, fine: bool, exceeds: bool) -> Divergence:
+def _described(graph: Graph, twin: Built, value: str, error: float, *, fine: bool, verdict: Verdict) -> Divergence:
     """The operator that stands for a value's stretch: the one with the weight, else the last that isn't Q or DQ."""
     node = _telling([graph.nodes[index] for index in graph.stretch(value, coarse=not fine)[0]])
     named = next((name for name in node.output if name in graph.reference), value)
     origins = {n.name: n for n in twin.program.graph.nodes}
     origin = origins.get(twin.renamed.get(named, named))
     module = module_of_weight(graph, node) or (module_path(origin) if origin is not None else "")
-    return Divergence(node.op_type, node.name, module, source_line(origin) if origin is not None else "", error, exceeds)
+    return Divergence(node.op_type, node.name, module, source_line(origin) if origin is not None else "", error, verdict)
 
 
 def _telling(nodes: list[NodeProto]) -> NodeProto:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import NodeProto
-from onnx.numpy_helper import to_array
 from torch import Tensor, fx
 
 from paredown.core.target import Target
-from paredown.deploy.divergence import WEIGHTED, Graph, module_of_weight, reference_values, run_stretch
+from paredown.deploy.divergence import FAKES, WEIGHTED, Graph, largest_step, module_of_weight, reference_values, run_stretch
 from paredown.deploy.onnx import Built
 from paredown.deploy.ports import Array
 from paredown.graph.trace import module_path
@@ -24,7 +23,6 @@ from paredown.task.batches import Inputs
 
 _MOST_DB = 150.0  # what is equal to the last bit
 _FEW_STEPS, _SMALL = 1.5, 1e-3  # by which a sum without saturation may be off: steps of its grid, or of the largest output
-_FAKES = (torch.ops.paredown.fake_quantize.default, torch.ops.paredown.fake_quantize_two_sided.default)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def layer_runs(twin: Built, inputs: Inputs, target: Target) -> tuple[LayerRun, .
 
     twin: the ONNX model of a quantized one, and its graph in torch; inputs: at least 2 samples.
     """
-    floats = reference_values(twin, inputs, skipped=_FAKES)
+    floats = reference_values(twin, inputs, skipped=FAKES)
     graph, nodes = Graph(twin.model, floats), {node.name: node for node in twin.program.graph.nodes}
     runs = []
     for value in graph.compared():
@@ -54,7 +52,7 @@ def layer_runs(twin: Built, inputs: Inputs, target: Target) -> tuple[LayerRun, .
             got = run_stretch(graph, value, stretch, target)
             end = nodes[twin.renamed.get(value, value)]
             ours = _simulated(end, floats, set(stretch[1].values()))
-            inner = _inner_step(graph, stretch)
+            inner = largest_step(graph, stretch)
             runs.append(_compared(_module(graph, twin, weighted[-1]), end, (floats[value], ours, got), floats, inner))
     return tuple(runs)
 
@@ -64,15 +62,6 @@ def decibels(signal: float, noise: float) -> float:
     return min(10 * math.log10(signal / noise), _MOST_DB) if noise > 0 and signal > 0 else _MOST_DB
 
 
-def _inner_step(graph: Graph, stretch: tuple[list[int], dict[str, str]]) -> float:
-    """The largest step of the quantizers within a stretch; those of what it is fed with round the same in torch."""
-    nodes, feeds = stretch
-    scales = {tensor.name: tensor for tensor in graph.model.graph.initializer}
-    inner = [graph.nodes[i] for i in nodes if graph.nodes[i].op_type == "QuantizeLinear" and graph.nodes[i].input[0] not in feeds]
-    steps = [float(to_array(scales[node.input[1]]).max()) for node in inner if node.input[1] in scales]
-    return max(steps, default=0.0)
-
-
 def _compared(
     module: str, end: fx.Node, values: tuple[Array, Array, Array], floats: dict[str, Array], inner: float
 ) -> LayerRun:  # fmt: skip
@@ -80,7 +69,7 @@ def _compared(
     rounded the other way.
     """
     want, ours, got = (value.astype(np.float64) for value in values)
-    scale = end.args[1] if end.target in _FAKES else None
+    scale = end.args[1] if end.target in FAKES else None
     step = float(floats[scale.name].max()) if isinstance(scale, fx.Node) else 0.0
     allowed = max(_FEW_STEPS * max(step, inner), 0.0 if step else _SMALL * float(np.abs(ours).max(initial=0)))
     signal = float((want**2).sum())
@@ -94,7 +83,7 @@ def _simulated(end: fx.Node, floats: dict[str, Array], feeds: Collection[str]) -
 
     def value(node: fx.Node) -> Any:
         if node not in known:
-            given = node.op == "placeholder" or (node.name in feeds and node.target not in _FAKES)
+            given = node.op == "placeholder" or (node.name in feeds and node.target not in FAKES)
             known[node] = torch.from_numpy(floats[node.name]) if given else computed(node)
         return known[node]
 

@@ -136,6 +136,7 @@ def _quantized(model: QuantizedModel) -> dict[str, Any]:
         "dynamic": dynamic or None,
         "scheme": model.scheme.to_dict(),
         "evidence": _EVIDENCE.dump_python(dict(model.evidence), mode="json"),
+        "learned": model.learned,
     }
 
 
@@ -151,6 +152,7 @@ def _prepared(model: nn.Module, quantized: dict[str, Any]) -> QuantizedModel:
     scheme = Scheme.from_dict(quantized["scheme"]) if "scheme" in quantized else None  # absent in older checkpoints
     prepared = prepare(model, inputs, config, reduced=quantized["reduced"], dynamic=dynamic or None, scheme=scheme)
     prepared.evidence = _EVIDENCE.validate_python(quantized.get("evidence", {}))  # absent in older checkpoints
+    prepared.learned = bool(quantized.get("learned", True))  # likewise: nobody knows
     return prepared
 
 

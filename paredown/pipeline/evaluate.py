@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.latency import PairedLatency, paired_latency
 from paredown.measure.memory import peak_memory
 from paredown.measure.quality import Scores, drop, quality, score
-from paredown.task.batches import Inputs, apply_tensors, arranged, call, evaluating, tensors
+from paredown.task.batches import Inputs, apply_tensors, arranged, call, device_of, each, evaluating, tensors
 from paredown.task.task import Task
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
@@ -39,8 +40,25 @@ Arrays = tuple[np.ndarray[Any, Any], ...]
 def export_checked(model: nn.Module, task: Task, target: Target, path: Path) -> tuple[Artifact, tuple[Parity, ...]]:
     """The exported file and its parity rows. Raises ExportError or ParityError."""
     artifact = export_onnx(model, task.inputs, path, target=target, dynamic=task.dynamic)
-    rows = check_parity(model, task.inputs, path, target, dynamic=task.dynamic, precision=artifact.precision)
-    return artifact, rows
+    return artifact, in_parity(model, task, target, path, artifact.precision)
+
+
+def in_parity(model: nn.Module, task: Task, target: Target, path: Path, precision: str) -> tuple[Parity, ...]:
+    """The parity rows of a file. Samples, where they are needed, are those of the validation split. Raises ParityError."""
+    samples = _Samples(task, device_of(model))
+    return check_parity(model, task.inputs, path, target, dynamic=task.dynamic, precision=precision, more=samples)
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Inputs of the validation split, read when they are iterated."""
+
+    task: Task
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Inputs]:
+        for inputs, _ in each(self.task.validation, "validation", self.device):
+            yield arranged(inputs, self.task.inputs)
 
 
 def predictor(session: Session, task: Task) -> Callable[[Inputs], Any]:

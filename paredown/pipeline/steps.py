@@ -21,10 +21,10 @@ from paredown.core.target import Target
 from paredown.core.training import Resume
 from paredown.deploy.capabilities import has_vnni
 from paredown.deploy.onnx import export_onnx
-from paredown.deploy.parity import check_parity
 from paredown.distillation.recover import distill_model, forget_training
 from paredown.distillation.teachers import Given, Panel
 from paredown.measure.latency_table import LatencyTable
+from paredown.pipeline.evaluate import in_parity
 from paredown.pipeline.schedule import prune_by_schedule
 from paredown.pipeline.stored_steps import forget
 from paredown.pipeline.timings import layer_latencies
@@ -231,19 +231,30 @@ def _layers_timed(
     return layer_latencies(task, model, config, Target.of(where), reduced=reduced, progress=progress)
 
 
+def _check_learned(model: nn.Module) -> None:
+    if isinstance(model, QuantizedModel) and model.config.scales != "fixed" and not model.learned:
+        raise OrderError(
+            "scales that are to be learned are trained before a file is made of them",
+            got=f'scales="{model.config.scales}", not trained',
+            remedy='call paredown.distill(task, paredown.Distill(), model=model) first, or quantize with scales="fixed"',
+        )
+
+
 def export(model: nn.Module, task: Task, *, target: Target | str = "onnxruntime", path: str | Path) -> Artifact:
     """The model as an ONNX file, checked against torch in the target's runtime at three batch sizes.
 
-    Raises ExportError, or ParityError naming the first operator that diverges; then no file is left behind.
+    Raises ExportError, or ParityError naming the first operator that diverges, and OrderError where scales that are to be trained
+    ("lsq", "pact") weren't; then no file is left behind.
     """
     require_task(task)
+    _check_learned(model)
     chosen, file = Target.of(target), Path(path)
     if file.is_dir() or file.suffix != ".onnx":
         raise RecipeError("path must be a file that ends in .onnx", got=file.name, remedy='write path="model.onnx"')
     unchecked = file.with_name(f".{file.name}.unchecked")
     try:
         artifact = export_onnx(model, task.inputs, unchecked, target=chosen, dynamic=task.dynamic)
-        check_parity(model, task.inputs, unchecked, chosen, dynamic=task.dynamic, precision=artifact.precision)
+        in_parity(model, task, chosen, unchecked, artifact.precision)
         unchecked.replace(file)
     finally:
         with contextlib.suppress(OSError):  # a folder that is none has been told of

@@ -121,6 +121,7 @@ class QuantizedModel(fx.GraphModule):
     HalfFloat, of "palette" Codebook.
     config, reduced (7-bit weights), example_inputs, dynamic: what it was made with. manifest: of the pruned model it was
     made from; source_class: its class. scheme: the bits of each layer; evidence: by module path, what those were chosen from.
+    learned: whether its scales were trained, where the config says that they are to be.
     prunable is False: pruning comes before quantization.
     """
 
@@ -133,6 +134,7 @@ class QuantizedModel(fx.GraphModule):
     source_class: str
     scheme: Scheme
     evidence: Mapping[str, BitsSensitivity]
+    learned: bool
     quantizers: nn.ModuleDict
     dropouts: nn.ModuleDict
 
@@ -159,4 +161,4 @@ class QuantizedModel(fx.GraphModule):
         return copied
 
 
-ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest", "source_class", "scheme", "evidence")
+ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest", "source_class", "scheme", "evidence", "learned")

@@ -124,6 +124,7 @@ def learned_scales(model: nn.Module, learning: Learning) -> Iterator[Callable[[L
     replaced = _learn_(model, learning.method)
     try:
         yield lambda loss: _with_penalty(loss, replaced, learning)
+        model.learned = True
     finally:
         _restore_(model, replaced)
         with torch.no_grad():

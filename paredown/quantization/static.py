@@ -87,7 +87,7 @@ def prepare(
     insert_dropouts_(owned)
     owned.graph.eliminate_dead_code()
     owned.graph.lint()
-    about: tuple[Any, ...] = (config, reduced, inputs, dynamic, manifest_of(model), type(model).__qualname__, scheme, {})
+    about: tuple[Any, ...] = (config, reduced, inputs, dynamic, manifest_of(model), type(model).__qualname__, scheme, {}, False)
     return QuantizedModel(owned, owned.graph, dict(zip(ABOUT, about, strict=True))).eval()
 
 

@@ -67,6 +67,33 @@ class QuantizedNet(nn.Module):
         return self.head(self.q4(x.mean((2, 3))))
 
 
+class DeepNet(nn.Module):
+    """Ten convolutions on (batch, 3, 20, 20) with activations of 3 bits, that of `middle` in float: deep and coarse enough that
+    the values which two orders of summation round differently move everything behind them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input = Activation(0, 255)
+        self.middle = nn.Conv2d(24, 24, 3, 1, 1)
+        self.convs = nn.ModuleList(Weighted(self._conv(24 if i else 3)) for i in range(10))
+        self.rounded = nn.ModuleList(Activation(0, 7) for _ in range(11))
+        self.head = Weighted(nn.Linear(24, 10))
+
+    def _conv(self, channels: int) -> nn.Conv2d:
+        conv = nn.Conv2d(channels, 24, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        return conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.input(x)
+        for i, conv in enumerate(self.convs):
+            x = self.rounded[i](torch.relu(conv(x)))
+            if i == 4:
+                x = self.rounded[10](torch.relu(self.middle(x)))
+        return self.head(x[:, :, 9:11, 9:11].mean((2, 3)))
+
+
 def calibrated(model: nn.Module, x: Tensor) -> nn.Module:
     model.eval()
     with torch.no_grad():
@@ -94,6 +121,15 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     x = torch.randn(4, 3, 12, 12)
     model = calibrated(QuantizedNet(), x)
     path = tmp_path_factory.mktemp("int8") / "model.onnx"
+    return Exported(model, (x,), export_onnx(model, (x,), path, target="onnxruntime"))
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 20, 20)
+    model = calibrated(DeepNet(), x)
+    path = tmp_path_factory.mktemp("deep") / "model.onnx"
     return Exported(model, (x,), export_onnx(model, (x,), path, target="onnxruntime"))
 
 

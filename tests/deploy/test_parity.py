@@ -5,7 +5,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from paredown.core.errors import ParityError
-from paredown.deploy import divergence, parity
+from paredown.deploy import second_look
 from paredown.deploy.onnx import Built, build
 from paredown.deploy.parity import batch_sizes, check_parity, difference, resized
 
@@ -16,17 +16,20 @@ _BUILT: dict[int, Built] = {}
 
 
 @pytest.fixture(autouse=True)
-def one_twin_per_model(monkeypatch, floating, quantized) -> None:
-    """The graph of each of the two models is built once for all tests here."""
+def one_twin_per_model(monkeypatch, floating, quantized, deep) -> None:
+    """The graph of each of the three models is built once for all tests here."""
 
     def cached(model, inputs, dynamic=None) -> Built:
-        if model not in (floating.model, quantized.model):
-            return build(model, inputs, dynamic)
-        if id(model) not in _BUILT:
-            _BUILT[id(model)] = build(model, inputs, dynamic)
-        return _BUILT[id(model)]
+        known = next((one for one in (floating, quantized, deep) if one.model is model), None)
+        return build(model, inputs, dynamic) if known is None else one_twin(known)
 
-    monkeypatch.setattr(divergence, "build", cached)
+    monkeypatch.setattr(second_look, "build", cached)
+
+
+def one_twin(exported) -> Built:
+    if id(exported.model) not in _BUILT:
+        _BUILT[id(exported.model)] = build(exported.model, exported.inputs)
+    return _BUILT[id(exported.model)]
 
 
 def scaled(name: str, factor: float):
@@ -114,11 +117,89 @@ def test_wrong_activation_scale_is_named(quantized, copy_of) -> None:
         check_parity(quantized.model, quantized.inputs, copy_of(quantized.path, change), "onnxruntime", precision="int8")
 
 
-def test_small_error_everywhere_says_that_no_operator_exceeds(quantized, monkeypatch) -> None:
-    drifting = iter([0.05])
-    monkeypatch.setattr(parity, "difference", lambda *a: next(drifting, 1e-3))
-    with pytest.raises(ParityError, match="no single operator exceeds the tolerance, the largest is"):
-        parity.check_parity(quantized.model, quantized.inputs, quantized.path, "onnxruntime", precision="int8")
+def off_by(factor: float, *, where: str):
+    """A change to a file: scales of weights or biases times a factor."""
+
+    def change(model) -> None:
+        for node in model.graph.node:
+            if node.op_type == "DequantizeLinear" and where in node.input[0]:
+                scaled(node.input[1], factor)(model)
+
+    return change
+
+
+def rounded_once_more(name: str):
+    """A change to a file: a float weight rounded to 8 bits, all with one scale, as ONNX Runtime does to some."""
+
+    def change(model) -> None:
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        value = numpy_helper.to_array(tensor)
+        step = np.abs(value).max() / 127
+        tensor.CopyFrom(numpy_helper.from_array((np.round(value / step) * step).astype(np.float32), name))
+
+    return change
+
+
+def zero_point_moved(node_index: int):
+    """A change to a file: the zero point of one DequantizeLinear of activations, by 1."""
+
+    def change(model) -> None:
+        made = {name: node for node in model.graph.node for name in node.output}
+        pairs = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in made]
+        node = pairs[node_index]
+        old = next(numpy_helper.to_array(t) for t in model.graph.initializer if t.name == node.input[2])
+        model.graph.initializer.append(numpy_helper.from_array((old + 1).astype(old.dtype), "moved"))
+        node.input[2] = "moved"
+
+    return change
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_last_bits_that_add_up_in_a_deep_net_are_no_defect(deep, copy_of, runtime) -> None:
+    path = copy_of(deep.path, off_by(1.00005, where="layer.weight_quantized"))  # as if summed in another order
+    more = [(torch.randn(24, 3, 20, 20, generator=torch.Generator().manual_seed(i)),) for i in range(9)]
+    found = check_parity(deep.model, deep.inputs, path, runtime, precision="int8", more=more)
+    looked = [p for p in found if p.kind == "relative L2 over 64 samples"]
+    assert looked
+    assert all(0.02 < p.error <= p.tolerance for p in looked)
+    assert len({p.tolerance for p in looked}) == 1  # what quantization changed of the same samples
+
+
+DEFECTS = {
+    "a scale of weights 2 % off": (off_by(1.02, where="convs.6.layer.weight"), "convs.6.layer"),
+    "a float layer rounded to 8 bits": (rounded_once_more("middle.weight"), "middle"),
+    "a zero point off by one": (zero_point_moved(7), "rounded.5"),
+    "a wrong bias": (off_by(1.1, where="_bias_kept_quantized"), "middle"),
+}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_in_a_deep_net_is_named_however_small(deep, copy_of, runtime, defect) -> None:
+    change, module = DEFECTS[defect]
+    words = "first diverging operator|first operator that differs by more than rounding"
+    with pytest.raises(ParityError, match=rf"({words}): .*module {module}"):
+        check_parity(deep.model, deep.inputs, copy_of(deep.path, change), runtime, precision="int8")
+
+
+def test_a_file_further_off_than_quantization_changed_fails(deep, copy_of, monkeypatch) -> None:
+    path = copy_of(deep.path, off_by(1.00005, where="layer.weight_quantized"))
+    known = second_look._known
+
+    def unrounded(*given):
+        return [(batch, simulated, simulated) for batch, simulated, _ in known(*given)]
+
+    monkeypatch.setattr(second_look, "_known", unrounded)
+    with pytest.raises(ParityError, match=r"over 4 samples at most 0.02, .*no single operator exceeds the tolerance"):
+        check_parity(deep.model, deep.inputs, path, "onnxruntime", precision="int8")
+
+
+def test_samples_are_read_for_a_second_look_alone(quantized) -> None:
+    def fail():
+        raise AssertionError("read")
+        yield
+
+    check_parity(quantized.model, quantized.inputs, quantized.path, "onnxruntime", precision="int8", more=fail())
 
 
 def test_batch_size_written_into_the_file_is_named(floating, copy_of) -> None:

@@ -1,5 +1,7 @@
 """Weights of 4, 3 and 2 bits: packed in a file that runs in int8, trained with their scales by distillation, also when pruned."""
 
+import pathlib
+
 import onnx
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 import paredown
 from paredown import Activations, Distill, Prune, Quantize, Recipe, Task, Training
 from paredown.core.effort import Effort
+from paredown.core.errors import OrderError
 from paredown.deploy.capabilities import int8_operators
 from paredown.deploy.constants import Constants
 from paredown.quantization.model import QuantizedModel
@@ -65,6 +68,25 @@ def test_distillation_trains_the_scales_and_brings_back_most(pattern_task: Task,
     moved = {key for key in after.quantizers if not torch.equal(after.quantizer(key).scale, before.quantizer(key).scale)}
     assert any(key.endswith(":output") for key in moved)
     assert any(key.endswith(":weight") for key in moved) is (scales == "lsq")
+
+
+@pytest.mark.parametrize("scales", ["lsq", "pact"])
+def test_scales_that_nothing_trained_are_not_exported(pattern_task: Task, scales: str, tmp_path: pathlib.Path) -> None:
+    config = Quantize(bits=4, scales=scales)  # type: ignore[arg-type]  # one of them
+    model = paredown.quantize(pattern_task, config)
+    saved = paredown.save_checkpoint(model, tmp_path / "untrained")
+    for untrained in (model, paredown.load_checkpoint(saved, SmallResNet(16))):
+        with pytest.raises(OrderError, match=rf'got scales="{scales}", not trained.*paredown.distill.*scales="fixed"'):
+            paredown.export(untrained, pattern_task, path=tmp_path / "m.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
+
+
+def test_trained_scales_are_exported_from_a_checkpoint_too(pattern_task: Task, tmp_path: pathlib.Path) -> None:
+    short = Distill(training=Training(effort=Effort(2, "steps")))
+    model = quantized(pattern_task, Quantize(bits=4, scales="lsq"), short)
+    loaded = paredown.load_checkpoint(paredown.save_checkpoint(model, tmp_path / "c"), SmallResNet(16))
+    for trained in (model, loaded):
+        assert paredown.export(trained, pattern_task, path=tmp_path / "m.onnx").precision == "int4/int8"
 
 
 def test_fixed_scales_stay(pattern_task: Task) -> None:

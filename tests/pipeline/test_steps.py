@@ -11,7 +11,7 @@ import paredown
 from paredown import Budget, Distill, Prune, Quantize, Recipe, Task
 from paredown.core.errors import NothingToQuantizeError, OrderError, ParedownError, ParityError, RecipeError, TaskError
 from paredown.measure.cost import count_parameters
-from paredown.pipeline import schedule, steps, timings
+from paredown.pipeline import evaluate, schedule, timings
 from paredown.pipeline.evaluate import latency_of
 
 MISUSED: dict[str, tuple[Callable[[Task, Path], object], str]] = {
@@ -115,7 +115,7 @@ def test_file_that_disagrees_with_torch_is_not_left_behind(
     def diverges(*_: object, **__: object) -> None:
         raise ParityError("the file must agree with torch", got="0.5", remedy="report it")
 
-    monkeypatch.setattr(steps, "check_parity", diverges)
+    monkeypatch.setattr(evaluate, "check_parity", diverges)
     with pytest.raises(ParityError):
         paredown.export(pattern_task.model, pattern_task, path=tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
