@@ -125,52 +125,48 @@ def _trained(cell: Cell) -> dict[str, Any]:
 
 
 def table() -> list[dict[str, Any]]:
-    """A row for each cell that is done and split; for each time the means over the seeds that every scheme is done with, of plain
-    fine-tuning that of the best rate; and what that mean is of plain fine-tuning's.
+    """A row for each cell that is done and split; the mean over seeds where all are, of plain fine-tuning that of the best rate;
+    and what that mean is of plain fine-tuning's.
     """
-    done = [cell for cell in cells() if cell.file.exists()]
-    rows = [each for cell in done for each in _rows(cell)]
-    for time_ in SECONDS:
-        asked = list(cells((time_,)))
-        seeds = [seed for seed in SEEDS if all(cell in done for cell in asked if cell.seed == seed)]
-        groups = {_group(cell): [c for c in asked if _group(c) == _group(cell) and c.seed in seeds] for cell in asked if seeds}
-        for key, found in groups.items():
-            if key == _best(groups, key):
-                plain = groups[_best(groups, ("plain", *key[1:]))]
-                rows += [_mean(found, split) for split in SPLITS] + [_ratio(found, plain, split) for split in SPLITS]
+    rows, done = [], [cell for cell in cells() if cell.file.exists()]
+    groups = {(cell.scheme, cell.effort, cell.rate): [c for c in done if _group(c) == _group(cell)] for cell in done}
+    whole = {key: found for key, found in groups.items() if len(found) == len(SEEDS)}
+    for (scheme, effort, rate), found in groups.items():
+        for cell in found:
+            kept = json.loads(cell.file.read_text())
+            extra = {key: kept[key] for key in ("macs_ratio", "wall_seconds")}
+            for split in SPLITS:
+                fields = {"scheme": scheme, "seconds": effort.amount, "learning_rate": rate, "split": split, "seed": cell.seed}
+                rows.append(row(_name(cell), Measurement(**kept[split]), **fields, **extra))
+    for key, found in whole.items():
+        if key == _best(whole, key):
+            rows += [_mean(found, split) for split in SPLITS]
+            plain = _best(whole, ("plain", *key[1:]))
+            rows += [_ratio(found, whole[plain], split) for split in SPLITS if plain is not None]
     return rows
-
-
-def _rows(cell: Cell) -> list[dict[str, Any]]:
-    kept = json.loads(cell.file.read_text())
-    extra = {"seed": cell.seed, "macs_ratio": kept["macs_ratio"], "wall_seconds": kept["wall_seconds"]}
-    return [row(_name(cell), Measurement(**kept[split]), **(_fields(cell, split) | extra)) for split in SPLITS]
-
-
-def _fields(cell: Cell, split: str) -> dict[str, Any]:
-    """As those of a mean over seeds."""
-    how = {"scheme": cell.scheme, "seconds": cell.effort.amount, "learning_rate": cell.rate}
-    return {**how, "split": split, "seed": "mean"}
 
 
 def _group(cell: Cell) -> Group:
     return cell.scheme, cell.effort, cell.rate
 
 
-def _best(groups: dict[Group, list[Cell]], key: Group) -> Group:
-    """Of the same scheme and time the learning rate with the least drop on the validation images."""
-    rivals = [other for other in groups if other[:2] == key[:2]]
-    return min(rivals, key=lambda other: np.mean(_drops(groups[other], "validation")))
+def _best(whole: dict[Group, list[Cell]], key: Group) -> Group | None:
+    """Of the same scheme and time the learning rate with the least drop on the validation images, once all of them are done."""
+    rivals = [other for other in whole if other[:2] == key[:2]]
+    if len(rivals) < len(PLAIN_RATES if key[0] == "plain" else (RATE,)):
+        return None
+    return min(rivals, key=lambda other: np.mean(_drops(whole[other], "validation")))
 
 
 def _ratio(found: list[Cell], plain: list[Cell], split: str) -> dict[str, Any]:
     """Of mean drops; from the least to the most of the seeds' own ratios."""
     ours, theirs = np.array(_drops(found, split)), np.array(_drops(plain, split))
-    each = ours / theirs
+    each, cell = ours / theirs, found[0]
     ratio = Measurement(
         "of plain's drop", float(ours.mean() / theirs.mean()), "x", len(ours), float(each.min()), float(each.max())
     )
-    return row(_name(found[0]), ratio, **_fields(found[0], split))
+    fields = {"scheme": cell.scheme, "seconds": cell.effort.amount, "learning_rate": cell.rate, "split": split, "seed": "mean"}
+    return row(_name(cell), ratio, **fields)
 
 
 def _drops(found: list[Cell], split: str) -> list[float]:
@@ -178,10 +174,10 @@ def _drops(found: list[Cell], split: str) -> list[float]:
 
 
 def _mean(found: list[Cell], split: str) -> dict[str, Any]:
-    values = _drops(found, split)
+    values, cell = _drops(found, split), found[0]
     mean = Measurement("mean drop", float(np.mean(values)), "", len(values), min(values), max(values))
-    spread = {"standard_deviation": round(float(np.std(values, ddof=1)), 5)} if len(values) > 1 else {}
-    return row(_name(found[0]), mean, **_fields(found[0], split), **spread)
+    fields = {"scheme": cell.scheme, "seconds": cell.effort.amount, "learning_rate": cell.rate, "split": split, "seed": "mean"}
+    return row(_name(cell), mean, **fields, standard_deviation=round(float(np.std(values, ddof=1)), 5))
 
 
 def _name(cell: Cell) -> str:
