@@ -11,9 +11,12 @@ from torch import Tensor, nn
 import paredown
 from paredown import Target, Task
 from paredown.core.errors import BatchError
+from paredown.core.measurement import Measurement
 from paredown.deploy import stopwatch
+from paredown.measure.latency import PairedLatency
 from paredown.pipeline import evaluate
 from paredown.pipeline.evaluate import candidate_of, compare_latency, export_checked, score_file, with_final
+from tests.pipeline.samples import candidate, ratio
 
 Pair = namedtuple("Pair", ["a", "b"])
 
@@ -82,6 +85,29 @@ def test_a_system_that_cannot_tell_peak_memory_costs_the_figure_and_not_the_run(
     monkeypatch.delattr("os.wait4")
     unmeasured, _ = with_final(found, given, found, 0.95)
     assert measured.memory is not None and unmeasured.memory is None
+
+
+@pytest.mark.parametrize(
+    "baselines, taken",
+    [((10.4,), 1), ((13, 10.1), 2), ((13, 13, 7), 3), ((13, 14, 15, 10), 3)],
+    ids=["as before", "slower for a while", "slower, then faster", "slower for good"],
+)
+def test_the_final_timing_is_repeated_while_the_baseline_takes_another_time_than_before(
+    baselines: tuple[float, ...], taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The samples' baseline took 10 ms."""
+    asked = iter(baselines)
+
+    def compared(*_: object, **__: object) -> PairedLatency:
+        a = next(asked)
+        low, high = 0.97 * a, 1.03 * a
+        return PairedLatency(
+            Measurement("latency_ms", a, "ms", 60, low, high), Measurement("latency_ms", 5, "ms", 60, 5, 5), ratio(5 / a)
+        )
+
+    monkeypatch.setattr(evaluate, "compare_latency", compared)
+    _, timed = with_final(candidate(), task("ab"), candidate("baseline"), 0.95)
+    assert timed.value == baselines[taken - 1]
 
 
 class Scaled(nn.Module):
