@@ -11,11 +11,15 @@ Runtime = Literal["onnxruntime", "openvino"]
 
 @dataclass(frozen=True)
 class Target:
-    """runtime: "onnxruntime" or "openvino". batch: samples per call when latency is measured. threads: of the runtime."""
+    """runtime: "onnxruntime" or "openvino". batch: samples per call when latency is measured. threads: of the runtime.
+
+    One thread unless more are asked for: with two, waking threads takes a small net's layers as long as their work, and
+    on shared cores it changes from minute to minute.
+    """
 
     runtime: Runtime = "onnxruntime"
     batch: int = 1
-    threads: int = min(2, os.cpu_count() or 1)
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.runtime not in get_args(Runtime):
