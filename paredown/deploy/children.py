@@ -46,8 +46,7 @@ def answers() -> Iterator[TextIO]:
             os.dup2(alone.fileno(), 1)
 
 
-def last_line(written: BinaryIO) -> str:
-    """The last line that isn't blank, of the last 4 kB of what a process wrote to a file."""
+def tail(written: BinaryIO) -> str:
+    """The last 4 kB of what a process wrote to a file."""
     written.seek(max(0, written.seek(0, os.SEEK_END) - 4096))
-    lines = [line.strip() for line in written.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+    return written.read().decode(errors="replace")

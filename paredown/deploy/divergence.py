@@ -120,9 +120,8 @@ def by_rounding(graph: "Graph", value: str, stretch: Stretch) -> float:
 def largest_step(graph: "Graph", stretch: Stretch) -> float:
     """Of the quantizers within a stretch; those of what it is fed with round the same in torch. 0: there are none."""
     nodes, feeds = stretch
-    scales = {tensor.name: tensor for tensor in graph.model.graph.initializer}
     inner = [graph.nodes[i] for i in nodes if graph.nodes[i].op_type == _Q and graph.nodes[i].input[0] not in feeds]
-    steps = [float(to_array(scales[node.input[1]]).max()) for node in inner if node.input[1] in scales]
+    steps = [float(to_array(graph.stored[node.input[1]]).max()) for node in inner if node.input[1] in graph.stored]
     return max(steps, default=0.0)
 
 
@@ -170,6 +169,7 @@ class Graph:
     def __init__(self, model: ModelProto, reference: dict[str, Array]) -> None:
         self.model, self.reference = model, reference
         self.nodes: list[NodeProto] = list(model.graph.node)
+        self.stored = {tensor.name: tensor for tensor in model.graph.initializer}
         self.made = {name: index for index, node in enumerate(self.nodes) for name in node.output}
         self.inputs = {entry.name for entry in model.graph.input}
         self.outputs = {entry.name for entry in model.graph.output}

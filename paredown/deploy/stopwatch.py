@@ -28,10 +28,11 @@ import numpy as np
 
 from paredown.core.errors import MeasurementError, OutputError, ParedownError
 from paredown.core.target import Target
-from paredown.deploy.children import answers, command, end_with, last_line
+from paredown.deploy.children import answers, command, end_with, tail
 from paredown.deploy.ports import Array
 from paredown.deploy.session import load
 from paredown.measure.interleave import Round, interleaved
+from paredown.measure.memory import last_line
 
 _WARMUP = 5
 _PATIENCE = 60.0  # seconds that each pair may take, and ten times that to start and load
@@ -84,7 +85,7 @@ def _round(process: "subprocess.Popen[str]", said: BinaryIO, pairs: int) -> Roun
         process.wait(timeout=1)
     raise MeasurementError(
         "the process that times both files must not end before it has",
-        got=f"{answer.get('ended', process.poll())} ({last_line(said)})",
+        got=f"{answer.get('ended', process.poll())} ({last_line(tail(said))})",
         remedy="mend what it says, or give it more memory: close other programs or choose a smaller batch",
     )
 

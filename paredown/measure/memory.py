@@ -57,10 +57,15 @@ def peak_memory(argv: Sequence[str]) -> Measurement:
             f"the process whose memory is measured must end within {_LIMIT} s", got="no end", remedy="choose a smaller batch"
         )
     if code != 0:
-        lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
         raise MeasurementError(
             "the process whose memory is measured must exit with 0",
-            got=f"{code} ({lines[-1] if lines else 'no message'})",
+            got=f"{code} ({last_line(run.stderr)})",
             remedy=f"run it by hand: {shlex.join(argv)}",
         )
     return Measurement("memory_mb", peak * _UNIT / 1e6, "MB")
+
+
+def last_line(written: str) -> str:
+    """The last line that isn't blank of what a process wrote."""
+    lines = [line.strip() for line in written.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

@@ -48,8 +48,8 @@ from paredown.pipeline.checkpoint import load_checkpoint
 from paredown.pipeline.diagnose import INTEGER_KINDS, diagnosed
 from paredown.pipeline.evaluate import candidate_of, compare_latency, export_checked, score_file, scratch_folder, with_final
 from paredown.pipeline.front import choose, pareto
-from paredown.pipeline.gate import Verdict, binding, judge, violations
-from paredown.pipeline.plan import Outcome, Planner, Ratios
+from paredown.pipeline.gate import Verdict, allowed, binding, judge, reached, violations
+from paredown.pipeline.plan import Outcome, Planner
 from paredown.pipeline.screen import Screen
 from paredown.pipeline.store import Existing, Store, Stored, identity
 from paredown.pipeline.widths import widths
@@ -212,18 +212,12 @@ def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) ->
 def _plan(run: _Run, training: Training) -> tuple[Barrier, ...]:
     """Proposals until the budget is met or the planner has no more to try. -> what kept it from trying more."""
     screen = Screen(run.task, run.baseline, run.target, run.store, run.seed, run.progress)
-    planner = Planner(_limits(run), training, screen, recovery=suited(run.task))
+    planner = Planner(allowed(run.budget, run.baseline), training, screen, recovery=suited(run.task))
     try:
         _propose(run, planner, training)
     except NotTrainableError as error:  # all that is left needs gradients: to rank channels, or to recover
         return (Barrier("training", "the whole model", f"{error}: without it no cut can be chosen and recovered"),)
     return ()
-
-
-def _limits(run: _Run) -> Ratios:
-    """What the budget allows, as ratios to the baseline."""
-    absolutes = {"latency": run.baseline.latency.value, "size": float(run.baseline.artifact.size_bytes)}
-    return {axis: limit.ratio(absolutes[axis]) for axis in run.budget.axes if (limit := run.budget.limit(axis)) is not None}
 
 
 def _propose(run: _Run, planner: Planner, training: Training) -> None:
@@ -247,11 +241,8 @@ def _outcome(run: _Run, proposal: Recipe, final: Stored) -> Outcome:
     done = final if complete else run.stages[run.store.key(proposal.stages()[0])]
     candidate = done.stage.candidate
     broken = violations(run.budget, run.baseline, candidate)
-    limit, latency = run.budget.limit("latency"), candidate.latency_ratio.upper
-    if limit is not None and not limit.relative:  # it is held in ms, too
-        latency = candidate.latency.upper / run.baseline.latency.value
     return Outcome(
-        ratios={"latency": latency, "size": candidate.size_ratio},
+        ratios=reached(run.budget, run.baseline, candidate),
         drop_met="drop" not in broken and complete,
         complete=complete,
     )

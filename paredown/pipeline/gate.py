@@ -53,16 +53,22 @@ def violations(budget: Budget, baseline: Candidate, candidate: Candidate) -> dic
     limit = budget.drop_limit(baseline.quality.value)
     if candidate.drop.upper > limit:
         broken["drop"] = (candidate.drop.upper - limit) / max(limit, 1e-9)
-    latency, size = budget.limit("latency"), budget.limit("size")
-    if latency is not None:
-        found = candidate.latency_ratio.upper if latency.relative else candidate.latency.upper
-        if found > latency.value:
-            broken["latency"] = found / latency.value - 1
-    if size is not None:
-        found = candidate.size_ratio if size.relative else candidate.artifact.size_bytes
-        if found > size.value:
-            broken["size"] = found / size.value - 1
-    return broken
+    found = reached(budget, baseline, candidate)
+    return broken | {axis: found[axis] / most - 1 for axis, most in allowed(budget, baseline).items() if found[axis] > most}
+
+
+def allowed(budget: Budget, baseline: Candidate) -> dict[Axis, float]:
+    """The limits that a budget names, as ratios to the baseline."""
+    whole = {"latency": baseline.latency.value, "size": float(baseline.artifact.size_bytes)}
+    return {axis: limit.ratio(whole[axis]) for axis in budget.axes if (limit := budget.limit(axis)) is not None}
+
+
+def reached(budget: Budget, baseline: Candidate, candidate: Candidate) -> dict[Axis, float]:
+    """The bad ends of what a candidate takes, as ratios to the baseline: where a latency is limited in ms, of its ms."""
+    latency, limit = candidate.latency_ratio.upper, budget.limit("latency")
+    if limit is not None and not limit.relative:
+        latency = candidate.latency.upper / baseline.latency.value
+    return {"latency": latency, "size": candidate.size_ratio}
 
 
 def binding(budget: Budget, baseline: Candidate, candidate: Candidate) -> tuple[str, ...]:
