@@ -1,7 +1,7 @@
 """OpenVINO on the CPU: one request at a time, threads pinned, inference in float32 where the file is float32.
 
 Left to itself OpenVINO computes in bfloat16 or float16 on machines that have it, and on those with VNNI it rounds what linear
-layers with stored integer weights read to 8 bits (0.2 % of a layer's output): not what was compared with the torch model.
+layers with stored integer weights read to 8 bits: not what was compared with the torch model.
 """
 
 import pathlib

@@ -1,6 +1,7 @@
 """A hand-quantized residual net, and its file and a float net's, exported once for all tests of this folder."""
 
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -115,22 +116,22 @@ class Exported:
         return self.artifact.path
 
 
+def exported(net: Callable[[], nn.Module], size: int, folder: pathlib.Path) -> Exported:
+    """A quantized net calibrated on four random images of so many pixels a side, and its file."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, size, size)
+    model = calibrated(net(), x)
+    return Exported(model, (x,), export_onnx(model, (x,), folder / "model.onnx", target="onnxruntime"))
+
+
 @pytest.fixture(scope="session")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    torch.manual_seed(0)
-    x = torch.randn(4, 3, 12, 12)
-    model = calibrated(QuantizedNet(), x)
-    path = tmp_path_factory.mktemp("int8") / "model.onnx"
-    return Exported(model, (x,), export_onnx(model, (x,), path, target="onnxruntime"))
+    return exported(QuantizedNet, 12, tmp_path_factory.mktemp("int8"))
 
 
 @pytest.fixture(scope="session")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    torch.manual_seed(0)
-    x = torch.randn(4, 3, 20, 20)
-    model = calibrated(DeepNet(), x)
-    path = tmp_path_factory.mktemp("deep") / "model.onnx"
-    return Exported(model, (x,), export_onnx(model, (x,), path, target="onnxruntime"))
+    return exported(DeepNet, 20, tmp_path_factory.mktemp("deep"))
 
 
 @pytest.fixture(scope="session")
