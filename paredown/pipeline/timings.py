@@ -27,8 +27,8 @@ from paredown.pruning.widths import preferred_multiple, widths_to_measure
 from paredown.quantization.assign import WHOLE
 from paredown.quantization.costs import READS
 from paredown.quantization.layers import layers_of
+from paredown.quantization.placement import key_before
 from paredown.quantization.scheme import FLOAT, BitWidths, Scheme
-from paredown.quantization.sensitivity import input_key
 from paredown.quantization.static import quantize_model
 from paredown.task.batches import tensors
 from paredown.task.task import Task
@@ -95,7 +95,7 @@ def layer_latencies(
     layers = layers_of(base)
     for done, (layer, (name, bits)) in enumerate(itertools.product(layers, variants)):
         progress("latency of layers at other widths", done / (len(layers) * len(variants)))
-        alike = {other.path for other in layers if name and input_key(other) == input_key(layer)} | {layer.path}
+        alike = {other.path for other in layers if name and key_before(other.node) == key_before(layer.node)} | {layer.path}
         scheme = Scheme(base.scheme.default, {**base.scheme.layers, **dict.fromkeys(alike, variants[name, bits])})
         ms = among(quantize_model(model, task, step, reduced=reduced, scheme=scheme))
         table = table.with_entry(layer.path + name, bits, table.base_ms + (ms - table.base_ms) / len(alike))

@@ -33,16 +33,15 @@ from paredown.quantization.costs import (
 from paredown.quantization.layers import layers_of
 from paredown.quantization.mixed import Assignment, Problem, Sharing, choose, repair, rule_of_thumb
 from paredown.quantization.model import QuantizedModel
+from paredown.quantization.placement import key_before
 from paredown.quantization.refine import held_batches
 from paredown.quantization.scheme import FLOAT, BitWidths, Scheme, activation_grid, weight_grid
 from paredown.quantization.sensitivity import (
     hessian_table,
     hessian_table_of_tensors,
     hessian_traces,
-    input_key,
     metric_table,
     noise_table,
-    own_distance,
     tensors_of,
 )
 from paredown.quantization.static import calibrate_, quantize_model, set_bias_scales_, set_weight_scales_
@@ -144,7 +143,7 @@ def _candidates(probe: QuantizedModel, task: Task, weights: Sequence[int], activ
 
 def _sharing(probe: QuantizedModel, choices: tuple[BitWidths, ...], levels: tuple[int, ...], losses: Table) -> Sharing:
     keys = tensors_of(probe)
-    return Sharing(choices, tuple(keys.index(input_key(layer)) for layer in layers_of(probe)), levels, losses)
+    return Sharing(choices, tuple(keys.index(key_before(layer.node)) for layer in layers_of(probe)), levels, losses)
 
 
 def _costs(facts: Sequence[Facts], choices: Sequence[BitWidths], latencies: LatencyTable | None) -> dict[str, Table]:
@@ -235,7 +234,7 @@ def _losses(wanted: MixedBits, candidates: Candidates, task: Task, batches: Sequ
             weights = metric_table(models, task)
             read = metric_table(readers, task, read=True) if chosen else read
         case "hessian":
-            traces = hessian_traces(models[0], own_distance, [(inputs, None) for inputs in batches], read=chosen)
+            traces = hessian_traces(models[0], batches, read=chosen)
             weights = hessian_table(models, traces)
             read = hessian_table_of_tensors(readers, traces, batches) if chosen else read
     return _with_float(weights, wanted.choices), _with_float(read, wanted.activations)
@@ -252,7 +251,7 @@ def _take_(model: QuantizedModel, candidates: Candidates, widths: Sequence[BitWi
     read gets none.
     """
     layers = list(zip(layers_of(model), widths, strict=True))
-    for key in {input_key(layer) for layer, _ in layers} - {""}:
+    for key in {key_before(layer.node) for layer, _ in layers} - {""}:
         model.quantizer(key).enabled = False
     for layer, width in layers:
         on_grid, integer = not width.is_float, FLOAT not in (width.weight_bits, width.activation_bits)
@@ -261,10 +260,10 @@ def _take_(model: QuantizedModel, candidates: Candidates, widths: Sequence[BitWi
         layer.quantizer(model).enabled = on_grid
         if on_grid:
             layer.quantizer(model).take_(layer.quantizer(candidates.weights[width.weight_bits]))
-        if integer and input_key(layer):
-            read = model.quantizer(input_key(layer))
+        if integer and key_before(layer.node):
+            read = model.quantizer(key_before(layer.node))
             read.enabled = True
-            read.take_(candidates.activations[width.activation_bits].quantizer(input_key(layer)))
+            read.take_(candidates.activations[width.activation_bits].quantizer(key_before(layer.node)))
     set_bias_scales_(model)
 
 
@@ -280,7 +279,7 @@ def _evidence(
     def of(row: Sequence[float], bits: Sequence[int]) -> tuple[WidthLoss, ...]:
         return tuple(WidthLoss(width, float(loss)) for width, loss in zip(bits, row, strict=True))
 
-    read = [losses[1][keys.index(input_key(layer))] if len(losses[1]) else () for layer in layers_of(probe)]
+    read = [losses[1][keys.index(key_before(layer.node))] if len(losses[1]) else () for layer in layers_of(probe)]
     return tuple(
         BitsSensitivity(wanted.sensitivity, of(own, wanted.choices), of(also, wanted.activations), more(f))
         for f, own, also in zip(facts, losses[0], read, strict=True)

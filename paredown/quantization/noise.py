@@ -15,7 +15,7 @@ from torch import Tensor
 from paredown.quantization.layers import Layer, input_node, layers_of, unquantized, values_at
 from paredown.quantization.model import FakeQuantizer, QuantizedModel
 from paredown.quantization.nodes import name_of
-from paredown.quantization.sensitivity import input_key
+from paredown.quantization.placement import key_before
 from paredown.task.batches import Inputs
 
 
@@ -40,7 +40,7 @@ def layer_noise(model: QuantizedModel, batches: Sequence[Inputs]) -> tuple[Layer
 
 
 def _of_layer(model: QuantizedModel, layer: Layer, batches: Sequence[Inputs]) -> LayerNoise:
-    key = input_key(layer)
+    key = key_before(layer.node)
     grid = model.quantizer(key) if key else None
     weight, bias = layer.weight(model), layer.bias(model)
     rounded = layer.quantizer(model)(weight)

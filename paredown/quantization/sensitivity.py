@@ -3,7 +3,9 @@
     metric   the drop of the task's own metric with this weight (what is read) alone on its grid
     noise    the squared error of the model's output, relative to the output (1 / SQNR), likewise
     hessian  mean of the Hessian's diagonal over the weight (what is read) times its squared error
-             (HAWQ-V2, Dong et al., arXiv:1911.03852, eq. 10); the trace by Hutchinson: E[v^T H v], v of random signs
+             (HAWQ-V2, Dong et al., arXiv:1911.03852, eq. 10). Of the output's distance from what it was, |y - y0|^2 / 2 a
+             sample, which needs no targets and is at its minimum: H = J^T J with J = dy/dw, and its trace is E[|J^T u|^2], u of
+             random signs (Hutchinson's estimate of J J^T)
 
 Weights: (layers, choices), of one model per choice, the same graph calibrated at that width. What is read: (tensors, choices), a
 tensor that several layers read stands once, under the key of its quantizer (`tensors_of`).
@@ -22,9 +24,8 @@ from paredown.quantization.costs import Table
 from paredown.quantization.layers import Layer, layers_of, unquantized
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.placement import key_before
-from paredown.task.batches import Batch, Inputs, batch_size, call, tensors
+from paredown.task.batches import Inputs, batch_size, call, tensors
 from paredown.task.task import Task
-from paredown.train.loop import Loss
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Traces:
 
 def tensors_of(model: QuantizedModel) -> tuple[str, ...]:
     """The quantizers of what layers read, in the order of the graph, each once."""
-    return tuple(dict.fromkeys(key for layer in layers_of(model) if (key := input_key(layer))))
+    return tuple(dict.fromkeys(key for layer in layers_of(model) if (key := key_before(layer.node))))
 
 
 def parts_of(model: QuantizedModel, *, read: bool) -> list[tuple[str, ...]]:
@@ -90,7 +91,7 @@ def hessian_table(models: Sequence[QuantizedModel], traces: Traces) -> Table:
         with torch.no_grad():
             return float((layer.quantizer(model)(weight) - weight).square().sum())
 
-    rows = [[max(mean, 0.0) * error(m, layers_of(m)[i]) for m in models] for i, mean in enumerate(means)]
+    rows = [[mean * error(m, layers_of(m)[i]) for m in models] for i, mean in enumerate(means)]
     return np.array(rows, dtype=np.float64)
 
 
@@ -106,33 +107,30 @@ def hessian_table_of_tensors(models: Sequence[QuantizedModel], traces: Traces, b
             counts[row] += x.numel()
             with torch.no_grad():
                 sums[row] += [float((model.quantizer(key)(x) - x).square().sum()) for model in models]
-    table: Table = np.maximum(traces.tensors, 0)[:, None] * sums / counts[:, None]
+    table: Table = traces.tensors[:, None] * sums / counts[:, None]
     return table
 
 
 def hessian_traces(
-    model: QuantizedModel, loss: Loss, batches: Sequence[Batch], *, draws: int = 8, seed: int = 0, read: bool = False
+    model: QuantizedModel, batches: Sequence[Inputs], *, draws: int = 8, seed: int = 0, read: bool = False
 ) -> Traces:
-    """The traces of the loss's Hessian over each layer's weights, and with `read` over what layers read, in the float model,
-    averaged over draws and batches.
+    """Over each layer's weights, and with `read` over what layers read, in the float model, averaged over draws and batches.
 
-    Where the model isn't at a minimum of the loss single draws, and traces, may be negative. They can't be for the distance of
-    its output from what that was before (soft labels of its own), which also needs no targets.
+    One derivative of u^T y gives J^T u of all layers at once. v^T H v with signs v in all layers would hold for each layer what
+    the others' signs add to it: small traces drown in that, and may come out below 0.
     """
     weights, keys = [layer.weight(model) for layer in layers_of(model)], tensors_of(model) if read else ()
     generator = torch.Generator().manual_seed(seed)
     sums = torch.zeros(len(weights) + len(keys), dtype=torch.float64)
     with unquantized(model):
-        for batch in batches:
+        for inputs in batches:
             with _seeing(model, keys) as seen:
-                value = loss(model, batch)
+                output = _output(model, inputs)
             over = [*weights, *(seen[key] for key in keys)]
-            gradients = torch.autograd.grad(value, over, create_graph=True)
             for _ in range(draws):
-                signs = [torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1 for x in over]
-                product = torch.stack([(g * v).sum() for g, v in zip(gradients, signs, strict=True)]).sum()
-                curved = torch.autograd.grad(product, over, retain_graph=True)
-                sums += torch.stack([(h * v).sum().double().cpu() for h, v in zip(curved, signs, strict=True)])
+                signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+                slopes = torch.autograd.grad(output @ signs, over, retain_graph=True)
+                sums += torch.stack([g.square().sum().double().cpu() for g in slopes]) / batch_size(inputs)
     means = sums.numpy() / (draws * len(batches))
     return Traces(means[: len(weights)], means[len(weights) :])
 
@@ -159,12 +157,6 @@ def _seeing(model: QuantizedModel, keys: Collection[str]) -> Iterator[dict[str, 
             handle.remove()
 
 
-def own_distance(model: nn.Module, batch: Batch) -> Tensor:
-    """Half the squared distance of the output from itself, a sample: 0, with the Hessian J^T J; needs no target."""
-    output = _output(model, batch[0])
-    return (output - output.detach()).square().sum() / (2 * batch_size(batch[0]))
-
-
 def _table(models: Sequence[QuantizedModel], value: Callable[[QuantizedModel, tuple[str, ...]], float], *, read: bool) -> Table:
     """(layers or tensors, choices)."""
     columns = [[value(model, keys) for keys in parts_of(model, read=read)] for model in models]
@@ -174,8 +166,3 @@ def _table(models: Sequence[QuantizedModel], value: Callable[[QuantizedModel, tu
 def _output(model: nn.Module, inputs: Inputs) -> Tensor:
     """All floating-point outputs as one vector."""
     return torch.cat([t.double().flatten() for t in tensors(call(model, inputs)) if t.is_floating_point()])
-
-
-def input_key(layer: Layer) -> str:
-    """The quantizer of what a layer reads, through moves; "" where there is none."""
-    return key_before(layer.node)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -48,7 +47,6 @@ from paredown.quantization.sensitivity import (
     tensors_of,
 )
 from paredown.quantization.static import quantize_model
-from paredown.task.batches import Batch
 from paredown.task.task import Task
 from tests.conftest import SmallResNet
 from tests.quantization.models import relative
@@ -254,7 +252,7 @@ def test_the_real_drop_of_single_layers_is_larger_in_2_bits(trained_small_resnet
 
 
 class Square(nn.Module):
-    """One linear layer; the mean squared error has the Hessian 2 / (samples * out) x^T x per output."""
+    """One linear layer; half its output's squared distance, a sample, has the Hessian x^T x / samples per output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,12 +271,9 @@ def test_the_trace_is_that_of_the_hessian() -> None:
         model, Task(model, (x[:4],), batches, batches, metric=lambda o, t: (o - t).mean(1)), Quantize(), reduced=False
     )
 
-    def loss(m: nn.Module, batch: Batch) -> Tensor:
-        return F.mse_loss(m(batch[0]), batch[1])
-
-    traces = hessian_traces(quantized, loss, batches, draws=200, read=True)
+    traces = hessian_traces(quantized, [x], draws=200, read=True)
     (trace,), (read,) = traces.weights, traces.tensors
-    expected = 2 * x.square().sum() / (64 * 2) * 2
+    expected = x.square().sum() / 64 * 2
     assert trace == pytest.approx(float(expected), rel=0.05)
     assert read == pytest.approx(float(model.fc.weight.detach().square().sum()), rel=0.05)  # 64 rows, each its own
     table = hessian_table([quantized], traces)
@@ -287,3 +282,11 @@ def test_the_trace_is_that_of_the_hessian() -> None:
     over = hessian_table_of_tensors([quantized], traces, [x])
     grid = quantized.quantizer("fc@0:input")
     assert over[0, 0] == pytest.approx(read / x.numel() * float((grid(x) - x).square().sum()), rel=1e-5)
+
+
+def test_the_trace_of_one_layer_holds_nothing_of_the_others(published: Task, calibration: list[Tensor]) -> None:
+    """As signs in all layers at once would have it: one draw of few samples must be near what many give, in every layer."""
+    quantized = quantize_model(published.model, published, Quantize(samples=32), reduced=True)
+    once = hessian_traces(quantized, calibration[:1], draws=4).weights
+    often = hessian_traces(quantized, calibration[:1], draws=40, seed=1).weights
+    assert (once > 0.5 * often).all() and (once < 2 * often).all()
