@@ -76,32 +76,39 @@ def build(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> B
         raise ExportError(
             "weights must be of a type that runtimes compute in as torch does", got=got, remedy="call model.float()"
         )
+    from paredown.deploy import passes
+
     inputs = apply_tensors(inputs, lambda t: t.detach().contiguous())  # other strides would be written into the graph
     exported = trace(model, inputs, dynamic)
     names = _output_names(exported)
     try:
         with _quiet():
-            program = _translated(_pools_as_means(_laid_out_(exported)), names)
+            ready = _pools_as_means(_laid_out_(exported))
+            program = _translated(ready, names)
+            proto = program.model_proto
+            if not passes.is_closed(proto):  # onnxscript 0.7.2 fuses two clips of one tensor, and loses the bounds of one
+                program = _translated(ready, names, optimize=False)
+                proto = program.model_proto
     except Exception as error:
         raise ExportError(
             "the model must be expressible in ONNX operators", got=_cause(error), remedy="replace the operator that it names"
         ) from error
     assert program is not None and program.exported_program is not None  # export to memory returns it
-    proto = program.model_proto
     _passes_(proto, _dimension_names(program, dynamic))
     results = [node.name for node in _results(program.exported_program.graph)]
     renamed = {out.name: name for out, name in zip(proto.graph.output, results, strict=False) if out.name != name}
     return Built(proto, program.exported_program, renamed, _precision(exported.graph))
 
 
-def _translated(exported: ExportedProgram, output_names: list[str]) -> Any:
-    """torch's own exporter, with our operator in its table."""
+def _translated(exported: ExportedProgram, output_names: list[str], *, optimize: bool = True) -> Any:
+    """torch's own exporter, with our operators in its table. optimize: fold constants and fuse, by onnxscript."""
     from paredown.deploy import dynamic, qdq, stored, two_sided
 
     return torch.onnx.export(
         exported,
         dynamo=True,
         verbose=False,
+        optimize=optimize,
         opset_version=_opset(exported.graph),
         output_names=output_names,
         custom_translation_table={

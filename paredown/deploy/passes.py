@@ -36,6 +36,17 @@ def _reads(node: NodeProto) -> set[str]:
     return names
 
 
+def is_closed(model: ModelProto) -> bool:
+    """Whether every node of the main graph reads what an input, an initializer or an earlier node gives."""
+    graph = model.graph
+    known = {"", *(entry.name for entry in graph.input), *(entry.name for entry in graph.initializer)}
+    for node in graph.node:
+        if not known.issuperset(node.input):
+            return False
+        known.update(node.output)
+    return True
+
+
 def strip_(model: ModelProto) -> None:
     """Removes documentation, stack traces, source paths, exporter metadata and intermediate shapes, which runtimes infer anew."""
     model.ClearField("doc_string")

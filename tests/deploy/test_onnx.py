@@ -49,6 +49,20 @@ class BiasedAttention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(-1, 5, 8))
 
 
+class Clipped(nn.Module):
+    """One tensor within two pairs of bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 3)
+        for name, value in (("low", -0.5), ("high", 0.25), ("lower", -1.0), ("higher", 0.75)):
+            self.register_buffer(name, torch.tensor(value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x)
+        return torch.clamp(h, self.low, self.high) * torch.clamp(h, self.lower, self.higher)
+
+
 class Inverse(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.linalg.eigvalsh(x @ x.transpose(1, 2))
@@ -151,6 +165,13 @@ def test_attention_with_a_learned_bias_is_exported(tmp_path) -> None:
     artifact = export_onnx(model, x, tmp_path / "m.onnx", target="onnxruntime")
     assert max(p.error for p in check_parity(model, x, artifact.path, "onnxruntime", precision="fp32")) < 1e-5
     assert "Identity" not in {node.op_type for node in onnx.load(artifact.path).graph.node}
+
+
+def test_one_tensor_clipped_twice_keeps_both_bounds(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = Clipped().eval(), torch.randn(64, 8)
+    artifact = export_onnx(model, x, tmp_path / "m.onnx", target="onnxruntime")
+    assert max(p.error for p in check_parity(model, x, artifact.path, "onnxruntime", precision="fp32")) < 1e-5
 
 
 def test_export_leaves_the_model_as_it_was(tmp_path) -> None:
