@@ -1,7 +1,9 @@
 """ResNet-56 on CIFAR-10, pruned to 0.45x and 0.25x of its MACs, three epochs of recovery by distillation, three seeds.
 
-    python -m benchmarks.resnet56            both, about an hour on two cores; a killed run goes on where it stopped
+    python -m benchmarks.resnet56            both, about 90 minutes on one core; a killed run goes on where it stopped
 
+Besides soft labels the stage ends of the teacher are compared, on the channels that were kept (hints by lineage). Chosen on
+validation images, one epoch, one seed, at 0.25x MACs: soft labels at rate 0.05 85.96 % top-1, at 0.02 87.20; with hints 88.56.
 Torch-Pruning with the same epochs of fine-tuning (measured once on such a machine): 93.39 -> 91.82 at 0.45x, 88.52 at 0.25x.
 """
 
@@ -16,11 +18,11 @@ KEPT = (0.45, 0.25)
 
 
 def recipe(kept: float) -> paredown.Recipe:
-    """Widths are multiples of 4, since no width of this net exceeds 64; the learning rate was chosen for ResNet-20."""
+    """Widths are multiples of 4, since no width of this net exceeds 64."""
     return paredown.Recipe(
         (
             paredown.Prune(ratio=1 - kept, widths=paredown.Widths(round_to=4)),
-            paredown.Distill(training=paredown.Training(learning_rate=0.05)),
+            paredown.Distill(training=paredown.Training(learning_rate=0.02), features=(paredown.Hint(),), balance=True),
         )
     )
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from paredown.quantization.bits import layer_bits as layer_bits
     from paredown.task.metric import CORPUS, PER_SAMPLE, Metric, top1
     from paredown.task.task import Task
+    from paredown.train.masks import keep_sparse_
 
 __version__ = "0.1.0"
 
@@ -77,6 +78,7 @@ _HOME = {
     "compress": "pipeline.compress", "distill": "pipeline.steps", "distill_chain": "pipeline.chain",
     "export": "pipeline.steps", "prune": "pipeline.steps",
     "quantize": "pipeline.steps", "layer_bits": "quantization.bits", "sparsify": "pipeline.steps",
+    "keep_sparse_": "train.masks",
     "search": "pipeline.search",
     "AfterQuantization": "pipeline.after_quantization", "SubnetSpace": "core.subnets",
     "Subnets": "core.subnets", "search_subnets": "pipeline.architecture", "elastic_space": "pipeline.architecture",
@@ -103,6 +105,7 @@ __all__ = [
     "distill",
     "distill_chain",
     "export",
+    "keep_sparse_",
     "load",
     "load_checkpoint",
     "prune",

@@ -127,7 +127,7 @@ class Widths:
     """Which widths a dependency group may end at.
 
     floor, ceiling: fractions of each group that stay in any case, that may stay at most. round_to: multiples (0: what the target
-    is fast at, by measuring it).
+    is fast at, by measuring it); a group that never had more than one of them may end at any width.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -210,10 +210,12 @@ class Prune:
 
 @dataclass(frozen=True)
 class Sparsify:
-    """Sparsity that stays in shape: single weights become zero, shapes stay, and stay zero while the model is trained.
+    """Sparsity that stays in shape: single weights become zero, shapes stay, and they stay zero while paredown trains the model
+    (in a training loop of your own: after `paredown.keep_sparse_(model)`).
 
-    Exactly one of the first three says how much:
-    ratio: fraction of the weights, in (0, 1). pattern: "2:4" or "4:8" along the input dimension.
+    Of linear layers and convolutions, parametrized ones (weight_norm) aside: embeddings, recurrent layers, transposed
+    convolutions and the projections that nn.MultiheadAttention holds itself stay dense. Exactly one of the first three says how
+    much: ratio: fraction of those weights, in (0, 1). pattern: "2:4" or "4:8" along the input dimension.
     threshold: what scores less becomes zero. Of sensitivity, 1 is what a weight scores on the average; of the others it is in the
     unit of the score, |weight| of magnitude for one.
     method: "magnitude", "sensitivity" (|weight * gradient|), "wanda" (|weight| * norm of its input),

@@ -26,6 +26,7 @@ from paredown.distillation.features import observed
 from paredown.distillation.lineage import Pair, lineage
 from paredown.graph.manifest import manifest_of
 from paredown.task.batches import Batches, Inputs, apply_tensors, batch_size, call, device_of, each, evaluating, tensors
+from paredown.train.masks import sparse_names
 
 _ROWS = 20_000  # of X at most
 _FAN_IN = 5_000  # of a layer that is solved at most: memory and time grow with its square and its cube
@@ -39,13 +40,17 @@ def reconstruct_(
     """Solves convolutions and linear layers of a student that was cut from the teacher. -> how many changed.
 
     Left alone: a student that was not cut; convolutions that are grouped, depthwise or not in two dimensions; layers that run
-    several times or share their weight, and those of more than 5,000 inputs. Where the outputs get no closer to the teacher's on
-    samples that were not used, everything stays as it was, and 0 is returned.
+    several times or share their weight, that are sparse (a solution has no zeros), or have more than 5,000 inputs. Where the
+    outputs get no closer to the teacher's on samples that were not used, everything stays as it was, and 0 is returned.
     frozen: names of modules that stay as they are. samples: of the batches, about as many. seed: of the choice of positions,
     20,000 of a layer at most.
     """
-    kept = tuple(f"{name}." for name in frozen)
-    pairs = [pair for pair in _solvable(student, teacher) if not f"{pair.student}.".startswith(kept)]
+    kept, sparse = tuple(f"{name}." for name in frozen), set(sparse_names(student))
+    pairs = [
+        pair
+        for pair in _solvable(student, teacher)
+        if not f"{pair.student}.".startswith(kept) and f"{pair.student}.weight" not in sparse
+    ]
     if not pairs:
         return 0
     solving, judging = _samples(batches, samples, device_of(student))

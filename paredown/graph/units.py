@@ -54,18 +54,26 @@ class Units:
         """The choice, by units, that keeps so many of each unit's best."""
         return [np.arange(len(s)) < count for s, count in zip(self.scores, counts, strict=True)]
 
-    def allowed(self, widths: Widths, sizes: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+    def allowed(
+        self, widths: Widths, sizes: Sequence[int] | None = None, first: Sequence[int] | None = None
+    ) -> list[tuple[int, ...]]:
         """Counts that each unit may keep: an atom of several indices (a head) brings that many to the width.
 
         sizes: of the groups in the original model, to which floor and ceiling refer (`original_sizes`); None: this is it.
+        first: of the groups before any cut, which tell small groups from those that were cut small; None: sizes.
         """
         steps = (widths.round_to // np.gcd(widths.round_to, p) for p in self.positions)
-        grown = [1.0 if sizes is None else sizes[unit[0]] / len(self.order[unit[0]]) for unit in self.members]
-        whole = [round(len(s) * g) for s, g in zip(self.scores, grown, strict=True)]
+        whole = self._grown(sizes)
+        uncut = whole if first is None else self._grown(first)
         return [
-            allowed_counts(len(s), widths.floor, int(step), ceiling=widths.ceiling, whole=size)
-            for s, step, size in zip(self.scores, steps, whole, strict=True)
+            allowed_counts(len(s), widths.floor, int(step), ceiling=widths.ceiling, whole=size, first=one)
+            for s, step, size, one in zip(self.scores, steps, whole, uncut, strict=True)
         ]
+
+    def _grown(self, sizes: Sequence[int] | None) -> list[int]:
+        """Sizes of groups as those of units."""
+        grown = (1.0 if sizes is None else sizes[unit[0]] / len(self.order[unit[0]]) for unit in self.members)
+        return [round(len(s) * g) for s, g in zip(self.scores, grown, strict=True)]
 
 
 def original_sizes(groups: Groups, model: nn.Module, original: nn.Module) -> list[int]:
@@ -80,15 +88,18 @@ def original_sizes(groups: Groups, model: nn.Module, original: nn.Module) -> lis
     return [max(group.size, size(group)) for group in groups.groups]
 
 
-def allowed_counts(size: int, floor: float, round_to: int, *, ceiling: float = 1.0, whole: int | None = None) -> tuple[int, ...]:
-    """Ascending: from `floor` of the atoms, and one, to `ceiling` of them; multiples of `round_to` where the group has more
+def allowed_counts(
+    size: int, floor: float, round_to: int, *, ceiling: float = 1.0, whole: int | None = None, first: int | None = None
+) -> tuple[int, ...]:
+    """Ascending: from `floor` of the atoms, and one, to `ceiling` of them; multiples of `round_to` where the group ever had more
     than that; `size`, where the ceiling allows it. Where no multiple lies between the two, what the ceiling allows.
 
     whole: atoms that floor and ceiling are fractions of, where the group had more of them before; None: size.
+    first: the most that it ever had; None: whole.
     """
     before = size if whole is None else whole
     least = min(size, max(1, math.ceil(floor * before - 1e-9)))
     most = min(size, max(least, math.floor(ceiling * before + 1e-9)))
-    step = round_to if size > round_to else 1
+    step = round_to if (before if first is None else first) > round_to else 1
     multiples = {count for count in range(step, most + 1, step) if count >= least}
     return tuple(sorted(multiples | ({size} if most == size else set()))) or (most,)

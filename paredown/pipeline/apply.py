@@ -54,10 +54,10 @@ def _do(
         case Prune():
             return prune_resumable(task, step, model, target, seed=seed, progress=progress, resume=place)
         case Sparsify():
-            return sparsify(task, step, model=model, progress=progress)
+            return sparsify(task, step, model=model, seed=seed, progress=progress)
         case Distill():
             return distill_resumable(task, step, model, seed=seed, progress=progress, resume=place)
         case Quantize():
-            return quantize(task, step, model=model, target=target, progress=progress)
+            return quantize(task, step, model=model, target=target, seed=seed, progress=progress)
         case _:
             assert_never(step)

@@ -39,6 +39,7 @@ from paredown.quantization.static import quantize_model
 from paredown.quantization.weight_only import quantize_weights
 from paredown.task.task import Task, require_task
 from paredown.train.loop import Loss
+from paredown.train.seeds import seeded
 
 _PRUNING = "pruning"  # a folder of a pruning that can be taken up
 
@@ -166,16 +167,20 @@ def _learning(model: nn.Module) -> Callable[[nn.Module], AbstractContextManager[
     return functools.partial(learned_scales, learning=Learning(model.config.scales))
 
 
-def sparsify(task: Task, config: Sparsify, *, model: nn.Module | None = None, progress: Progress = silent) -> nn.Module:
-    """A copy of the model with single weights at zero; shapes stay, and what is zero stays zero while the copy is trained.
+def sparsify(
+    task: Task, config: Sparsify, *, model: nn.Module | None = None, seed: int = 0, progress: Progress = silent
+) -> nn.Module:
+    """A copy of the model with single weights at zero; shapes stay, and what is zero stays zero while paredown trains the copy.
 
-    Raises NothingToPruneError where no weight would become zero, OrderError for a quantized model.
+    In a training loop of your own call `paredown.keep_sparse_(model)` before it. seed: of what is drawn, also by a loader that
+    shuffles. Raises NothingToPruneError where no weight would become zero, OrderError for a quantized model.
     """
     _check(task, config, Sparsify)
     source = task.model if model is None else model
     if isinstance(source, QuantizedModel):
         raise OrderError("a quantized model can't be made sparse", got="a QuantizedModel", remedy="sparsify first, then quantize")
-    return sparsify_model(source, task, config, progress=progress)
+    with seeded(seed):
+        return sparsify_model(source, task, config, seed=seed, progress=progress)
 
 
 def quantize(
@@ -184,11 +189,13 @@ def quantize(
     *,
     model: nn.Module | None = None,
     target: Target | str | None = None,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> QuantizedModel:
     """The model in fewer bits, as `config.kind` says: batch norms folded, fake-quantize operators in its graph.
 
-    target: the run's; a config that names none takes its runtime, and a limit of latency is measured there.
+    target: the run's; a config that names none takes its runtime, and a limit of latency is measured there. seed: of what is
+    drawn, by a loader that shuffles too.
     Raises NothingToQuantizeError where no weight can go on a grid, OrderError where the model is quantized already.
     """
     _check(task, config, Quantize)
@@ -200,6 +207,14 @@ def quantize(
         raise NothingToQuantizeError("weights must be float32 to go on a grid", got=other[0], remedy="call model.float()")
     if config.target is None and target is not None:
         config = replace(config, target=Target.of(target).runtime)
+    with seeded(seed):
+        return _quantized(task, config, source, target, progress)
+
+
+def _quantized(
+    task: Task, config: Quantize, source: nn.Module, target: Target | str | None, progress: Progress
+) -> QuantizedModel:
+    """By the method that `config.kind` and its bits ask for."""
     reduced = config.weights.range == "reduced" or (config.weights.range == "auto" and not has_vnni())
     match config.kind:
         case "fp16" | "bf16":

@@ -65,8 +65,11 @@ class Job:
         return self.part.fraction < 1 or count_parameters(self.model) < count_parameters(self.original)
 
     def allowed(self) -> list[tuple[int, ...]]:
-        """Counts that each unit may keep."""
-        return self.units.allowed(self.config.widths, original_sizes(self.groups, self.model, self.original))
+        """Counts that each unit may keep. Floor and ceiling refer to what the goal refers to; whether a group is wide enough to
+        be rounded, to the task's own model, which an earlier pruning may have cut.
+        """
+        sizes, first = (original_sizes(self.groups, self.model, before) for before in (self.original, self.task.model))
+        return self.units.allowed(self.config.widths, sizes, [max(pair) for pair in zip(sizes, first, strict=True)])
 
     def candidate(self, keep: Sequence[Keep]) -> nn.Module:
         """The model cut so, unchecked."""

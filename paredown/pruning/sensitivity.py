@@ -47,6 +47,7 @@ from paredown.pruning.sparsity.layers import Sparse, sparse_layers
 from paredown.pruning.sparsity.sensitivity import sensitivity
 from paredown.task.batches import Batch, Inputs, batch_size, call, each, evaluating
 from paredown.task.task import Task
+from paredown.train.seeds import seeded
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SAMPLES = 256  # of the validation data
@@ -69,7 +70,8 @@ def sensitivity_curves(
     importance: in whose order atoms go. Takes len(groups) * len(ratios) passes over the samples.
     Raises RecipeError for ratios out of range, NothingToPruneError where there is no group, and what `scores` raises.
     """
-    found = scores(model, task, groups, importance, seed=seed)
+    with seeded(seed):  # a loader that shuffles hands out the same batches
+        found = scores(model, task, groups, importance, seed=seed)
     copy = cut(model, Manifest()).eval()
     weights = detached(copy)
     units = [_group_unit(group, s, weights) for group, s in zip(groups.groups, found, strict=True)]
@@ -88,7 +90,8 @@ def weight_sensitivity_curves(
     """One curve per layer, of single weights: the least sensitive become zero. Otherwise like `sensitivity_curves`."""
     copy = cut(model, Manifest()).eval()
     layers = sparse_layers(copy, task.protect)
-    ranked = weight_sensitivity(copy, task, layers, seed=seed)
+    with seeded(seed):
+        ranked = weight_sensitivity(copy, task, layers, seed=seed)
     units = [_layer_unit(layer, s) for layer, s in zip(layers, ranked, strict=True)]
     return _curves(copy, task, units, ratios, samples, progress)
 

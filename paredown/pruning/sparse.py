@@ -33,8 +33,10 @@ _PASSES = (
 )
 
 
-def sparsify_model(model: nn.Module, task: Task, config: Sparsify, *, progress: Progress = silent) -> nn.Module:
-    """A copy of the model in evaluation mode with more of its weights at zero; they stay zero while the copy is trained.
+def sparsify_model(model: nn.Module, task: Task, config: Sparsify, *, seed: int = 0, progress: Progress = silent) -> nn.Module:
+    """A copy of the model in evaluation mode with more of its weights at zero; they stay zero while `fit_` trains the copy.
+
+    seed: of the random direction that sensitivity looks in.
 
     What was made sparse before stays zero and counts: a ratio is of all weights that may become sparse.
     Raises NothingToPruneError where no weight would become zero, RecipeError where config.protect names no module, where a
@@ -46,7 +48,7 @@ def sparsify_model(model: nn.Module, task: Task, config: Sparsify, *, progress: 
     if config.method == "sparsegpt":
         _solve_(result, layers, task, config, progress)
     else:
-        scores = _scores(result, layers, task, config)
+        scores = _scores(result, layers, task, config, seed)
         for layer, mask in zip(layers, _masks(scores, layers, config), strict=True):
             layer.weight.masked_fill_(mask, 0)
     _check(layers, before, config)
@@ -54,13 +56,13 @@ def sparsify_model(model: nn.Module, task: Task, config: Sparsify, *, progress: 
     return mark_sparse_(result, [layer.weight_name for layer in layers])
 
 
-def _scores(model: nn.Module, layers: Sequence[Sparse], task: Task, config: Sparsify) -> list[Tensor]:
+def _scores(model: nn.Module, layers: Sequence[Sparse], task: Task, config: Sparsify, seed: int) -> list[Tensor]:
     """One score a weight, in the shape of the weights; what is lowest goes."""
     weights = [layer.weight.float() for layer in layers]
     match config.method:
         case "sensitivity":
             scratch = copy.deepcopy(model)  # of which all parameters will require a gradient
-            squares = weight_means(scratch, samples(task, config.samples), output_change(task, seed=0), torch.square)
+            squares = weight_means(scratch, samples(task, config.samples), output_change(task, seed), torch.square)
             return sensitivity(weights, [squares.get(layer.weight_name) for layer in layers])
         case "wanda":
             norms = mean_over_rows(model, layers, samples(task, config.samples), square_sum)

@@ -22,6 +22,7 @@ from paredown.graph.trace import Dynamic
 from paredown.quantization.grid import Grid, scale_and_zero_point, two_sided_scales
 from paredown.quantization.scheme import Scheme
 from paredown.task.batches import Inputs
+from paredown.train.masks import mark_sparse_, sparse_names
 
 
 class FakeQuantizer(nn.Module):
@@ -158,7 +159,7 @@ class QuantizedModel(fx.GraphModule):
         for name in ABOUT:
             setattr(copied, name, copy.deepcopy(getattr(self, name), memo))
         type(copied).__name__ = QuantizedModel.__name__
-        return copied
+        return mark_sparse_(copied, sparse_names(self))
 
 
 ABOUT = ("config", "reduced", "example_inputs", "dynamic", "manifest", "source_class", "scheme", "evidence", "learned")

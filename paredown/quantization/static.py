@@ -31,6 +31,7 @@ from paredown.quantization.scheme import Scheme, scheme_of
 from paredown.quantization.weights import extreme_scales, fitted_scales
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, check_finite, device_of, each, fitting
 from paredown.task.task import Task
+from paredown.train.masks import mark_sparse_, sparse_names
 
 _BIAS_STEPS = 2.0**30  # half of what an int32 holds
 
@@ -88,7 +89,9 @@ def prepare(
     owned.graph.eliminate_dead_code()
     owned.graph.lint()
     about: tuple[Any, ...] = (config, reduced, inputs, dynamic, manifest_of(model), type(model).__qualname__, scheme, {}, False)
-    return QuantizedModel(owned, owned.graph, dict(zip(ABOUT, about, strict=True))).eval()
+    quantized = QuantizedModel(owned, owned.graph, dict(zip(ABOUT, about, strict=True))).eval()
+    known = dict(quantized.named_parameters(remove_duplicate=False))
+    return mark_sparse_(quantized, [name for name in sparse_names(model) if name in known])
 
 
 def _owned(module: fx.GraphModule) -> fx.GraphModule:

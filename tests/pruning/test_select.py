@@ -74,6 +74,12 @@ def test_a_ceiling_caps_the_counts_as_a_fraction_of_the_original(
     assert allowed_counts(size, 0.1, round_to, ceiling=ceiling, whole=whole) == expected
 
 
+def test_a_group_that_was_cut_to_one_multiple_keeps_it() -> None:
+    assert allowed_counts(8, 0.1, 8, whole=16) == (8,)
+    assert allowed_counts(8, 0.1, 8, first=16) == (8,)
+    assert allowed_counts(8, 0.1, 8) == tuple(range(1, 9))
+
+
 def test_a_ceiling_holds_even_where_the_goal_asks_for_less() -> None:
     scores = [np.arange(8.0), 100 + np.arange(8.0)]
     counts = [allowed_counts(8, 0.1, 1, ceiling=0.5)] * 2

@@ -1,6 +1,7 @@
 """Sparsify, end to end: how much becomes zero, what stays as it was, and that it stays zero afterwards."""
 
 import copy
+import dataclasses
 import itertools
 from typing import Any
 
@@ -119,6 +120,49 @@ def test_sparse_model_can_lose_channels_and_keeps_its_zeros(pattern_task: Task) 
     before = sparse_weights(pruned)
     assert all(torch.equal(found, before[name]) for name, found in sparse_weights(student).items())
     assert 0.2 < share(prunable(student)) < 0.8
+
+
+SHORT = Training(effort=Effort(2, "steps"), learning_rate=0.05)
+
+
+def zeros(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight == 0 for name, weight in prunable(model).items()}
+
+
+def test_zeros_survive_the_training_of_gates(pattern_task: Task) -> None:
+    sparse = sparsify(pattern_task, ratio=0.5)
+    attention = paredown.ChannelAttention(training=SHORT)
+    pruned = paredown.prune(pattern_task, Prune(ratio=0.3, importance=attention), model=sparse)
+    assert share(prunable(pruned)) > 0.4
+
+
+def test_zeros_survive_the_solving_of_layers(pattern_task: Task) -> None:
+    pruned = paredown.prune(pattern_task, Prune(ratio=0.3))
+    sparse = sparsify_model(pruned, pattern_task, Sparsify(pattern="2:4"))
+    tuned = paredown.distill(pattern_task, Distill(training=SHORT, reconstruct=True), model=sparse)
+    assert all(torch.equal(found, zeros(sparse)[name]) for name, found in zeros(tuned).items())
+
+
+@pytest.mark.parametrize("scales", ["fixed", "lsq"])
+def test_zeros_survive_quantization_and_the_training_behind_it(pattern_task: Task, scales: Any) -> None:
+    sparse = sparsify(pattern_task, ratio=0.5)
+    quantized = copy.deepcopy(paredown.quantize(pattern_task, paredown.Quantize(scales=scales), model=sparse))
+    assert sparse_names(quantized) == sparse_names(sparse)
+    tuned = paredown.distill(pattern_task, Distill(training=SHORT), model=quantized)
+    for name in sparse_names(sparse):
+        assert torch.equal(tuned.get_parameter(name) == 0, sparse.get_parameter(name) == 0)
+
+
+@pytest.mark.parametrize("method", ["sensitivity", "wanda", "sparsegpt"])
+def test_one_seed_gives_one_result_whatever_order_a_loader_shuffles_to(pattern_task: Task, method: Any) -> None:
+    samples = [(x, y) for batch in pattern_task.train for x, y in zip(*batch, strict=True)]
+    loader = torch.utils.data.DataLoader(samples, batch_size=32, shuffle=True)  # type: ignore[arg-type]  # a list will do
+    shuffled = dataclasses.replace(pattern_task, train=loader)
+    found = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        found.append(paredown.sparsify(shuffled, Sparsify(ratio=0.5, method=method, samples=32), seed=3))
+    assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in found), strict=True))
 
 
 def test_protected_modules_stay_dense(pattern_task: Task) -> None:

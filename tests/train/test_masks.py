@@ -12,7 +12,7 @@ from paredown.core.effort import Effort
 from paredown.core.steps import Training
 from paredown.task.batches import Batch
 from paredown.train.loop import fit_
-from paredown.train.masks import Masks, mark_sparse_, sparse_names, sparse_weights
+from paredown.train.masks import Masks, keep_sparse_, mark_sparse_, sparse_names, sparse_weights
 from tests.conftest import pattern_batches
 
 WEIGHTS = ("block1.conv1.weight", "head.weight")
@@ -69,6 +69,32 @@ def test_the_mark_survives_copies_and_adds_up(sparse: nn.Module) -> None:
     assert sparse_names(sparse) == WEIGHTS
     assert sparse_names(other) == (*WEIGHTS, "stem.0.weight")
     assert not any("sparse" in name for name in sparse.state_dict())
+
+
+def test_a_sparse_model_within_another_is_masked(sparse: nn.Module) -> None:
+    whole = nn.Sequential(nn.Identity(), sparse)
+    assert sparse_names(whole) == tuple(f"1.{name}" for name in WEIGHTS)
+    masks = sparse_weights(whole)
+    fit_(whole, pattern_batches(64, seed=1, batch=32), cross_entropy, SHORT)
+    assert all(torch.equal(found, masks[name]) for name, found in sparse_weights(whole).items())
+
+
+def test_a_loop_of_the_users_own_keeps_zeros_until_the_handles_are_removed(sparse: nn.Module) -> None:
+    masks, handles = sparse_weights(sparse), keep_sparse_(sparse)
+    optimizer = torch.optim.SGD(sparse.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cross_entropy(sparse, pattern_batches(32, seed=1)[0]).backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    assert all(torch.equal(found, masks[name]) for name, found in sparse_weights(sparse).items())
+    for handle in handles:
+        handle.remove()
+    step()
+    assert not any(bool(found.any()) for found in sparse_weights(sparse).values())
 
 
 def test_weights_without_a_gradient_are_left_alone(sparse: nn.Module) -> None:
