@@ -22,7 +22,7 @@ from paredown.graph.collect import Reader
 from paredown.graph.manifest import Manifest
 from paredown.graph.statistics import OverKept, Statistic, over_kept
 from paredown.graph.surgery import cut, kept_values, named_tensors
-from paredown.graph.twin import Twin, cut_twin, full_twin, masking, outputs, recut, zeroed
+from paredown.graph.twin import Twin, cut_twin, full_twin, masking, outputs, recut, run_in_training, zeroed
 from paredown.task.batches import Inputs, apply_tensors, device_of
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -75,9 +75,11 @@ def compare(candidate: nn.Module, twin: Twin, manifest: Manifest, consumers: Col
 
 
 def compare_recut(twin: Twin, manifest: Manifest, consumers: Collection[Reader]) -> float:
-    """The same for the twin's own model, cut for a while."""
+    """The same for the twin's own model, cut for a while. Where the twin says so, the cut must run in training mode too."""
     with recut(twin, manifest):
         found = [_run(twin.model, batch, twin.dtype) for batch in twin.batches]
+        if twin.trains:
+            _run_in_training(twin)
     return _judge(found, twin, manifest, consumers)
 
 
@@ -153,6 +155,14 @@ def _run(model: nn.Module, batch: Any, dtype: torch.dtype, rule: str = "a cut mo
         raise
     except Exception as error:
         raise SurgeryError(rule, got=f"{type(error).__name__}: {error}", remedy=_REMEDY) from error
+
+
+def _run_in_training(twin: Twin) -> None:
+    try:
+        run_in_training(twin)
+    except Exception as error:
+        got = f"{type(error).__name__}: {error}"
+        raise SurgeryError("a cut model must run in training mode, as the original does", got=got, remedy=_REMEDY) from error
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:

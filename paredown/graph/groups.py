@@ -25,8 +25,9 @@ __all__ = ["Dimension", "Extent", "Group", "Groups", "Keep", "Slice", "dependenc
 
 _UNCUTTABLE = (
     "the class can't run, or disagrees with the masked original, when this is cut: "
-    "a width is a literal in forward, or an attribute that we don't know"
+    "a width is a literal in forward, or an attribute that we don't know, or what only training runs takes it"
 )
+_UNREAD = "nothing reads it in evaluation mode, for these example inputs; a cut must leave what it takes in training mode"
 _UNGROUNDED = "it takes statistics that can't be compared with those over the kept indices"
 
 
@@ -45,7 +46,7 @@ def dependency_groups(
     _ground(known, model, inputs)
     groups = collect(known)
     groups = replace(groups, coupled=joined((*split_evenly(known, groups), *shared_counts(known, groups))))
-    found = probe(model, groups, inputs, literal_atoms(known))
+    found = probe(model, groups, inputs, literal_atoms(known), training=bool(_unread(known, model)))
     if found == Findings((), groups.coupled):
         return groups
     _freeze(known, [groups.groups[g] for g in found.uncuttable])
@@ -82,6 +83,15 @@ def _ground(known: Knowledge, model: nn.Module, inputs: Inputs) -> None:
     for (name, _), _, labels in known.statistics:
         if (name in odd or not places.have(known.labels.canonical(labels))) and known.labels.freeze(labels):
             known.barriers[Barrier(f"aten.{name}", "", _UNGROUNDED)] = None
+
+
+def _unread(known: Knowledge, model: nn.Module) -> list[str]:
+    """Modules with parameters that nothing reads in evaluation mode, as auxiliary heads; each gets a barrier."""
+    read = {*known.origins.values()}
+    idle = [name for name, p in model.named_parameters() if p.is_floating_point() and name not in read]
+    found = [*dict.fromkeys(name.rpartition(".")[0] for name in idle)]
+    known.barriers.update({Barrier("unread", name, _UNREAD): None for name in found})
+    return found
 
 
 def _freeze_unread(known: Knowledge) -> None:

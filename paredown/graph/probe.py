@@ -19,7 +19,7 @@ from paredown.graph.couple import find_coupled, same_fraction
 from paredown.graph.equality import compare_recut
 from paredown.graph.places import Dimension
 from paredown.graph.surgery import named_tensors
-from paredown.graph.twin import SIDE, Twin, full_twin, lazy_where_possible, light_twin, random_twin, runs
+from paredown.graph.twin import SIDE, Twin, full_twin, lazy_where_possible, light_twin, random_twin, runs, training_too
 from paredown.task.batches import Inputs
 
 _MANY = 30_000_000  # elements of a model that is probed in float32
@@ -35,10 +35,13 @@ class Findings:
     coupled: tuple[tuple[int, ...], ...] = ()
 
 
-def probe(model: nn.Module, groups: Groups, inputs: Inputs, literal: frozenset[int], seed: int = 0) -> Findings:
+def probe(
+    model: nn.Module, groups: Groups, inputs: Inputs, literal: frozenset[int], seed: int = 0, *, training: bool = False
+) -> Findings:
     """Tries all groups together; and those of which the class may hold a number in such parts that any two kinds are told apart.
 
     literal: atoms whose number the class may hold. What `groups.coupled` holds already is tried together throughout.
+    training: a cut must run in training mode too, where the model does: it has parts that evaluation doesn't run.
     Mostly all goes well: that is found out on a small twin. Only where something fails is a twin of full size bisected.
     """
     if not groups.groups:
@@ -47,13 +50,17 @@ def probe(model: nn.Module, groups: Groups, inputs: Inputs, literal: frozenset[i
     suspect = {g for g in numbers if not literal.isdisjoint(groups.groups[g].atoms)} | bound
     kinds = _kinds([*groups.coupled, *((g,) for g in numbers if g not in bound)], groups, suspect)
     for side in (SIDE, None):  # some classes take images of one size only
-        twin = light_twin(model, inputs, seed, torch.float32, samples=1, side=side, lazy=True)
+        twin = light_twin(model, inputs, seed, torch.float32, samples=2 if training else 1, side=side, lazy=True)
+        twin = training_too(twin) if training else twin
+        if training and side is not None and not twin.trains:
+            continue
         few, many = _trials(groups, twin, seed)
         if all(trial.works(_members(chosen)) for trial, chosen in _rounds(groups, kinds, few, many, suspect)):
             return Findings((), groups.coupled)
         if side is not None and runs(twin):
             break
     full = _full_twin(model, inputs, seed)
+    full = training_too(full) if training else full
     return _explore(groups, kinds, lambda: _trials(groups, full, seed), suspect)
 
 

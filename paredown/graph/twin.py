@@ -38,6 +38,7 @@ class Twin:
 
     weights: those, by name; the copy may hold others for a while. source: the model that it is a copy of.
     lazy: whether large weights are made only while their layer runs, which fails where a class reads them without running it.
+    trains: whether a cut of it has to run in training mode too, as it does itself.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Twin:
     batches: tuple[Any, ...]
     dtype: torch.dtype
     lazy: bool = False
+    trains: bool = False
 
     @functools.cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -117,6 +119,31 @@ def runs(twin: Twin) -> bool:
     except Exception:  # whatever a class raises
         return False
     return all(t.dtype is twin.dtype and bool(torch.isfinite(t).all()) for t in found)
+
+
+def training_too(twin: Twin) -> Twin:
+    """The twin, whose cuts have to run in training mode too, if it does itself."""
+    try:
+        run_in_training(twin)
+    except Exception:  # whatever a class raises
+        return twin
+    return replace(twin, lazy=False, trains=True)  # parts that evaluation doesn't run may read weights that are made late
+
+
+def run_in_training(twin: Twin) -> None:
+    """Runs the twin's model, as it is now, in training mode; modes, buffers and random numbers are as before afterwards."""
+    modes = [(module, module.training) for module in twin.model.modules()]
+    kept = [(buffer, buffer.clone()) for buffer in twin.model.buffers()]  # batch norms write into them
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            twin.model.train()
+            for batch in twin.batches:
+                outputs(twin.model, batch, twin.dtype)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for buffer, value in kept:
+            buffer.copy_(value)
 
 
 def lazy_where_possible(twin: Twin) -> Twin | None:

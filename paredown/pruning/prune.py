@@ -1,5 +1,6 @@
 """Structured pruning of a task's model: groups, importances, a choice that meets the goal, the cut, and the check of the cut."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from paredown.pruning.latency import measure_table
 from paredown.pruning.scores import scores
 from paredown.pruning.select import Scores
 from paredown.pruning.slimming import slim
+from paredown.task.batches import Batch, device_of, each
 from paredown.task.task import Task
 from paredown.train.seeds import seeded
 from paredown.train.state import Keeping, model_digest
@@ -60,9 +62,11 @@ def prune_model(
     with seeded(seed):  # a loader that shuffles hands out the same batches
         source, found = _importance(model, task, groups, config, _keeping(model, config, part, seed), seed, progress)
     if config.scope == "depth":
-        return prune_depth(source, task, config, groups, found, part, seed)
-    job = Job(source, task, config, groups, Units(groups, found), latency, table, part)
-    pruned = _checked_cut(job, found, seed)
+        pruned = prune_depth(source, task, config, groups, found, part, seed)
+    else:
+        pruned = _checked_cut(Job(source, task, config, groups, Units(groups, found), latency, table, part), found, seed)
+    with seeded(seed):
+        _require_step(task, source, pruned, groups)
     progress("surgery", 1.0)
     return pruned
 
@@ -140,6 +144,34 @@ def _checked_cut(job: Job, found: Sequence[Scores], seed: int) -> nn.Module:
         rest = _require_groups(groups.without(bad))
         found = [s for s, group in zip(found, groups.groups, strict=True) if group in rest.groups]
         job = dataclasses.replace(job, groups=rest, units=Units(rest, found))
+
+
+def _require_step(task: Task, model: nn.Module, pruned: nn.Module, groups: Groups) -> None:
+    """Raises SurgeryError where the user's own training step takes the model, and not what was cut from it.
+
+    It may run modules, or read widths, that the graph of the model's forward doesn't show.
+    """
+    if task.train_step is None:
+        return
+    batch = next(each(task.train, "train", device_of(model)))
+    error = _step_error(task, pruned, batch)
+    alone = ", ".join(barrier.where for barrier in groups.barriers if barrier.operator == "unread")
+    if error is not None and _step_error(task, model, batch) is None:
+        raise SurgeryError(
+            "the task's training step must take a cut model as it takes the original",
+            got=f"{type(error).__name__}: {error}",
+            remedy=f"name in protect the modules whose outputs it hands to what forward doesn't run{alone and f' ({alone})'}",
+        ) from error
+
+
+def _step_error(task: Task, model: nn.Module, batch: Batch) -> Exception | None:
+    """What the training step raises of a copy of the model."""
+    assert task.train_step is not None
+    try:
+        task.train_step(copy.deepcopy(model).train(), batch)
+    except Exception as error:  # whatever a user's code raises
+        return error
+    return None
 
 
 def _require_change(manifest: Manifest) -> None:

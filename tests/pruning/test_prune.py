@@ -157,7 +157,49 @@ def test_the_users_training_step_is_used() -> None:
         return F.cross_entropy(candidate(batch[0]), batch[1])
 
     prune_model(model, task_of(model, train_step=step), Prune(ratio=0.3))
-    assert called == [False] * 3
+    assert called == [False] * 4  # three batches for the importances, and one that the cut model has to take
+
+
+class TwoHeads(nn.Module):
+    """In training mode, or in a step of the user's, a second head reads what the first layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(10, 32), nn.Linear(32, 32)
+        self.head, self.auxiliary = nn.Linear(32, 4), nn.Linear(32, 4)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.relu(self.first(x))
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.hidden(x)
+        output = self.head(torch.relu(self.second(hidden)))
+        return (output, self.auxiliary(hidden)) if self.training else output
+
+
+def _linear_task(model: nn.Module, **fields: Any) -> Task:
+    batches = [(torch.randn(8, 10), torch.randint(0, 4, (8,)))]
+    return Task(model, (torch.randn(2, 10),), batches, batches, **fields)
+
+
+def test_what_only_training_runs_still_runs() -> None:
+    torch.manual_seed(0)
+    pruned = prune_model(TwoHeads(), _linear_task(TwoHeads()), Prune(macs="0.6x", importance="l1"))
+    assert pruned.get_submodule("first").out_features == 32 > pruned.get_submodule("second").out_features
+    assert [tuple(t.shape) for t in pruned.train()(torch.randn(8, 10))] == [(8, 4), (8, 4)]
+
+
+def test_a_cut_that_the_users_step_does_not_take_is_an_error() -> None:
+    torch.manual_seed(0)
+
+    def step(candidate: nn.Module, batch: Any) -> Tensor:
+        return F.cross_entropy(candidate.late(torch.relu(candidate.second(candidate.hidden(batch[0])))), batch[1])  # type: ignore[operator]
+
+    model = TwoHeads()
+    model.late = nn.Linear(32, 4)
+    task = _linear_task(model, train_step=step)
+    with pytest.raises(SurgeryError, match=r"training step must take .*auxiliary, late"):
+        prune_model(model, task, Prune(macs="0.6x", importance="l1"))
 
 
 def test_taylor_keeps_what_the_output_depends_on() -> None:
