@@ -14,7 +14,7 @@ def choice(name: str, value: object, options: Any) -> None:
 
 def number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecipeError(f"{name} must be a number", got=repr(value), remedy="leave it out for the default")
+        raise RecipeError(f"{name} must be a number", got=repr(value), remedy="write it as a plain int or float")
 
 
 def instance(name: str, value: object, *classes: type) -> None:
@@ -54,3 +54,9 @@ def fraction(name: str, value: float, remedy: str) -> None:
         raise RecipeError(
             f"{name} must be in (0, 1)", got=value, remedy=f"did you mean {value / 100:g}?" if 1 < value < 100 else remedy
         )
+
+
+def seed_number(value: object) -> None:
+    """What every source of random numbers takes."""
+    if isinstance(value, bool) or not isinstance(value, int) or not abs(value) < 2**63:
+        raise RecipeError("seed must be a whole number of at most 63 bits", got=repr(value), remedy="write seed=0")

@@ -154,7 +154,8 @@ class Prune:
     importance: a criterion by name (one file each in `pruning/importance/`), a learned one, or a callable of your own:
     `(model, task, groups) -> one array (size,) per group`.
     scope: "global" ranks all groups together, "uniform" removes the same fraction of each, "depth" drops whole residual branches.
-    schedule: one cut or several. widths: what each group may end at. protect: module names.
+    schedule: one cut or several. widths: what each group may end at. protect: modules by name that keep their widths; what trains
+    a model on the way (schedules, learned importances) leaves the weights of `Task.protect` alone, not theirs.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -192,6 +193,9 @@ class Prune:
                 got=f"{self.precision}, and no latency",
                 remedy="leave precision out",
             )
+        if isinstance(self.importance, type):
+            name = self.importance.__name__
+            raise RecipeError("importance must be an object, not a class", got=name, remedy=f"write importance={name}()")
         if not callable(self.importance) and not isinstance(self.importance, ChannelAttention | Slimming):
             choice("importance", self.importance, Criterion)
         choice("scope", self.scope, Scope)

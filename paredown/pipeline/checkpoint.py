@@ -29,6 +29,7 @@ from paredown.core.errors import CheckpointError, OutputError, ParedownError
 from paredown.core.recipe import step_from_dict, step_to_dict
 from paredown.core.report import BitsSensitivity
 from paredown.core.steps import Quantize
+from paredown.graph.dropped import Dropped
 from paredown.graph.manifest import Manifest, manifest_of
 from paredown.graph.surgery import cut
 from paredown.pipeline.evaluate import scratch_folder, writing
@@ -57,6 +58,7 @@ def save_checkpoint(model: nn.Module, path: str | Path) -> Path:
         raise CheckpointError("model must be a torch.nn.Module", got=type(model).__name__, remedy="pass what a step returned")
     if folder.exists() and not (folder / _MANIFEST).is_file():
         raise OutputError("a checkpoint is a folder of its own", got=folder.name, remedy="name a folder that doesn't exist yet")
+    _require_tensors(model)
     with scratch_folder(folder) as scratch, writing(folder):
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
         safetensors.torch.save_file(state, scratch / _WEIGHTS)
@@ -108,6 +110,15 @@ def is_whole(path: str | Path) -> bool:
         return bool(file_digest(folder / _WEIGHTS) == _read(folder)["sha256"])
     except (OSError, CheckpointError):
         return False
+
+
+def _require_tensors(model: nn.Module) -> None:
+    """Raises CheckpointError for state that isn't a tensor (`get_extra_state`): a file of tensors can't hold it."""
+    other = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
+    if other:
+        raise CheckpointError(
+            "a model's state must be tensors to be saved", got=other[0], remedy="let get_extra_state return a tensor"
+        )
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:
@@ -217,8 +228,11 @@ def _weights(folder: Path, description: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _widths(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What `load_state_dict` needs to find in a fresh model, and what its forward reads of the modules."""
+    """What `load_state_dict` needs to find in a fresh model, what its forward reads of the modules, and which of them do nothing
+    any more: they hand their input on, or return zeros that broadcast, a tensor of so many dimensions or a tuple of them.
+    """
     manifest = manifest_of(model)
+    dropped = () if manifest is None else manifest.dropped
     cut_attributes = {} if manifest is None else manifest.attributes
     modules: dict[str, dict[str, Any]] = {}
     for path, module in model.named_modules():
@@ -226,7 +240,17 @@ def _widths(model: nn.Module) -> dict[str, dict[str, Any]]:
         values = {name: _number(getattr(module, name, None)) for name in dict.fromkeys((*_ATTRIBUTES, *own))}
         if found := {name: value for name, value in values.items() if value is not None}:
             modules[path] = found
-    return {"modules": modules, "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()}}
+    return {
+        "modules": modules,
+        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        "dropped": {part.module: _returned(part) for part in dropped},
+    }
+
+
+def _returned(part: Dropped) -> dict[str, Any]:
+    if not part.outputs:
+        return {"returns": "input"}
+    return {"returns": "zeros", "dimensions": list(part.outputs) if part.several else part.outputs[0]}
 
 
 def _number(value: Any) -> int | list[int] | None:

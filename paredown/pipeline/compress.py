@@ -31,6 +31,7 @@ from paredown.core.errors import (
     RecipeError,
     TrainingDivergedError,
 )
+from paredown.core.fields import seed_number
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
 from paredown.core.report import Barrier, Parity, Report, SensitivityCurve, Stage
@@ -62,7 +63,6 @@ from paredown.train.batchnorm import require_two_samples
 _EFFORT = Effort(3, "epochs")
 _LEAST_SAMPLES = 30
 _LAYER_SAMPLES = 16  # of training data, on which a quantized result is looked at layer by layer
-_SEEDS = 1 << 63  # what torch takes
 
 
 def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
@@ -116,8 +116,7 @@ def _check_arguments(task: object, budget: object, seed: object) -> None:
         raise BudgetError(
             "budget must be a Budget", got=type(budget).__name__, remedy='write paredown.Budget(max_drop=0.01, size="0.4x")'
         )
-    if not isinstance(seed, int) or not abs(seed) < _SEEDS:
-        raise RecipeError("seed must be a whole number of at most 63 bits", got=repr(seed), remedy="write seed=0")
+    seed_number(seed)
 
 
 def _with_steps(recipe: Recipe) -> Recipe:

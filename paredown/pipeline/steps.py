@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from paredown.core.artifact import Artifact
-from paredown.core.errors import NothingToQuantizeError, OrderError, RecipeError, TrainingDivergedError
-from paredown.core.fields import choice
+from paredown.core.errors import NothingToQuantizeError, OrderError, RecipeError, TaskError, TrainingDivergedError
+from paredown.core.fields import choice, seed_number
 from paredown.core.knowledge import Combine
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill, MixedBits, Prune, Quantize, Sparsify, Step
@@ -61,7 +61,7 @@ def prune(
     of a learned importance too.
     Raises NothingToPruneError where the goal can't be reached, OrderError for a quantized model, and what training raises.
     """
-    _check(task, config, Prune)
+    _check(task, config, Prune, model, seed)
     place = None if resume is None else Resume.of(resume).within(_PRUNING)
     source = task.model if model is None else model
     try:
@@ -117,7 +117,7 @@ def distill(
     Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case); TaskError, RecipeError where
     teacher and student don't fit each other.
     """
-    _check(task, config, Distill)
+    _check(task, config, Distill, model, seed)
     choice("combine", combine, Combine)
     given = Panel(tuple(teacher), combine) if isinstance(teacher, list | tuple | nn.ModuleList) else teacher
     place = None if resume is None else Resume.of(resume)
@@ -152,9 +152,12 @@ def distill_resumable(
     )
 
 
-def _check(task: object, config: object, kind: type[Step]) -> None:
-    """Raises TaskError or RecipeError where a step was given something else than a task and its own config."""
+def _check(task: object, config: object, kind: type[Step], model: object, seed: object) -> None:
+    """Raises TaskError or RecipeError where a step was given something else than a task, its own config, a module and a seed."""
     require_task(task)
+    seed_number(seed)
+    if model is not None and not isinstance(model, nn.Module):
+        raise TaskError("model must be a torch.nn.Module", got=type(model).__name__, remedy="leave it out for the task's own")
     if not isinstance(config, kind):
         got = config.__name__ if isinstance(config, type) else type(config).__name__
         raise RecipeError(f"config must be a {kind.__name__}", got=got, remedy=f"write paredown.{kind.__name__}(...)")
@@ -175,7 +178,7 @@ def sparsify(
     In a training loop of your own call `paredown.keep_sparse_(model)` before it. seed: of what is drawn, also by a loader that
     shuffles. Raises NothingToPruneError where no weight would become zero, OrderError for a quantized model.
     """
-    _check(task, config, Sparsify)
+    _check(task, config, Sparsify, model, seed)
     source = task.model if model is None else model
     if isinstance(source, QuantizedModel):
         raise OrderError("a quantized model can't be made sparse", got="a QuantizedModel", remedy="sparsify first, then quantize")
@@ -198,7 +201,7 @@ def quantize(
     drawn, by a loader that shuffles too.
     Raises NothingToQuantizeError where no weight can go on a grid, OrderError where the model is quantized already.
     """
-    _check(task, config, Quantize)
+    _check(task, config, Quantize, model, seed)
     source = task.model if model is None else model
     if isinstance(source, QuantizedModel):
         raise OrderError("a model is quantized once", got="a QuantizedModel", remedy="quantize the float model it was made from")

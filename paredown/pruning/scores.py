@@ -9,7 +9,7 @@ gradient 80 49, apoz 70 46, bn_scale without its training 70 45, random 68 36.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, assert_never
 
 import numpy as np
@@ -50,7 +50,7 @@ from paredown.pruning.importance.random import random
 from paredown.pruning.importance.taylor import taylor
 from paredown.pruning.importance.taylor_second import taylor_second
 from paredown.pruning.select import Scores
-from paredown.task.batches import Batch, each
+from paredown.task.batches import Batch, check_finite, each
 from paredown.task.task import Task
 
 BATCHES = 10  # of task.train, at most
@@ -68,14 +68,16 @@ def scores(
     whole: groups are to be compared as wholes; a criterion that is relative to its group, and so finds all of them equal, then
     keeps the unit that it has, and the mean over all atoms is 1.
     Raises NotTrainableError where gradients are needed and nothing requires one, BatchError where the loss is needed and
-    targets are missing, NotFiniteError where a gradient isn't finite, RecipeError where a callable returns anything else than
-    one finite array (size,) per group, or bn_scale finds no batch norm.
+    targets are missing, NotFiniteError where a gradient or a weight isn't finite, RecipeError where a callable returns anything
+    else than one finite array (size,) per group, or bn_scale finds no batch norm.
     """
     copy = cut(model, Manifest()).eval()
     if callable(importance):
         return _own(importance, copy, task, groups)
-    found = _scaled(importance, _by_name(importance, copy, task, groups.groups, seed), whole)
-    return [score.to(torch.float64).cpu().numpy() for score in found]
+    found = [score.to(torch.float64).cpu() for score in _by_name(importance, copy, task, groups.groups, seed)]
+    for group, score in zip(groups.groups, found, strict=True):
+        check_finite(score, f"the importance of {group.name} by {importance}")
+    return [score.numpy() for score in _scaled(importance, found, whole)]
 
 
 def _scaled(name: Criterion, found: list[Tensor], whole: bool) -> list[Tensor]:
@@ -156,18 +158,25 @@ def _few(task: Task) -> Iterator[Batch]:
 
 
 def _own(importance: Own, model: nn.Module, task: Task, groups: Groups) -> list[Scores]:
-    found = list(importance(model, task, groups))
-    rule = "an importance of your own must return one array (size,) per group"
+    rule, found = "an importance of your own must return one array (size,) per group", importance(model, task, groups)
+    if not isinstance(found, Iterable):
+        raise RecipeError(rule, got=repr(found), remedy="return a list, with an array for each of groups.groups")
+    found = list(found)
     if len(found) != len(groups.groups):
         raise RecipeError(rule, got=f"{len(found)} for {len(groups.groups)} groups", remedy="loop over groups.groups")
     return [_checked(values, group, rule) for values, group in zip(found, groups.groups, strict=True)]
 
 
 def _checked(values: Any, group: Group, rule: str) -> Scores:
+    real = values.detach().cpu().double() if isinstance(values, Tensor) and not values.is_complex() else values
     try:
-        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+        if np.iscomplexobj(real):
+            raise TypeError("complex numbers have no order")
+        array = np.asarray(real, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise RecipeError(rule, got=f"{type(values).__name__} for {group.name}", remedy="return float arrays") from error
+        raise RecipeError(
+            rule, got=f"{type(values).__name__} for {group.name}", remedy="return arrays of real numbers"
+        ) from error
     if array.shape != (group.size,):
         remedy = f"give a score to each of the group's {group.size} atoms (group.size)"
         raise RecipeError(rule, got=f"shape {array.shape} for {group.name}", remedy=remedy)

@@ -23,6 +23,7 @@ from paredown.pruning.sparsity.nm import nm_mask, parse, runs
 from paredown.pruning.sparsity.sensitivity import sensitivity
 from paredown.pruning.sparsity.sparsegpt import solve
 from paredown.pruning.sparsity.wanda import wanda
+from paredown.task.batches import check_finite
 from paredown.task.task import Task
 from paredown.train.masks import mark_sparse_, sparse_weights
 
@@ -49,6 +50,8 @@ def sparsify_model(model: nn.Module, task: Task, config: Sparsify, *, seed: int 
         _solve_(result, layers, task, config, progress)
     else:
         scores = _scores(result, layers, task, config, seed)
+        for layer, score in zip(layers, scores, strict=True):
+            check_finite(score, f"{config.method} of {layer.weight_name}")
         for layer, mask in zip(layers, _masks(scores, layers, config), strict=True):
             layer.weight.masked_fill_(mask, 0)
     _check(layers, before, config)

@@ -1,5 +1,6 @@
 """Checkpoints: what is loaded equals what was saved, from the user's own class, and damage is a clear error."""
 
+import copy
 import errno
 import json
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import paredown
 from paredown import Prune, Quantize, Task
@@ -84,6 +85,34 @@ def test_widths_and_plain_weights_are_enough_without_paredown(pruned: nn.Module,
         == state["block1.conv1.weight"].shape[0]
         == pruned.block1.conv1.out_channels
     )
+
+
+def test_widths_say_which_modules_do_nothing_after_branches_were_dropped(pattern_task: Task, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    class Zeros(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.new_zeros(1, 1, 1, 1)
+
+    shallow = paredown.prune(pattern_task, paredown.Prune(ratio=0.2, scope="depth"))
+    paredown.save_checkpoint(shallow, tmp_path / "c")
+    widths = json.loads((tmp_path / "c" / "widths.json").read_text())
+    fresh = copy.deepcopy(pattern_task.model)
+    for name, what in widths["dropped"].items():
+        assert what in ({"returns": "input"}, {"returns": "zeros", "dimensions": 4})
+        fresh.set_submodule(name, nn.Identity() if what["returns"] == "input" else Zeros())
+    fresh.load_state_dict(load_file(tmp_path / "c" / "model.safetensors"))
+    assert widths["dropped"] and same(fresh, shallow, pattern_task)
+
+
+def test_state_that_is_no_tensor_is_an_error(tmp_path: Path) -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"seen": 1}
+
+    with pytest.raises(CheckpointError, match="state must be tensors"):
+        paredown.save_checkpoint(Counting(2, 2), tmp_path / "c")
+    assert not any(tmp_path.iterdir())
 
 
 def truncate(folder: Path) -> None:

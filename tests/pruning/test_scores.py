@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import BatchError, NotFiniteError, RecipeError
-from paredown.core.steps import Criterion, Prune, Widths
+from paredown.core.steps import ChannelAttention, Criterion, Prune, Widths
 from paredown.graph.groups import Groups, dependency_groups
 from paredown.graph.manifest import manifest_of
 from paredown.measure.cost import count_macs
@@ -208,7 +208,10 @@ def test_an_importance_of_ones_own_is_asked_once_and_followed() -> None:
         (lambda m, t, g: [np.ones(group.size + 1) for group in g.groups], r"got shape \(9,\) for .*group\.size"),
         (lambda m, t, g: [torch.full((group.size,), torch.nan) for group in g.groups], r"finite, got NaN or infinity.*guard"),
         (lambda m, t, g: [np.full(group.size, np.inf) for group in g.groups], r"finite, got NaN or infinity"),
-        (lambda m, t, g: [["high"] * group.size for group in g.groups], r"got list for .*float arrays"),
+        (lambda m, t, g: [["high"] * group.size for group in g.groups], r"got list for .*real numbers"),
+        (lambda m, t, g: [torch.ones(group.size) * 1j for group in g.groups], r"got Tensor for .*real numbers"),
+        (lambda m, t, g: None, r"got None; return a list"),
+        (lambda m, t, g: 1.0, r"got 1.0; return a list"),
         (lambda m, t, g: [1.0 for _ in g.groups], r"got shape \(\) for"),
     ],
 )
@@ -216,6 +219,38 @@ def test_a_wrong_importance_of_ones_own_is_named(own: Callable[..., Any], messag
     model, groups = planted()
     with pytest.raises(RecipeError, match=message):
         scores(model, task_of(model), groups, own)
+
+
+def test_an_importance_of_ones_own_may_be_in_bfloat16() -> None:
+    model, groups = planted()
+    found = scores(model, task_of(model), groups, lambda m, t, g: [torch.ones(group.size).bfloat16() for group in g.groups])
+    assert all(np.array_equal(s, np.ones(group.size)) for s, group in zip(found, groups.groups, strict=True))
+
+
+def test_a_class_in_place_of_an_importance_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"object, not a class, got ChannelAttention; write importance=ChannelAttention\(\)"):
+        Prune(ratio=0.5, importance=ChannelAttention)
+
+
+@pytest.mark.parametrize("importance", ["l1", "lamp", "fpgm", "magnitude", "group_norm"])
+def test_a_weight_that_is_not_finite_is_an_error_and_one_that_nothing_reads_is_not(importance: Criterion) -> None:
+    model = make_small_resnet()
+    _, groups = planted()
+    model.register_buffer("best_loss", torch.tensor(torch.nan))
+    task = task_of(model)
+    assert prune_model(model, task, Prune(ratio=0.3, importance=importance)) is not model
+    with torch.no_grad():
+        model.block1.conv1.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(NotFiniteError, match=f"by {importance} must be finite, got NaN"):
+        scores(model, task, groups, importance)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "taylor_second", "activation"])
+def test_a_later_batch_that_does_not_fit_is_shown(importance: Criterion) -> None:
+    model, groups = planted()
+    task = Task(model, (X[:4],), [(X, Y), (X[:, :, :, :4].expand(-1, 2, -1, -1), Y)], [(X, Y)])
+    with pytest.raises(BatchError, match=r"must fit the model.*\(\d+, 2, 8, 4\)"):
+        scores(model, task, groups, importance)
 
 
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:

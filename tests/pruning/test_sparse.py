@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import paredown
 from paredown import Distill, Prune, Sparsify, Task, Training
 from paredown.core.effort import Effort
-from paredown.core.errors import NothingToPruneError, OrderError, RecipeError
+from paredown.core.errors import NotFiniteError, NothingToPruneError, OrderError, RecipeError
 from paredown.pruning.sparse import sparsify_model
 from paredown.train.masks import sparse_names, sparse_weights
 
@@ -163,6 +163,21 @@ def test_one_seed_gives_one_result_whatever_order_a_loader_shuffles_to(pattern_t
         torch.manual_seed(other)
         found.append(paredown.sparsify(shuffled, Sparsify(ratio=0.5, method=method, samples=32), seed=3))
     assert all(torch.equal(a, b) for a, b in zip(*(model.parameters() for model in found), strict=True))
+
+
+def test_a_weight_that_is_not_finite_is_an_error(pattern_task: Task) -> None:
+    model = copy.deepcopy(pattern_task.model)
+    with torch.no_grad():
+        model.get_parameter("head.weight")[0, 0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"magnitude of head\.weight must be finite, got NaN"):
+        sparsify_model(model, pattern_task, Sparsify(ratio=0.5))
+
+
+@pytest.mark.parametrize(("argument", "message"), [({"model": "x"}, "must be a torch.nn.Module"), ({"seed": 2**70}, "63 bits")])
+def test_arguments_of_another_kind_are_named(pattern_task: Task, argument: dict[str, Any], message: str) -> None:
+    for step, config in ((paredown.prune, Prune(ratio=0.3)), (paredown.sparsify, Sparsify(ratio=0.5))):
+        with pytest.raises(paredown.ParedownError, match=message):
+            step(pattern_task, config, **argument)
 
 
 def test_protected_modules_stay_dense(pattern_task: Task) -> None:

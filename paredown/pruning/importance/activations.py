@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from paredown.graph.groups import Dimension, Group, Slice
 from paredown.pruning.importance.aggregate import per_atom
-from paredown.task.batches import Batch, call, tensors
+from paredown.task.batches import Batch, call, fitting, tensors
 
 Statistic = Callable[[Tensor], Tensor]
 
@@ -47,7 +47,8 @@ def channel_means(
     means = Means()
     with watching(model, groups, statistic, means), torch.no_grad():
         for inputs, _ in batches:
-            call(model, inputs)
+            with fitting("train", inputs):
+                call(model, inputs)
     return [_of_group(group, means) for group in groups]
 
 

@@ -16,7 +16,7 @@ from paredown.core.errors import BatchError, NotFiniteError, TaskError
 from paredown.graph.groups import Group
 from paredown.pruning.importance.taylor import gate_gradient
 from paredown.pruning.importance.taylor_second import perturbation
-from paredown.task.batches import Batch, apply_tensors, batch_size, call, tensors
+from paredown.task.batches import Batch, apply_tensors, batch_size, call, fitting, tensors
 from paredown.task.task import Task
 
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -66,7 +66,7 @@ def each_gradient(model: nn.Module, batches: Iterable[Batch], objective: Objecti
     """
     parameters = _parameters(model)
     for batch in batches:
-        with torch.enable_grad():
+        with torch.enable_grad(), fitting("the data", *batch):
             found = torch.autograd.grad(objective(model, batch), list(parameters.values()), allow_unused=True)
         yield _checked(dict(zip(parameters, found, strict=True)))
 
@@ -99,7 +99,9 @@ def curvatures(
         signs = [torch.randint(0, 2, (group.size,), generator=generator).double() * 2 - 1 for group in groups]
         moved = perturbation(groups, signs, weights)
         with torch.enable_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            found = torch.autograd.grad(objective(model, batch), list(parameters.values()), create_graph=True, allow_unused=True)
+            with fitting("the data", *batch):
+                value = objective(model, batch)
+            found = torch.autograd.grad(value, list(parameters.values()), create_graph=True, allow_unused=True)
             gradients = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
             along = torch.stack([(gradients[name] * u).sum() for name, u in moved.items() if name in gradients]).sum()
             product = torch.autograd.grad(along, list(parameters.values()), allow_unused=True)

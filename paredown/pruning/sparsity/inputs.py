@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from paredown.core.errors import NotFiniteError, RecipeError
 from paredown.pruning.sparsity.layers import Layer, Sparse
-from paredown.task.batches import Batch, apply_tensors, batch_size, call, each, evaluating, tensors
+from paredown.task.batches import Batch, apply_tensors, batch_size, call, each, evaluating, fitting, tensors
 from paredown.task.task import Task
 
 _VALUES_AT_ONCE = 1 << 22  # of rows that are laid out for one product
@@ -60,7 +60,8 @@ def mean_over_rows(
 
     with evaluating(model), torch.no_grad(), _observed(model, layers, add):
         for inputs, _ in batches:
-            call(model, inputs)
+            with fitting("train", inputs):
+                call(model, inputs)
     for layer in layers:
         _check(layer, sums.get(id(layer.module.weight)))
     return [sums[id(layer.module.weight)] / counts[id(layer.module.weight)] for layer in layers]
