@@ -18,10 +18,11 @@ from torch.export import Dim, ExportedProgram
 
 from paredown.core.errors import TraceError
 from paredown.graph.inline import inline_
-from paredown.task.batches import Inputs, evaluating, unfused
+from paredown.task.batches import Inputs, apply_tensors, call, evaluating, unfused
 
 Dynamic = dict[str, dict[int, str]]
 _LIMIT = re.compile(r"(\w+) = Dim\('\w+'(?:, min=\d+)?, max=(\d+)\)")  # what torch.export proposes
+_FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
 _UNKNOWN = re.compile(r"Found <class '(?:.*\.)?(\w+)'> in output, which is not a known type")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 
@@ -36,16 +37,32 @@ def trace(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None = None) -> E
         with _quiet(), evaluating(model), unfused():
             return inline_(_exported(model, inputs, dynamic))
     except Exception as error:
-        raise TraceError(
-            "torch.export must be able to follow the model", got=f"{_line(error)}{_first_sentence(error)}",
-            remedy=_remedy(error),
-        ) from error  # fmt: skip
+        _require_run(model, inputs)
+        got, remedy = _explained(error)
+        raise TraceError("torch.export must be able to follow the model", got=f"{_line(error)}{got}", remedy=remedy) from error
 
 
-def _remedy(error: Exception) -> str:
-    if unknown := _UNKNOWN.search(str(error)):
-        return f"return tensors in a tuple or a dict, or call torch.export.register_dataclass({unknown[1]})"
-    return "replace control flow on tensor values by torch.where, and literal batch sizes by x.shape[0]"
+def _require_run(model: nn.Module, inputs: Inputs) -> None:
+    try:
+        with evaluating(model), torch.no_grad():
+            call(model, apply_tensors(inputs, torch.clone))
+    except Exception as error:
+        got = f"{_line(error)}{_first_sentence(error)}"
+        raise TraceError("a model must take the example inputs", got=got, remedy="pass what its forward takes") from error
+
+
+def _explained(error: Exception) -> tuple[str, str]:
+    """What stood in the way, and what to do about it."""
+    text, got = str(error), _first_sentence(error)
+    if unknown := _UNKNOWN.search(text):
+        return got, f"return tensors in a tuple or a dict, or call torch.export.register_dataclass({unknown[1]})"
+    if fixed := _FIXED.search(text):
+        name, size = fixed.groups()
+        own = "replace literal batch sizes by x.shape[0]"
+        return f"{name} can be nothing but {size}", own if name == "batch" else "take it out of dynamic, or compute sizes from x"
+    if ".numpy()" in text:
+        return got, "compute with torch: what is handed to numpy isn't in the graph"
+    return got, "replace control flow on tensor values by torch.where, and literal batch sizes by x.shape[0]"
 
 
 def _exported(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None) -> ExportedProgram:
@@ -124,7 +141,7 @@ def _first_sentence(error: BaseException) -> str:
 
 def _line(error: BaseException) -> str:
     """The innermost frame of the user's own code, from the traceback or from the message."""
-    libraries = (torch.__path__[0], str(pathlib.Path(__file__).parent), f"{sys.prefix}/lib", f"{sys.base_prefix}/lib", "<")
+    libraries = (torch.__path__[0], str(pathlib.Path(__file__).parents[1]), f"{sys.prefix}/lib", f"{sys.base_prefix}/lib", "<")
     frames = [(f.filename, str(f.lineno), f.name) for f in traceback.extract_tb(error.__traceback__)]
     user = [frame for frame in frames + _FRAME.findall(str(error)) if not frame[0].startswith(libraries)]
     return f"{_place(user[-1])}: " if user else ""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import TraceError
-from paredown.graph.trace import module_path, source_line, trace
+from paredown.graph.trace import Dynamic, module_path, source_line, trace
 
 X = torch.randn(3, 4)
 
@@ -91,6 +91,37 @@ class Positions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.table[: x.shape[1]]
+
+
+class Relative(nn.Module):
+    """A table of relative positions for nothing but 9 of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(9, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.softmax(self.table + x @ x.transpose(1, 2), -1) @ x
+
+
+class Numpy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy())
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "dynamic", "message"),
+    [
+        (FixedBatch(), X, None, r"got batch can be nothing but 3; .*x\.shape\[0\]"),
+        (Relative(), torch.randn(2, 9, 4), {"x": {1: "T"}}, r"got T can be nothing but 9; take it out of dynamic"),
+        (Numpy(), X, None, r"test_trace.py:\d+, in forward: .*; compute with torch"),
+        (nn.Linear(5, 5), X, None, r"take the example inputs, got RuntimeError: mat1 .*; pass what its forward takes"),
+    ],
+    ids=["batch", "dynamic", "numpy", "inputs"],
+)
+def test_each_cause_has_its_own_remedy(model: nn.Module, inputs: Tensor, dynamic: Dynamic | None, message: str) -> None:
+    with pytest.raises(TraceError, match=message):
+        trace(model, inputs, dynamic)
 
 
 def test_a_dynamic_length_is_limited_where_the_model_limits_it() -> None:
