@@ -174,7 +174,9 @@ def load_task(spec: str) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise TaskError(
-            f"{name or 'task'}() must return a Task", got=_brief(error), remedy="run it in Python to see where"
+            f"{name or 'task'}() must return a Task",
+            got=f"{_where(error, Path(path))}{_brief(error)}",
+            remedy="run it in Python for the whole traceback",
         ) from error
     if not isinstance(task, Task):
         raise TaskError(
@@ -266,6 +268,12 @@ def _drop(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text
+
+
+def _where(error: BaseException, file: Path) -> str:
+    """The innermost line of the user's file that an error came through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    return f"{file.name}:{lines[-1]}: " if lines else ""
 
 
 def _brief(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from paredown.graph.probe import Findings, probe
 from paredown.graph.propagate import propagate
 from paredown.graph.statistics import uncountable
 from paredown.graph.trace import Dynamic, trace
+from paredown.graph.twin import outputs
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating, first_samples, unfused
 
 __all__ = ["Dimension", "Extent", "Group", "Groups", "Keep", "Slice", "dependency_groups"]
@@ -27,6 +28,7 @@ _UNCUTTABLE = (
     "the class can't run, or disagrees with the masked original, when this is cut: "
     "a width is a literal in forward, or an attribute that we don't know, or what only training runs takes it"
 )
+_RANDOM = "the model's output is random in evaluation mode, so that no cut of it can be compared with the masked original"
 _UNREAD = "nothing reads it in evaluation mode, for these example inputs; a cut must leave what it takes in training mode"
 _UNGROUNDED = "it takes statistics that can't be compared with those over the kept indices"
 
@@ -49,7 +51,7 @@ def dependency_groups(
     found = probe(model, groups, inputs, literal_atoms(known), training=bool(_unread(known, model)))
     if found == Findings((), groups.coupled):
         return groups
-    _freeze(known, [groups.groups[g] for g in found.uncuttable])
+    _freeze(known, [groups.groups[g] for g in found.uncuttable], _RANDOM if _is_random(model, inputs) else _UNCUTTABLE)
     coupled = [{atom for g in together for atom in groups.groups[g].atoms} for together in found.coupled]
     return collect(known, coupled)
 
@@ -106,7 +108,14 @@ def _freeze_unread(known: Knowledge) -> None:
                 known.labels.freeze(np.setdiff1d(labels, np.concatenate([labels[:0], *read])))
 
 
-def _freeze(known: Knowledge, groups: Sequence[Group]) -> None:
+def _is_random(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the model gives the same inputs different outputs, in evaluation mode."""
+    with evaluating(model):
+        one, other = (outputs(model, inputs, torch.get_default_dtype()) for _ in range(2))
+    return not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _freeze(known: Knowledge, groups: Sequence[Group], reason: str) -> None:
     for group in groups:
         known.labels.freeze_atoms(group.atoms)
-        known.barriers[Barrier("forward", group.name, _UNCUTTABLE)] = None
+        known.barriers[Barrier("forward", group.name, reason)] = None

@@ -289,3 +289,25 @@ def test_a_cut_that_would_empty_a_dimension_is_refused(small_resnet: nn.Module) 
     groups = dependency_groups(small_resnet, torch.randn(2, 1, 8, 8))
     with pytest.raises(SurgeryError, match=r"something of every dimension.*raise floor"):
         groups.manifest([np.zeros(group.size, dtype=bool) for group in groups.groups])
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        return self.last(hidden + torch.randn_like(hidden))
+
+
+def test_a_model_that_is_random_is_told_so() -> None:
+    found = dependency_groups(Noisy(), torch.randn(2, 6))
+    assert not found.groups and any("random in evaluation mode" in barrier.reason for barrier in found.barriers)
+
+
+def test_what_evaluation_does_not_read_is_a_barrier() -> None:
+    model = nn.Sequential(nn.Linear(6, 16), nn.Linear(16, 3))
+    model[0].spare = nn.Linear(3, 3)
+    found = dependency_groups(model, torch.randn(2, 6))
+    assert [b.where for b in found.barriers if b.operator == "unread"] == ["0.spare"] and len(found.groups) == 1
