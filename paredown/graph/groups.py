@@ -46,9 +46,10 @@ def dependency_groups(
     _protect(model, known, protect)
     known.attributes.extend(find_attributes(known))
     _ground(known, model, inputs)
+    unread = _unread(known, model)
     groups = collect(known)
     groups = replace(groups, coupled=joined((*split_evenly(known, groups), *shared_counts(known, groups))))
-    found = probe(model, groups, inputs, literal_atoms(known), training=bool(_unread(known, model)))
+    found = probe(model, groups, inputs, literal_atoms(known), training=bool(unread))
     if found == Findings((), groups.coupled):
         return groups
     _freeze(known, [groups.groups[g] for g in found.uncuttable], _RANDOM if _is_random(model, inputs) else _UNCUTTABLE)
