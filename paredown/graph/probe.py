@@ -61,7 +61,8 @@ def probe(
             break
     full = _full_twin(model, inputs, seed)
     full = training_too(full) if training else full
-    return _explore(groups, kinds, lambda: _trials(groups, full, seed), suspect)
+    known = dict[bytes, bool]()
+    return _explore(groups, kinds, lambda: _trials(groups, full, seed, known), suspect)
 
 
 def culprits(model: nn.Module, groups: Groups, keep: Sequence[Keep], inputs: Inputs, seed: int = 0) -> list[int]:
@@ -174,8 +175,10 @@ def _members(kinds: Sequence[Kind]) -> list[int]:
 class _Trial:
     """What to remove of each group, if it is chosen."""
 
-    def __init__(self, groups: Groups, twin: Twin, sample: Sequence[Keep]) -> None:
+    def __init__(self, groups: Groups, twin: Twin, sample: Sequence[Keep], known: dict[bytes, bool] | None = None) -> None:
+        """known: what was tried in this twin before, by the cut."""
         self.groups, self.twin, self.sample = groups, twin, list(sample)
+        self.known = {} if known is None else known
 
     def works(self, chosen: Collection[int]) -> bool:
         """Whether the class equals the masked original when these groups lose their part."""
@@ -183,6 +186,12 @@ class _Trial:
         if not members:
             return True
         keep = [k if g in members else np.ones_like(k) for g, k in enumerate(self.sample)]
+        key = np.packbits(np.concatenate(keep)).tobytes()
+        if key not in self.known:
+            self.known[key] = self._equals(keep)
+        return self.known[key]
+
+    def _equals(self, keep: Sequence[Keep]) -> bool:
         try:
             compare_recut(self.twin, self.groups.manifest(keep), self.groups.consumers)
         except SurgeryError:
@@ -208,12 +217,13 @@ class _Trial:
         """A trial in which these lose what they do in `more`, and the others what they do here; or nothing, if it is as much."""
         mine, theirs, chosen = self.sample, more.sample, set(members)
         less = [np.ones_like(a) if a.sum() == b.sum() else a for a, b in zip(mine, theirs, strict=True)]
-        return _Trial(self.groups, self.twin, [theirs[g] if g in chosen else k for g, k in enumerate(less)])
+        return _Trial(self.groups, self.twin, [theirs[g] if g in chosen else k for g, k in enumerate(less)], self.known)
 
 
-def _trials(groups: Groups, twin: Twin, seed: int) -> tuple[_Trial, _Trial]:
+def _trials(groups: Groups, twin: Twin, seed: int, known: dict[bytes, bool] | None = None) -> tuple[_Trial, _Trial]:
     """A third is lost, and two thirds."""
-    few, many = (_Trial(groups, twin, _sample(groups, part, seed)) for part in (1 / 3, 2 / 3))
+    known = {} if known is None else known
+    few, many = (_Trial(groups, twin, _sample(groups, part, seed), known) for part in (1 / 3, 2 / 3))
     return few, many
 
 
