@@ -17,7 +17,7 @@ from rich.console import Console
 
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
-from paredown.core.errors import ArtifactError, ParedownError, RecipeError, TaskError
+from paredown.core.errors import ArtifactError, ExportError, ParedownError, ParityError, RecipeError, TaskError
 from paredown.core.report import Report
 from paredown.core.target import Target
 from paredown.core.training import Training
@@ -113,14 +113,19 @@ def doctor(
 ) -> None:
     """What can be pruned and what can't, and where the model stands: metric, latency, size, MACs. Changes nothing."""
     from paredown.core.steps import Quantize
-    from paredown.pipeline.analyze import analyze
-    from paredown.render.terminal import ProgressBars, doctor_table
+    from paredown.pipeline.analyze import analyze, prunable
+    from paredown.render.terminal import ProgressBars, doctor_table, prunable_table
 
     chosen = Target(target, batch, threads)  # type: ignore[arg-type]  # Target checks the name
     steps = () if recipe is None else _recipe(recipe).steps
     step = next((each for each in steps if isinstance(each, Quantize)), Quantize()) if quantization or recipe else None
-    with ProgressBars(_err) as progress:
-        profile = analyze(load_task(task), chosen, sensitivity=sensitivity, quantization=step, progress=progress)
+    found = load_task(task)
+    try:
+        with ProgressBars(_err) as progress:
+            profile = analyze(found, chosen, sensitivity=sensitivity, quantization=step, progress=progress)
+    except (ExportError, ParityError):  # what can be pruned doesn't depend on a file
+        _out.print(prunable_table(*prunable(found)))
+        raise
     _out.print(doctor_table(profile))
 
 

@@ -37,6 +37,14 @@ def failing():
         raise ZeroDivisionError("in the user's own code")
     return paredown.Task(made.model, made.example_inputs, made.train, made.validation, recover=recover)
 
+class Tail(torch.nn.Module):
+    def forward(self, x):
+        return torch.linalg.matrix_exp(torch.diag_embed(torch.tanh(x))).diagonal(dim1=-2, dim2=-1)
+
+def inexpressible():
+    made = task()
+    return paredown.Task(torch.nn.Sequential(made.model, Tail()), made.example_inputs, made.train, made.validation)
+
 def beside():
     from net_beside_the_task import size
     raise ValueError(f"found {size}")
@@ -128,6 +136,14 @@ def test_doctor_lists_groups_and_barriers(task_file: Path, capsys: pytest.Captur
     assert run(["doctor", str(task_file), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
     assert "block1.conv1" in printed and "ms" in printed and "masked" not in printed
+
+
+def test_doctor_lists_groups_and_barriers_of_a_model_that_no_file_can_hold(
+    task_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["doctor", f"{task_file}:inexpressible", "--threads", "1"]) == 2
+    printed = capsys.readouterr()
+    assert "0.block1.conv1" in printed.out and "can't be pruned" in printed.out and "matrix_exp" in printed.err
 
 
 def test_doctor_shows_sensitivity_on_request(task_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

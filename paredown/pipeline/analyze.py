@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paredown.core.progress import Progress, silent
 from paredown.core.recipe import Recipe
-from paredown.core.report import GroupRow, Profile, SensitivityCurve
+from paredown.core.report import Barrier, GroupRow, Profile, SensitivityCurve
 from paredown.core.steps import Quantize
 from paredown.core.target import Target
 from paredown.graph.groups import Groups, dependency_groups
@@ -61,6 +61,12 @@ def analyze(
         sensitivity=curves,
         quantization=noise,
     )
+
+
+def prunable(task: Task) -> tuple[tuple[GroupRow, ...], tuple[Barrier, ...]]:
+    """What can be pruned, and what can't, of a model that perhaps can't be exported. Raises TraceError."""
+    groups = dependency_groups(task.model, task.inputs, dynamic=task.dynamic, protect=task.protect)
+    return _rows(groups), groups.barriers
 
 
 def group_sensitivity(task: Task, groups: Groups, *, seed: int = 0, progress: Progress = silent) -> tuple[SensitivityCurve, ...]:

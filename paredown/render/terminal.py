@@ -1,6 +1,7 @@
 """Reports, profiles and comparisons as tables for a terminal, and the progress display of a long run."""
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paredown.core.measurement import Measurement
-from paredown.core.report import Comparison, Profile, Report
+from paredown.core.report import Barrier, Comparison, GroupRow, Profile, Report
 from paredown.render import findings, numbers, sensitivity
 
 _GROUPS_SHOWN = 20
@@ -47,13 +48,25 @@ def doctor_table(profile: Profile) -> RenderableType:
     """Where a model stands, what of it can be pruned, what can't and why, and what to mind."""
     parts: list[RenderableType] = [_profile_table(profile)]
     parts += [Text(f"warning: {text}", style="yellow") for text in profile.warnings]
-    parts += [Text(), _group_table(profile) if profile.groups else Text("nothing can be pruned", style="yellow"), Text()]
+    parts += [Text(), _groups(profile.groups), Text()]
     if profile.sensitivity:
         parts += [*_sensitivity(profile), Text()]
     if profile.quantization:
         parts += [_noise_table(profile), Text()]
-    parts.append(_barrier_table(profile) if profile.barriers else Text("no barrier: every channel dimension can be pruned"))
-    return Group(*parts)
+    return Group(*parts, _barriers(profile.barriers))
+
+
+def prunable_table(groups: Sequence[GroupRow], barriers: Sequence[Barrier]) -> RenderableType:
+    """What can be pruned, what can't and why, of a model of which no more is known."""
+    return Group(_groups(groups), Text(), _barriers(barriers))
+
+
+def _groups(groups: Sequence[GroupRow]) -> RenderableType:
+    return _group_table(groups) if groups else Text("nothing can be pruned", style="yellow")
+
+
+def _barriers(barriers: Sequence[Barrier]) -> RenderableType:
+    return _barrier_table(barriers) if barriers else Text("no barrier: every channel dimension can be pruned")
 
 
 _SILENCE = 30  # seconds between two lines about one activity, where the output is no terminal
@@ -208,10 +221,10 @@ def _profile_table(profile: Profile) -> Table:
     return table
 
 
-def _group_table(profile: Profile) -> Table:
+def _group_table(groups: Sequence[GroupRow]) -> Table:
     """The groups that take part in most MACs, largest first."""
-    shown = sorted(profile.groups, key=lambda group: -group.macs_share)[:_GROUPS_SHOWN]
-    more = len(profile.groups) - len(shown)
+    shown = sorted(groups, key=lambda group: -group.macs_share)[:_GROUPS_SHOWN]
+    more = len(groups) - len(shown)
     caption = f"and {more} smaller groups" if more else None
     table = _table("can be pruned", "channels", "share of MACs", caption=caption, caption_justify="left")
     for group in shown:
@@ -258,8 +271,8 @@ def _noise_table(profile: Profile) -> Table:
     return table
 
 
-def _barrier_table(profile: Profile) -> Table:
+def _barrier_table(barriers: Sequence[Barrier]) -> Table:
     table = _table("can't be pruned", "where", "why")
-    for barrier in profile.barriers:
+    for barrier in barriers:
         table.add_row(Text(barrier.operator), Text(barrier.where), Text(barrier.reason))
     return table
