@@ -233,9 +233,35 @@ def _laid_out_(exported: ExportedProgram) -> ExportedProgram:
             copy = graph.call_function(torch.ops.aten.clone.default, (node,), {"memory_format": torch.contiguous_format})
         copy.meta = dict(node.meta)
         node.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy and user.op != "output")
+        _in_four_dimensions_(graph, node, copy)
     if found:
         exported.graph_module.recompile()
     return exported
+
+
+def _in_four_dimensions_(graph: fx.Graph, attention: fx.Node, result: fx.Node) -> None:
+    """Attention (batch, windows, ..., heads, length, width) as of a longer batch: torch's exporter takes 4 dimensions alone.
+
+    result: the copy of its output that is read. Left alone where a mask, or more than one size that isn't a number, stands
+    against it.
+    """
+    value = attention.meta["val"]
+    leading, mask = value.shape[: value.dim() - 3], attention.args[3] if len(attention.args) > 3 else None
+    sizes = [size if isinstance(size, int) else -1 for size in leading]
+    if len(sizes) < 2 or mask is not None or "attn_mask" in attention.kwargs or sizes.count(-1) > 1:
+        return
+    for position, node in enumerate(attention.args[:3]):
+        assert isinstance(node, fx.Node)  # the operator's first three arguments are tensors
+        with graph.inserting_before(attention):
+            flat = graph.call_function(torch.ops.aten.flatten.using_ints, (node, 0, len(sizes) - 1))
+        flat.meta = dict(node.meta) | {"val": node.meta["val"].flatten(0, len(sizes) - 1)}
+        attention.update_arg(position, flat)
+    with graph.inserting_after(result):
+        whole = graph.call_function(torch.ops.aten.unflatten.int, (result, 0, sizes))
+    whole.meta = dict(result.meta)
+    result.replace_all_uses_with(whole, delete_user_cb=lambda user: user is not whole)
+    for node in (attention, result):
+        node.meta = dict(node.meta) | {"val": value.flatten(0, len(sizes) - 1)}
 
 
 def _pools_as_means(exported: ExportedProgram) -> ExportedProgram:

@@ -49,6 +49,19 @@ class BiasedAttention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(-1, 5, 8))
 
 
+class Windowed(nn.Module):
+    """Attention within windows, (batch, windows, heads, length, width), as in Hiera and NesT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(len(x), 3, 4, 3, 2, 4).permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (batch, 3, heads, 4, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(2, 3).reshape(len(x), 12, 8))
+
+
 class Clipped(nn.Module):
     """One tensor within two pairs of bounds."""
 
@@ -165,6 +178,15 @@ def test_attention_with_a_learned_bias_is_exported(tmp_path) -> None:
     artifact = export_onnx(model, x, tmp_path / "m.onnx", target="onnxruntime")
     assert max(p.error for p in check_parity(model, x, artifact.path, "onnxruntime", precision="fp32")) < 1e-5
     assert "Identity" not in {node.op_type for node in onnx.load(artifact.path).graph.node}
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_attention_within_windows_is_exported(runtime, tmp_path) -> None:
+    torch.manual_seed(0)
+    model, x = Windowed().eval(), torch.randn(2, 12, 8)
+    artifact = export_onnx(model, x, tmp_path / "m.onnx", target=runtime)
+    found = check_parity(model, x, artifact.path, runtime, precision="fp32")
+    assert len(found) == 3 and max(p.error for p in found) < 1e-5
 
 
 def test_one_tensor_clipped_twice_keeps_both_bounds(tmp_path) -> None:
