@@ -58,11 +58,11 @@ def _explained(error: Exception) -> tuple[str, str]:
         return got, f"return tensors in a tuple or a dict, or call torch.export.register_dataclass({unknown[1]})"
     if fixed := _FIXED.search(text):
         name, size = fixed.groups()
-        own = "replace literal batch sizes by x.shape[0]"
+        own = "replace literal batch sizes, and len(x), by x.shape[0]"
         return f"{name} can be nothing but {size}", own if name == "batch" else "take it out of dynamic, or compute sizes from x"
     if ".numpy()" in text:
         return got, "compute with torch: what is handed to numpy isn't in the graph"
-    return got, "replace control flow on tensor values by torch.where, and literal batch sizes by x.shape[0]"
+    return got, "replace control flow on tensor values by torch.where, literal batch sizes and len(x) by x.shape[0]"
 
 
 def _exported(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None) -> ExportedProgram:

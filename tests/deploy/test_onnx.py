@@ -57,9 +57,11 @@ class Windowed(nn.Module):
         self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).reshape(len(x), 3, 4, 3, 2, 4).permute(3, 0, 1, 4, 2, 5).unbind(0)  # each (batch, 3, heads, 4, 4)
+        q, k, v = (
+            self.qkv(x).reshape(x.shape[0], 3, 4, 3, 2, 4).permute(3, 0, 1, 4, 2, 5).unbind(0)
+        )  # each (batch, 3, heads, 4, 4)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.out(y.transpose(2, 3).reshape(len(x), 12, 8))
+        return self.out(y.transpose(2, 3).reshape(x.shape[0], 12, 8))
 
 
 class Clipped(nn.Module):
