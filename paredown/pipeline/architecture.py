@@ -85,7 +85,8 @@ class Subnet:
 
 @dataclass(frozen=True, eq=False)
 class SubnetResult:
-    """candidates: best first, by the metric on validation. search: all that was looked at. elastic.fixed: what couldn't vary.
+    """candidates: best first, by the metric on validation; those last whose file, timed again after its recovery, doesn't keep the
+    limit of latency beyond doubt. search: all that was looked at. elastic.fixed: what couldn't vary.
 
     blocks: the table that told latencies during the search, with its error; None where each subnet was timed, or none.
     """
@@ -172,7 +173,8 @@ def search_subnets(
         original = _Measured.of(made, task.model, Path(scratch) / "original.onnx")
         candidates = [_candidate(made, evaluator, original, each, i) for i, each in enumerate(chosen)]
     blocks = None if clock is None else clock.blocks
-    result = SubnetResult(space, supernet, found, tuple(sorted(candidates, key=lambda c: c.drop.value)), blocks)
+    ranked = sorted(candidates, key=lambda c: (_is_too_slow(c, limits, clock), c.drop.value))
+    result = SubnetResult(space, supernet, found, tuple(ranked), blocks)
     if folder is not None:
         (folder / "result.json").write_text(result.to_json(), encoding="utf-8")
         result.save_html(folder / "report.html")
@@ -288,6 +290,13 @@ def _chosen(found: SearchResult, keep: int, time: Callable[[Found], float] | Non
             remedy="lower widths.floor, let more vary, or allow more evaluations"
         )  # fmt: skip
     return kept
+
+
+def _is_too_slow(candidate: Subnet, limits: tuple[Limit, ...], clock: Clock | None) -> bool:
+    """By the upper end of its interval, as the gate of a run judges."""
+    if clock is None or candidate.latency_ratio is None:
+        return False
+    return any(limit.violation({LATENCY: candidate.latency_ratio.upper * clock.baseline_ms}) > 0 for limit in limits)
 
 
 def _with(found: Found, metric: str, value: float) -> Found:

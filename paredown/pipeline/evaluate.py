@@ -101,12 +101,13 @@ def compare_latency(
 
 
 def latency_of(
-    task: Task, target: Target, *, baseline: nn.Module | None = None, ms: float | None = None
+    task: Task, target: Target, *, baseline: nn.Module | None = None, ms: float | None = None, upper: bool = False
 ) -> Callable[[nn.Module], float]:
     """A function from a model to its latency in ms, for selection under a latency goal; every call exports to a scratch folder.
 
     Each latency is the paired ratio against a baseline (None: the task's own model) times that model's latency (`ms`; None: at
-    the first call), so that a machine that slows down meanwhile doesn't mislead. What is to be told apart should be like the
+    the first call), so that a machine that slows down meanwhile doesn't mislead. upper: the upper end of that ratio's interval,
+    which a limit is held against. What is to be told apart should be like the
     baseline: int8 gains on fp32 in one minute what it doesn't in the next.
     """
     folder = tempfile.TemporaryDirectory(prefix="paredown-")
@@ -120,7 +121,7 @@ def latency_of(
         export_onnx(model, task.inputs, path, target=target, dynamic=task.dynamic)
         result = compare_latency(task, first, path, target)
         reference.append(result.a.value)
-        return result.ratio.value * reference[0]
+        return (result.ratio.upper if upper else result.ratio.value) * reference[0]
 
     return measure
 

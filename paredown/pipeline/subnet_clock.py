@@ -24,7 +24,9 @@ LATENCY = "latency_ms"  # the metric's name
 
 @dataclass(frozen=True, eq=False)
 class Clock:
-    """baseline_ms: of the float original. measure: ms of a subnet, in the precision asked for. blocks: the table, if any."""
+    """baseline_ms: of the float original. measure: ms of a subnet, in the precision asked for, by the upper end of its interval:
+    a subnet must keep a limit beyond doubt. blocks: the table, if any.
+    """
 
     space: Elastic
     baseline_ms: float
@@ -52,17 +54,19 @@ def clock_of(
         log.data |= {"baseline_ms": latency_of(task, target)(task.model), "blocks": None, "whole": {}}
         log.write()
     baseline = float(log.data["baseline_ms"])
-    measure = latency_at(config.precision, task, target, latency_of(task, target, ms=baseline))
+    own = latency_of(task, target, ms=baseline, upper=True)
+    judge = latency_at(config.precision, task, target, own, upper=True)
     if timings(space.space) >= config.evaluations:
-        return Clock(space, baseline, measure, log)
+        return Clock(space, baseline, judge, log)
 
     def keep(found: BlockLatency) -> None:
         log.data["blocks"] = json.loads(found.to_json())
         log.write()
 
     known = BlockLatency.from_json(space.space, json.dumps(log.data["blocks"])) if log.data["blocks"] else None
+    measure = latency_at(config.precision, task, target, latency_of(task, target, ms=baseline))
     blocks = measure_blocks(space, measure, known=known, keep=keep, seed=seed, progress=progress)
-    return Clock(space, baseline, measure, log, blocks)
+    return Clock(space, baseline, judge, log, blocks)
 
 
 class _Log:

@@ -54,15 +54,15 @@ def group_latencies(
     return table
 
 
-def latency_at(precision: Precision, task: Task, target: Target, own: Latency) -> Latency:
-    """ms of a float model's file of that precision. own: ms of a model's own file.
+def latency_at(precision: Precision, task: Task, target: Target, own: Latency, *, upper: bool = False) -> Latency:
+    """ms of a float model's file of that precision. own: ms of a model's own file. upper: as for `latency_of`, where own is so.
 
     int8 files are held against the task's model in int8, and that once against float.
     """
     if precision == "fp32":
         return own
     whole = _in_int8(task.model, task, target)
-    among = latency_of(task, target, baseline=whole, ms=own(whole))
+    among = latency_of(task, target, baseline=whole, ms=own(whole), upper=upper)
     return lambda model: among(_in_int8(model, task, target))
 
 

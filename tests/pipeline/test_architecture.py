@@ -152,6 +152,24 @@ def test_a_limit_of_latency_is_measured_in_the_runtime(task: paredown.Task, monk
         search_subnets(task, dataclasses.replace(config, latency="0.001x"), target="onnxruntime", strategy=Random)
 
 
+@pytest.mark.parametrize("slow", [0, 1])
+def test_what_may_be_too_slow_after_its_recovery_stands_last(
+    task: paredown.Task, monkeypatch: pytest.MonkeyPatch, slow: int
+) -> None:
+    def compare(_task: paredown.Task, _first: Path, second: Path, _target: paredown.Target) -> PairedLatency:
+        high = 0.55 if second.name == f"candidate-{slow}.onnx" else 0.49
+        ratio = Measurement("latency_ratio", 0.45, "x", 9, 0.4, high)
+        return PairedLatency(ratio, ratio, ratio)
+
+    monkeypatch.setattr(subnet_clock, "latency_of", lambda *_, **__: lambda model: count_macs(model, task.inputs) / 1e4)
+    monkeypatch.setattr(architecture, "compare_latency", compare)
+    short = dataclasses.replace(SHORT, effort="2 steps")
+    config = dataclasses.replace(CONFIG, macs=None, latency="0.5x", evaluations=6, keep=2)
+    config = dataclasses.replace(config, supernet=short, recover=paredown.Distill(training=short))
+    result = search_subnets(task, config, target="onnxruntime", strategy=Random)
+    assert [c.latency_ratio and c.latency_ratio.high for c in result.candidates] == [0.49, 0.55]
+
+
 @pytest.mark.slow
 def test_a_table_tells_latencies_and_what_is_kept_was_timed_for_real(
     task: paredown.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
