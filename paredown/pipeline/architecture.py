@@ -85,8 +85,8 @@ class Subnet:
 
 @dataclass(frozen=True, eq=False)
 class SubnetResult:
-    """candidates: best first, by the metric on validation; those last whose file, timed again after its recovery, doesn't keep the
-    limit of latency beyond doubt. search: all that was looked at. elastic.fixed: what couldn't vary.
+    """candidates: best first, by the metric on validation; last those whose file, timed again after its recovery, doesn't keep
+    the limit of latency beyond doubt. search: all that was looked at. elastic.fixed: what couldn't vary.
 
     blocks: the table that told latencies during the search, with its error; None where each subnet was timed, or none.
     """

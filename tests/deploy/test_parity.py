@@ -3,10 +3,11 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from torch import Tensor, nn
 
 from paredown.core.errors import ParityError
 from paredown.deploy import second_look
-from paredown.deploy.onnx import Built, build
+from paredown.deploy.onnx import Built, build, export_onnx
 from paredown.deploy.parity import batch_sizes, check_parity, difference, resized
 
 RUNTIMES = ["onnxruntime", "openvino"]
@@ -192,6 +193,42 @@ def test_a_file_further_off_than_quantization_changed_fails(deep, copy_of, monke
     monkeypatch.setattr(second_look, "_known", unrounded)
     with pytest.raises(ParityError, match=r"over 4 samples at most 0.02, .*no single operator exceeds the tolerance"):
         check_parity(deep.model, deep.inputs, path, "onnxruntime", precision="int8")
+
+
+class Cancelling(nn.Module):
+    """The difference of numbers that agree in their first five digits: the last bits are a percent of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(256, 8), nn.Linear(256, 8)
+        with torch.no_grad():
+            self.second.weight.copy_(self.first.weight + 1e-6 * torch.randn(8, 256))
+            self.second.bias.copy_(self.first.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) - self.second(x)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_last_bits_that_cancellation_brings_up_are_no_defect(runtime, tmp_path, copy_of) -> None:
+    torch.manual_seed(0)
+    model, x = Cancelling().eval(), torch.randn(16, 256)
+    artifact = export_onnx(model, x, tmp_path / "m.onnx", target=runtime)
+    found = check_parity(model, x, artifact.path, runtime, precision="fp32")
+    assert all(p.error <= p.tolerance for p in found)
+    assert all(p.kind.endswith("against float64") and p.tolerance > 1e-4 for p in found if p.kind != "max |difference| / max |y|")
+    wrong = copy_of(artifact.path, scaled("second.weight", 1.001))
+    with pytest.raises(ParityError, match="first diverging operator"):
+        check_parity(model, x, wrong, runtime, precision="fp32")
+
+
+def test_a_float_file_further_from_float64_than_torch_fails(tmp_path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    model, x = Cancelling().eval(), torch.randn(16, 256)
+    artifact = export_onnx(model, x, tmp_path / "m.onnx", target="onnxruntime")
+    monkeypatch.setattr(second_look, "_FACTOR", 0.0)
+    with pytest.raises(ParityError, match=r"against float64 at most 0.0001, .*no single operator exceeds"):
+        check_parity(model, x, artifact.path, "onnxruntime", precision="fp32")
 
 
 def test_samples_are_read_for_a_second_look_alone(quantized) -> None:
