@@ -218,8 +218,10 @@ class Sparsify:
     (in a training loop of your own: after `paredown.keep_sparse_(model)`).
 
     Of linear layers and convolutions, parametrized ones (weight_norm) aside: embeddings, recurrent layers, transposed
-    convolutions and the projections that nn.MultiheadAttention holds itself stay dense. Exactly one of the first three says how
-    much: ratio: fraction of those weights, in (0, 1). pattern: "2:4" or "4:8" along the input dimension.
+    convolutions and the projections that nn.MultiheadAttention holds itself stay dense.
+
+    Exactly one of the first three says how much:
+    ratio: fraction of those weights, in (0, 1). pattern: "2:4" or "4:8" along the input dimension.
     threshold: what scores less becomes zero. Of sensitivity, 1 is what a weight scores on the average; of the others it is in the
     unit of the score, |weight| of magnitude for one.
     method: "magnitude", "sensitivity" (|weight * gradient|), "wanda" (|weight| * norm of its input),

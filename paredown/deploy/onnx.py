@@ -242,13 +242,14 @@ def _laid_out_(exported: ExportedProgram) -> ExportedProgram:
 def _in_four_dimensions_(graph: fx.Graph, attention: fx.Node, result: fx.Node) -> None:
     """Attention (batch, windows, ..., heads, length, width) as of a longer batch: torch's exporter takes 4 dimensions alone.
 
-    result: the copy of its output that is read. Left alone where a mask, or more than one size that isn't a number, stands
-    against it.
+    result: the copy of its output that is read. Left alone where a mask, more than one size that isn't a number, or the graph
+    returning it stands against it.
     """
     value = attention.meta["val"]
     leading, mask = value.shape[: value.dim() - 3], attention.args[3] if len(attention.args) > 3 else None
     sizes = [size if isinstance(size, int) else -1 for size in leading]
-    if len(sizes) < 2 or mask is not None or "attn_mask" in attention.kwargs or sizes.count(-1) > 1:
+    masked, returned = mask is not None or "attn_mask" in attention.kwargs, any(user.op == "output" for user in attention.users)
+    if len(sizes) < 2 or sizes.count(-1) > 1 or masked or returned:
         return
     for position, node in enumerate(attention.args[:3]):
         assert isinstance(node, fx.Node)  # the operator's first three arguments are tensors
