@@ -41,7 +41,7 @@ from paredown.train.batchnorm import recalibrate_
 
 FOLDER = pathlib.Path("runs/bench/recovery")
 KEPT, SECONDS = 0.35, (180, 60, 600)  # in the order in which they are trained
-RATE, PLAIN_RATES = 0.05, (0.02, 0.05, 0.1)
+RATE, PLAIN_RATES = 0.02, (0.01, 0.02, 0.05)
 SCHEMES = ("plain", "soft_labels", "attention_transfer", "hints", "blocks", "combination")
 SPLITS = ("validation", "test")
 _BLOCKS = 1 / 3  # of the time
