@@ -10,8 +10,8 @@ Every student begins as the same cut with the same recalibrated batch norms; a s
 images. `seconds` is what is spent on training; of the schemes that train blocks first a third goes there. Each of the three times
 is a training of its own: the learning rate falls to zero at its end, so one of 600 s has after 60 s not what one of 60 s gives.
 The teacher is asked on the fly. Tracing and proposals come on top: `wall_seconds` is everything. Of the learning rates of plain
-fine-tuning the means are of the one that is best on the validation images; the other schemes have one rate, that of the other
-benchmarks. Drops are on the 5,000 validation images, which choose, and on the 5,000 of the test.
+fine-tuning the means are of the one that is best on the validation images; the other schemes have one rate, that of
+benchmarks/resnet56.py. Drops are on the 5,000 validation images, which choose, and on the 5,000 of the test.
 """
 
 import dataclasses
