@@ -113,6 +113,7 @@ def choose_bits(
         _costs(facts, choices, latencies),
         _limits(facts, wanted, latencies),
         _sharing(probe, choices, levels, read) if wanted.activations else None,
+        _modules(facts),
     )
     if wanted.method == "rule":
         found = rule_of_thumb(facts, problem, low=0, high=len(choices) - 1)
@@ -144,6 +145,11 @@ def _candidates(probe: QuantizedModel, task: Task, weights: Sequence[int], activ
 def _sharing(probe: QuantizedModel, choices: tuple[BitWidths, ...], levels: tuple[int, ...], losses: Table) -> Sharing:
     keys = tensors_of(probe)
     return Sharing(choices, tuple(keys.index(key_before(layer.node)) for layer in layers_of(probe)), levels, losses)
+
+
+def _modules(facts: Sequence[Facts]) -> tuple[int, ...]:
+    paths = [f.path for f in facts]
+    return tuple(paths.index(path) for path in paths)
 
 
 def _costs(facts: Sequence[Facts], choices: Sequence[BitWidths], latencies: LatencyTable | None) -> dict[str, Table]:

@@ -20,7 +20,9 @@ READS = ":reads"  # behind a path, in a table of latencies: of the bits of what 
 
 @dataclass(frozen=True)
 class Facts:
-    """One layer: its module path, its weights, its output channels, the MACs of one sample."""
+    """One layer: its module path, its weights, its output channels, the MACs of one sample. Of a module that runs again the
+    weights and channels are counted at its first run alone.
+    """
 
     path: str
     parameters: int
@@ -33,11 +35,12 @@ def facts_of(model: QuantizedModel, inputs: Inputs) -> tuple[Facts, ...]:
     layers = layers_of(model)
     with torch.no_grad(), unquantized(model):
         outputs = values_at(model, [layer.node for layer in layers], inputs)
-    found = []
+    found, counted = [], set[str]()
     for layer, y in zip(layers, outputs, strict=True):
-        weight = layer.weight(model)
+        weight, again = layer.weight(model), layer.weight_path in counted
+        counted.add(layer.weight_path)
         macs = y.numel() // batch_size(inputs) * weight[0].numel()
-        found.append(Facts(layer.path, weight.numel(), weight.shape[0], macs))
+        found.append(Facts(layer.path, 0 if again else weight.numel(), 0 if again else weight.shape[0], macs))
     return tuple(found)
 
 
@@ -80,6 +83,8 @@ def latency_table(facts: Sequence[Facts], choices: Sequence[BitWidths], measured
 def stored_bytes(f: Facts, c: BitWidths) -> float:
     if c.weight_bits == FLOAT:
         return 4.0 * f.parameters
+    if not f.parameters:
+        return 0.0
     bits = stored_bits(c.weight_bits)
     scales = f.rows if not c.group else f.rows * -(-f.parameters // f.rows // c.group)
     return f.parameters * bits / 8 + 4.0 * scales

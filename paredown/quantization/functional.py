@@ -4,6 +4,8 @@ Whatever read x after the operator reads its result. Where x shares its memory w
 views, or is an input) the operator stays as it is, and no quantizer is put at x.
 """
 
+import operator
+
 import torch
 from torch import fx
 
@@ -48,7 +50,7 @@ def _counterpart(node: fx.Node) -> torch._ops.OpOverload | None:
 
 def _aliased(x: fx.Node) -> bool:
     """Whether another tensor may share x's memory."""
-    if x.op != "call_function" or name_of(x) in _VIEWS or value_of(x) is None:
+    if x.op != "call_function" or x.target is operator.getitem or name_of(x) in _VIEWS or value_of(x) is None:
         return True
     return any(name_of(user) in _VIEWS for user in x.users if not is_inplace(user) and _may_precede(user, x))
 

@@ -1,7 +1,8 @@
 """Mixed precision: bits per layer under limits, chosen exactly, then verified and repaired by the real metric.
 
     minimize    sum_l S[l, c(l)] + sum_t A[t, b(t)]
-    subject to  sum_l C_k[l, c(l)] <= limit_k for each cost k, and b(t) = the bits that c(l) reads, for each l that reads t
+    subject to  sum_l C_k[l, c(l)] <= limit_k for each cost k, b(t) = the bits that c(l) reads, for each l that reads t,
+                and c(l) = c(m) for layers l, m of one module
 
 over the choice c of each layer (bits of its weights and of what it reads) and the bits b of each tensor: a multiple-choice
 knapsack whose items share tensors, solved to optimality as an integer program (HiGHS by scipy.optimize.milp). The model is
@@ -80,13 +81,16 @@ class Sharing:
 class Problem:
     """sensitivity (layers, choices): of the weights. costs: tables of the same shape; limits: of some of them, by name.
 
-    sharing: None where the bits of what is read aren't chosen. Raises BudgetError for a limit that is unknown or out of reach.
+    sharing: None where the bits of what is read aren't chosen. modules (layers,): the number of the module whose layer it is; a
+    scheme names modules, so that those of one module (both projections of an attention, the calls of a module that runs twice)
+    have one choice. (): each has its own. Raises BudgetError for a limit that is unknown or out of reach.
     """
 
     sensitivity: Table
     costs: Mapping[str, Table]
     limits: Mapping[str, float]
     sharing: Sharing | None = None
+    modules: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.costs, self.limits)
@@ -100,12 +104,22 @@ class Problem:
         """Whether all limits are kept, and each tensor is read in one way."""
         asked = {} if self.sharing is None else self.sharing.levels_of(assignment)
         within = all(cost_of(assignment, self.costs[k]) <= limit * (1 + 1e-9) for k, limit in self.limits.items())
-        return within and all(len(levels) == 1 for levels in asked.values())
+        alike = all(assignment[i] == assignment[first] for i, first in self.together())
+        return within and alike and all(len(levels) == 1 for levels in asked.values())
 
     def moved(self, assignment: Assignment, layer: int, choice: int) -> Assignment:
-        """One layer takes another choice; those that share its tensor follow."""
-        changed = (*assignment[:layer], choice, *assignment[layer + 1 :])
-        return changed if self.sharing is None else self.sharing.aligned(changed, layer)
+        """One layer takes another choice; those of its module, and those that share a tensor with one of them, follow."""
+        own = self.modules[layer] if self.modules else -1
+        moving = {layer, *(i for i, module in enumerate(self.modules) if module == own)}
+        changed = tuple(choice if i in moving else c for i, c in enumerate(assignment))
+        if self.sharing is not None:
+            for i in sorted(moving):
+                changed = self.sharing.aligned(changed, i)
+        return changed
+
+    def together(self) -> list[tuple[int, int]]:
+        """Each layer but the first of its module, with that one."""
+        return [(i, self.modules.index(m)) for i, m in enumerate(self.modules) if self.modules.index(m) != i]
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,8 @@ def choose(problem: Problem) -> Assignment:
     objective = np.concatenate([problem.sensitivity.flatten(), losses.flatten()])
     width = len(objective)
     constraints = [_one_each(layers, choices, width)]
+    if problem.together():
+        constraints.append(_alike(problem.together(), choices, width))
     if problem.sharing is not None:
         constraints += _as_read(problem.sharing, layers, width)
     for name, limit in problem.limits.items():
@@ -150,6 +166,14 @@ def _one_each(layers: int, choices: int, width: int) -> scipy.optimize.LinearCon
     index = np.arange(layers * choices)
     ones = coo_array((np.ones(len(index)), (index // choices, index)), shape=(layers, width))
     return scipy.optimize.LinearConstraint(ones.tocsr(), 1, 1)
+
+
+def _alike(pairs: Sequence[tuple[int, int]], choices: int, width: int) -> scipy.optimize.LinearConstraint:
+    """y[layer, c] = y[other, c] for each pair of layers and every choice c."""
+    mine, other = (np.array([i * choices + c for i in column for c in range(choices)]) for column in zip(*pairs, strict=True))
+    row, ones = np.arange(len(mine)), np.ones(len(mine))
+    table = coo_array((np.r_[ones, -ones], (np.r_[row, row], np.r_[mine, other])), shape=(len(mine), width))
+    return scipy.optimize.LinearConstraint(table.tocsr(), 0, 0)
 
 
 def _as_read(sharing: Sharing, layers: int, width: int) -> list[scipy.optimize.LinearConstraint]:

@@ -112,6 +112,7 @@ class _State:
     rules: Rules
     scheme: Scheme
     names: dict[fx.Node, str]
+    protect: tuple[str, ...] = ()
     unrounded: frozenset[fx.Node] = frozenset()  # origins of tensors that are to stay in float
     int8: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)  # operator -> the tensors it reads quantized
     anchors: dict[fx.Node, str] = field(default_factory=dict)  # anchor -> key
@@ -129,8 +130,8 @@ def place(
 
     scheme: widths by layer (None: 8 bits everywhere); a layer of 32 bits stays in float too. float_biases: no bias gets one.
     """
-    state = _State(module, rules, scheme or Scheme(), _call_names(module.graph, rules))
-    free = [n for n in module.graph.nodes if not any(_inside(module_path(n), name) for name in protect)]
+    state = _State(module, rules, scheme or Scheme(), _call_names(module.graph, rules), protect)
+    free = [n for n in module.graph.nodes if not _is_protected(n, protect)]
     stored = [site for node in free for site in _weight_only(state, node)]
     integer = [node for node in free if _is_weighted(state, node) and _in_integers(state, node)]
     state.unrounded = _unrounded(state, free) - {_origin(state, node.args[0]) for node in integer}
@@ -173,7 +174,9 @@ def _weight_only(state: _State, node: fx.Node) -> list[Site]:
         return []
     if name == "embedding":
         table = node.args[0] if state.scheme.embeddings and constant(state.module, node.args[0]) is not None else None
-        return [Site(f"{state.names[node]}:weight", table, tuple(table.users))] if isinstance(table, fx.Node) else []
+        if not isinstance(table, fx.Node) or any(_is_protected(user, state.protect) for user in table.users):
+            return []  # a tied weight is one tensor in the file
+        return [Site(f"{state.names[node]}:weight", table, tuple(table.users))]
     if not widths.weight_only:
         return []
     if name in state.rules.weighted:
@@ -331,6 +334,12 @@ def edges(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = ()) -
     weighted = [module_path(n) for n in module.graph.nodes if _has_weight(state, n)]
     paths = list(dict.fromkeys(p for p in weighted if p and not any(_inside(p, name) for name in protect)))
     return (paths[0], paths[-1]) if len(paths) > 2 else ()
+
+
+def _is_protected(node: fx.Node, protect: tuple[str, ...]) -> bool:
+    """By the module that runs it, or by the one that holds a weight it reads: nn.MultiheadAttention never runs its out_proj."""
+    held = [str(read.target).rpartition(".")[0] for read in node.all_input_nodes if read.op == "get_attr"]
+    return any(_inside(path, name) for path in (module_path(node), *held) for name in protect)
 
 
 def _inside(path: str, name: str) -> bool:

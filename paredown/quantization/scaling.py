@@ -17,9 +17,8 @@ from paredown.quantization.layers import CONVOLUTIONS, Layer, layers_of
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.nodes import argument, constant, get, name_of
 
-_HOMOGENEOUS = frozenset(
-    ["relu", "leaky_relu", "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d", "dropout"]
-)
+_POOLS = frozenset(["max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool2d"])
+_HOMOGENEOUS = frozenset(["relu", "leaky_relu", "dropout"]) | _POOLS
 _NORMS = {"layer_norm": (2, 3), "rms_norm": (2,)}  # operator -> where its weight (and bias) stand
 
 
@@ -81,6 +80,8 @@ def _scaling(model: QuantizedModel, node: fx.Node, layers: dict[fx.Node, Layer])
     kinds = {name_of(reader.node) in CONVOLUTIONS for reader in readers}
     if kinds != {name_of(node) in CONVOLUTIONS} or not all(_read_once(model, r.weight_path) for r in readers):
         return None  # channels on dimension 1 of a convolution, on the last of all others
+    if kinds == {False} and between & _POOLS:
+        return None  # they mix the last dimension
     return Scaling(makers, readers, channels, from_norm, frozenset(between))
 
 
@@ -102,7 +103,7 @@ def _makers(model: QuantizedModel, node: fx.Node, layers: dict[fx.Node, Layer]) 
         ):
             return ()
         return tuple(str(place.target) for place in places if place is not None)
-    if name == "mul":
+    if name == "mul" and node.args[0] is not node.args[1]:  # a square grows by the square
         own = [a for a in node.args if isinstance(a, fx.Node) and a in layers and list(a.users) == [node]]
         return _makers(model, own[0], layers) if own and name_of(own[0]) == "linear" and _same_shape(node, own[0]) else ()
     return ()

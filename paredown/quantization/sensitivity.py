@@ -122,7 +122,7 @@ def hessian_traces(
     weights, keys = [layer.weight(model) for layer in layers_of(model)], tensors_of(model) if read else ()
     generator = torch.Generator().manual_seed(seed)
     sums = torch.zeros(len(weights) + len(keys), dtype=torch.float64)
-    with unquantized(model):
+    with unquantized(model), torch.enable_grad(), _trainable(weights):
         for inputs in batches:
             with _seeing(model, keys) as seen:
                 output = _output(model, inputs)
@@ -133,6 +133,19 @@ def hessian_traces(
                 sums += torch.stack([g.square().sum().double().cpu() for g in slopes]) / batch_size(inputs)
     means = sums.numpy() / (draws * len(batches))
     return Traces(means[: len(weights)], means[len(weights) :])
+
+
+@contextmanager
+def _trainable(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Within it frozen ones require a gradient too."""
+    frozen = [weight for weight in weights if not weight.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
 
 
 @contextmanager

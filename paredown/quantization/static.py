@@ -210,7 +210,8 @@ def stored_weights(quantized: QuantizedModel) -> Iterator[tuple[str, Tensor]]:
 
 def set_bias_scales_(quantized: QuantizedModel) -> None:
     """Gives each bias the scale s_x * s_w that runtimes hold it in. Where the channel's bias would overflow an int32 in such
-    steps, the weight's own scale is made coarser first.
+    steps, the weight's own scale is made coarser first. A channel whose weights are all zero, as pruning and slimming leave them,
+    has a range of nothing: its bias takes the finest steps of the other channels.
     """
     for node in quantized.graph.nodes:
         if node.op != "call_module" or not str(node.target).endswith(":bias"):
@@ -219,7 +220,17 @@ def set_bias_scales_(quantized: QuantizedModel) -> None:
         assert bias is not None  # likewise
         weight = quantized.quantizer(quantizer_key(argument(reader, 1)))
         step = quantized.quantizer(key_before(reader)).scale
-        scale = torch.maximum(weight.scale, (bias.detach().abs() / step / _BIAS_STEPS).float())
+        stored = constant(quantized, argument(argument(reader, 1), 0))
+        own = weight.scale if stored is None else _without_empty(weight.scale, stored)
+        scale = torch.maximum(own, (bias.detach().abs() / step / _BIAS_STEPS).float())
         scale = power_above(scale).float() if weight.grid.power_of_two else scale
         weight.set_(scale, weight.zero_point)
         quantized.quantizer(quantizer_key(node)).set_(scale * step, torch.zeros_like(weight.zero_point))
+
+
+def _without_empty(scale: Tensor, weight: Tensor) -> Tensor:
+    """(channels,): the scales of a weight; channels of zeros get the finest of the others, if there are others."""
+    rows = weight.detach().flatten(1).abs().amax(1) if weight.dim() > 1 else weight.detach().abs()
+    if rows.shape != scale.shape or not bool((rows > 0).any()):
+        return scale
+    return torch.where(rows > 0, scale, scale[rows > 0].min())

@@ -113,7 +113,16 @@ def test_pairs_share_no_parameter_with_others() -> None:
     assert scalings_of(model) == ()
 
 
-@pytest.mark.parametrize("between", [torch.tanh, torch.nn.functional.gelu, lambda x: torch.relu(x) + 1])
+def square(x: Tensor) -> Tensor:
+    return x * x
+
+
+def pool(x: Tensor) -> Tensor:
+    """Over the features: a scale per channel is none behind it."""
+    return torch.nn.functional.avg_pool1d(x.unsqueeze(1), 3, 1, 1).squeeze(1)
+
+
+@pytest.mark.parametrize("between", [torch.tanh, torch.nn.functional.gelu, lambda x: torch.relu(x) + 1, square, pool])
 def test_what_is_not_homogeneous_between_two_layers_makes_no_pair(between) -> None:  # type: ignore[no-untyped-def]
     class Other(nn.Module):
         def __init__(self) -> None:

@@ -1,5 +1,6 @@
 """In-place operators become functional where nothing else sees the memory they change."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,8 +42,17 @@ class Aliased(nn.Module):
         return y + row
 
 
-def test_aliased_memory_is_left_alone() -> None:
-    x = torch.randn(4, 5)
-    module, count, left = functional(Aliased(), x)
-    assert (count, left) == (0, 2)
-    assert torch.equal(module(x), Aliased()(x))
+class Chunked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        first, _ = y.chunk(2, 1)
+        first.mul_(3.0)  # changes y too
+        return y
+
+
+@pytest.mark.parametrize(("model", "places"), [(Aliased(), 2), (Chunked(), 1)])
+def test_aliased_memory_is_left_alone(model: nn.Module, places: int) -> None:
+    x = torch.randn(4, 6)
+    module, count, left = functional(model, x)
+    assert (count, left) == (0, places)
+    assert torch.equal(module(x), model(x))

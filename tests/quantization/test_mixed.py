@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from paredown.core.errors import BudgetError
-from paredown.core.steps import Quantize
+from paredown.core.steps import MixedBits, Quantize
 from paredown.measure.latency_table import LatencyTable
-from paredown.quantization.assign import reading_at
+from paredown.quantization.assign import quantize_mixed, reading_at
 from paredown.quantization.costs import (
     READS,
     Facts,
@@ -23,6 +23,7 @@ from paredown.quantization.costs import (
     facts_of,
     latency_table,
     size_table,
+    stored_bits,
 )
 from paredown.quantization.layers import layers_of
 from paredown.quantization.mixed import (
@@ -105,6 +106,44 @@ def test_a_tensor_that_two_layers_read_is_lost_on_once() -> None:
     problem = Problem(np.zeros((2, 3)), {}, {}, sharing)
     assert [problem.predicted(a) for a in ((0, 0), (1, 1), (1, 2), (2, 2))] == [5, 1, 1, 0]
     assert not problem.holds((0, 1)) and problem.holds((0, 2))
+
+
+@given(st.integers(0, 10_000), st.floats(0.3, 1.0))
+@settings(max_examples=20, deadline=None)
+def test_layers_of_one_module_have_one_choice(seed: int, part: float) -> None:
+    sensitivity, cost = tables(seed)
+    low, high = cost.min(1).sum(), cost.max(1).sum()
+    problem = Problem(sensitivity, {"c": cost}, {"c": high if part == 1 else low + part * (high - low)}, modules=(0, 1, 0, 3))
+    fits = [a for a in itertools.product(range(3), repeat=4) if a[0] == a[2] and problem.holds(a)]
+    if not fits:
+        return
+    found = choose(problem)
+    assert found[0] == found[2] and problem.holds(found)
+    assert problem.predicted(found) == pytest.approx(min(problem.predicted(a) for a in fits))
+    assert problem.moved(found, 2, 1)[0] == problem.moved(found, 2, 1)[2] == 1
+    assert not problem.holds((0, 0, 1, 0))
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+        self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        out: Tensor = self.last(self.attn(hidden, hidden, hidden)[0]).mean(1)
+        return out
+
+
+@pytest.mark.parametrize("average", [3.0, 5.0])
+def test_a_limit_holds_where_a_module_has_two_layers(average: float) -> None:
+    torch.manual_seed(0)
+    model, batches = Attending(), [(torch.randn(8, 5, 16), torch.zeros(8, dtype=torch.int64))]
+    task = Task(model, (batches[0][0][:2],), batches, batches)
+    quantized = quantize_mixed(model, task, Quantize(bits=MixedBits(average=average, evaluations=1)), reduced=False)
+    layers = [(quantized.scheme.of(layer.path).weight_bits, layer.weight(quantized).numel()) for layer in layers_of(quantized)]
+    assert len(layers) == 4 and sum(stored_bits(b) * n for b, n in layers) <= average * sum(n for _, n in layers)
 
 
 def test_two_limits_hold_together() -> None:

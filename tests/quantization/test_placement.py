@@ -74,6 +74,22 @@ def test_protected_modules_and_what_is_inside_them_stay_in_float() -> None:
     assert "block2/conv1@0:weight" in [site.key for site in placement.weights]
 
 
+class AttentionOfTorch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.attn(x, x, x)[0]
+        return out
+
+
+def test_a_module_is_protected_that_only_holds_a_weight() -> None:
+    model, x = AttentionOfTorch(), torch.randn(2, 5, 8)
+    assert [site.key for site in placed(model, x).weights] == ["attn@0:weight", "attn@1:weight"]
+    assert [site.key for site in placed(model, x, protect=("attn.out_proj",)).weights] == ["attn@0:weight"]
+
+
 def test_in_a_transformer_linear_inputs_are_quantized_and_the_residual_stream_is_not() -> None:
     placement = placed(Attention(), torch.randn(2, 6, 8))
     assert keys(placement) == ["qkv@0:input", "out@0:input", "up@0:input", "down@0:input", "head@0:input"]

@@ -112,6 +112,31 @@ def test_a_dead_channel_with_a_bias_does_not_overflow_an_int32() -> None:
     assert quantized(batches[0][0])[0, 1].item() == pytest.approx(1000.0)
 
 
+class HalfDead(nn.Module):
+    """A convolution half of whose channels a batch norm scales by `gamma`; what they give is their bias."""
+
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 3)
+        with torch.no_grad():
+            self.norm.weight[:8] = gamma
+            self.norm.bias.normal_(0, 0.05)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(x))).mean((2, 3))
+
+
+def test_channels_without_weights_keep_their_bias() -> None:
+    found = []
+    for gamma in (0.0, 1e-6):
+        torch.manual_seed(0)
+        model = HalfDead(gamma).eval()
+        quantized, x = quantize_model(model, task_of(model), Quantize(), reduced=False), data()[0][0]
+        with torch.no_grad():
+            found.append(float((quantized(x) - model(x)).norm() / model(x).norm()))
+    assert found[0] == pytest.approx(found[1], rel=0.1) and found[0] < 0.05
+
+
 @pytest.mark.parametrize("samples, expected", [(16, 16), (17, 32), (0, 64), (10_000, 64)])
 def test_calibration_reads_whole_batches_up_to_the_samples(samples: int, expected: int) -> None:
     read: list[int] = []
