@@ -24,10 +24,10 @@ def instance(name: str, value: object, *classes: type) -> None:
         raise RecipeError(f"{name} must be a {wanted}", got=repr(value), remedy="leave it out for the default")
 
 
-def names(name: str, value: object) -> None:
+def names(name: str, value: object, *, of: str = "module names", example: str = "head") -> None:
     """A tuple or list of strings; a single string would be taken letter by letter."""
     if not isinstance(value, tuple | list) or not all(isinstance(each, str) for each in value):
-        raise RecipeError(f"{name} must be a tuple of module names", got=repr(value), remedy=f'write {name}=("head",)')
+        raise RecipeError(f"{name} must be a tuple of {of}", got=repr(value), remedy=f'write {name}=("{example}",)')
 
 
 def positive(name: str, value: float) -> None:

@@ -165,8 +165,8 @@ class Quantize:
     8 bits are packed in the file and unpacked to 8 bits when it is loaded: they gain bytes, not time.
     "dynamic": int8 weights of linear, LSTM and GRU layers; linear layers round what they read by its own range as it comes.
     Reads no data. Recurrent layers are stored in int8 and computed in float, convolutions stay as they are.
-    "weight_only": weights stored in `bits`, 8 or 4, packed, while the model computes in float; for models that are mostly
-    linear layers and embeddings.
+    "weight_only": weights stored in `bits`, 8 or 4, packed, while the model computes in float (ONNX Runtime rounds what such a
+    linear layer reads to 8 bits as it comes); for models that are mostly linear layers and embeddings.
     "palette": weights stored as indices of `bits`, 8 or 4, into a codebook of the layer's own, found by k-means. Reads no data.
     "fp16", "bf16": weights, embeddings among them, stored as 16-bit floats. Reads no data; `bits` isn't read.
     Files of these three take the time of fp32: runtimes convert the weights when they load them.
@@ -198,16 +198,16 @@ class Quantize:
         instance("weights", self.weights, Weights)
         instance("activations", self.activations, Activations)
         choice("scales", self.scales, Scales)
-        names("refine", self.refine)
+        names("refine", self.refine, of="refinements", example="bias_correction")
         for name in self.refine:
             choice("refine", name, Refinement)
         if {"adaround", "brecq"} <= set(self.refine):
             raise RecipeError("rounding is learned once", got="adaround and brecq", remedy="leave one of them out")
         self._check_two_sided()
-        number("samples", self.samples)
         names("protect", self.protect)
-        if self.samples < 0:
-            raise RecipeError("samples must be at least 0", got=self.samples, remedy="write samples=0 to use them all")
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 0:
+            got, remedy = repr(self.samples), "write samples=0 to use them all"
+            raise RecipeError("samples must be a whole number of at least 0", got=got, remedy=remedy)
         self._check_bits()
         self._check_unused()
 
@@ -228,7 +228,7 @@ class Quantize:
     def _check_bits(self) -> None:
         allowed = _BITS.get(self.kind, (self.bits,))
         mixed = isinstance(self.bits, MixedBits) and self.kind == "static"
-        if not mixed and (isinstance(self.bits, bool) or self.bits not in allowed):
+        if not mixed and (isinstance(self.bits, bool | float) or self.bits not in allowed):
             raise RecipeError(
                 f"bits of a {self.kind} step must be {_listed(allowed)}" + (", or MixedBits" if self.kind == "static" else ""),
                 got=self.bits,

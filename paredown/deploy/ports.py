@@ -1,6 +1,7 @@
 """The inputs of a file, and what is said when arrays don't fit them or a runtime refuses the file."""
 
 import pathlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -25,6 +26,9 @@ class Port:
 def unreadable(path: pathlib.Path, error: BaseException) -> ArtifactError:
     """The error for a file that a runtime refuses: its name (no folder) and the runtime's first line."""
     reason = said(error).replace(str(path), path.name)
+    if unknown := re.findall(r"^-- (\S+?)-\d+ with a message", str(error), re.MULTILINE):
+        got = ", ".join(dict.fromkeys(unknown))
+        return ArtifactError("the runtime must know every operator of a file", got=got, remedy="export for another runtime")
     return ArtifactError("the file must be a complete ONNX model", got=f"{path.name} ({reason})", remedy="export it again")
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from torch import Tensor, fx
 
+from paredown.core.errors import TaskError
 from paredown.core.report import LayerBits, LayerCost
 from paredown.graph.trace import module_path
 from paredown.quantization.costs import Facts, stored_bytes
@@ -29,7 +30,13 @@ _LEFT_OUT = "not on a grid: protected, or an operator with no place for a quanti
 
 
 def layer_bits(model: QuantizedModel) -> tuple[LayerBits, ...]:
-    """One row for each layer with weights, in the order of the graph; a layer that is called twice stands once."""
+    """One row for each layer with weights, in the order of the graph; a layer that is called twice stands once.
+
+    Transposed convolutions and products with a bare parameter, which stay in float, have none. Raises TaskError for a float
+    model.
+    """
+    if not isinstance(model, QuantizedModel):
+        raise TaskError("model must be a quantized one", got=type(model).__name__, remedy="call paredown.quantize first")
     rows: dict[tuple[str, str], LayerBits] = {}
     macs = _macs(model)
     for node in model.graph.nodes:

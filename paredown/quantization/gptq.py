@@ -53,7 +53,7 @@ def inverse_cholesky(hessian: Tensor, damping: float) -> Tensor:
         raise RecipeError(
             "the inputs of a layer must give a positive definite hessian",
             got=f"damping {damping}",
-            remedy="raise damping or samples",
+            remedy="raise samples, or protect the layer",
         )
     upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
     return upper
@@ -103,11 +103,15 @@ def rows_of(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
     if name_of(layer.node) == "linear":
         return x.reshape(-1, x.shape[-1])
     if name_of(layer.node) != "conv2d":
-        raise RecipeError("GPTQ takes linear layers and 2-dimensional convolutions", got=layer.key, remedy="leave it out of keys")
+        raise RecipeError(
+            "GPTQ takes linear layers and 2-dimensional convolutions", got=layer.key, remedy="protect it, or take another method"
+        )
     stride, padding, dilation = (argument(layer.node, i, default) for i, default in ((3, 1), (4, 0), (5, 1)))
     if isinstance(padding, str):
         raise RecipeError(
-            "a convolution's padding must be in numbers", got=padding, remedy="write it as numbers, or use AdaRound"
+            "a convolution's padding must be in numbers",
+            got=padding,
+            remedy="write it as numbers, protect the layer, or take another method",
         )
     patches = F.unfold(x, weight.shape[2:], dilation=dilation, padding=padding, stride=stride)  # (batch, in, places)
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])

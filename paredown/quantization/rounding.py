@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paredown.core.errors import BatchError, RecipeError
 from paredown.core.fields import count, positive, within
 from paredown.quantization.grid import per_entry
 from paredown.quantization.layers import Layer, Part, layers_of, node_named, part_of, unquantized, values_at
 from paredown.quantization.model import FakeQuantizer, QuantizedModel
-from paredown.task.batches import Inputs
+from paredown.task.batches import Inputs, batch_size
 
 _STRETCH, _SHIFT = 1.2, -0.1
 
@@ -106,7 +107,7 @@ def learn_(
     generator = torch.Generator().manual_seed(config.seed)
     for step in range(config.steps):
         rows = torch.randint(len(wanted), (min(config.samples, len(wanted)),), generator=generator)
-        result = part.module(*(x[rows] for x in inputs))
+        result = _run(part, [x[rows] if by_sample else x for x, by_sample in inputs], layers)
         loss = _distance(result, wanted[rows])
         beta = _beta(step / config.steps, config.warmup)
         if beta is not None:
@@ -120,13 +121,42 @@ def learn_(
             weight.copy_(s.rounded().to(weight.dtype))
 
 
-def _seen(model: QuantizedModel, reference: QuantizedModel, part: Part, batches: Sequence[Inputs]) -> tuple[list[Tensor], Tensor]:
-    """What the part reads in the quantized model, (samples, ...) each, and what it gives in the float reference."""
+def _run(part: Part, inputs: Sequence[Tensor], layers: Sequence[Layer]) -> Tensor:
+    """Raises RecipeError where the part holds the number of samples that it was cut out with."""
+    try:
+        result: Tensor = part.module(*inputs)
+    except (RuntimeError, IndexError) as error:
+        got = f"{layers[0].path}: {str(error).partition(chr(10))[0]}"
+        rule, remedy = "a block whose rounding is learned must take any number of samples", 'write refine=("adaround",)'
+        raise RecipeError(rule, got=got, remedy=remedy) from error
+    return result
+
+
+def _seen(
+    model: QuantizedModel, reference: QuantizedModel, part: Part, batches: Sequence[Inputs]
+) -> tuple[list[tuple[Tensor, bool]], Tensor]:
+    """What the part reads in the quantized model, and what it gives in the float reference, (samples, ...) each. What hasn't as
+    many rows as there are samples, a mask for one, is no sample's own: it is what it is for the first batch, and marked False.
+
+    Raises BatchError where samples differ in shape.
+    """
     read = [values_at(model, part.sources, inputs) for inputs in batches]
     result = node_named(reference, part.result.name)
     with unquantized(reference):
         given = [values_at(reference, [result], inputs)[0] for inputs in batches]
-    return [torch.cat(column) for column in zip(*read, strict=True)], torch.cat(given)
+    shapes = {tuple(y.shape[1:]) for y in given}
+    if len(shapes) > 1:
+        raise BatchError(
+            "rounding is learned on samples of one shape",
+            got=" and ".join(str(shape) for shape in sorted(shapes)[:2]),
+            remedy="pad the first training batches to one length, or leave adaround and brecq out of refine",
+        )
+    sizes = [batch_size(inputs) for inputs in batches]
+    found = []
+    for column in zip(*read, strict=True):
+        by_sample = all(isinstance(x, Tensor) and x.dim() and len(x) == n for x, n in zip(column, sizes, strict=True))
+        found.append((torch.cat(column) if by_sample else column[0], by_sample))
+    return found, torch.cat(given)
 
 
 def _soften_(part: Part, layer: Layer, model: QuantizedModel) -> SoftRounding:

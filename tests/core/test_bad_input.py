@@ -107,15 +107,15 @@ RECIPES: dict[str, Case] = {
 MISTYPED: dict[str, Case] = {
     "one step for a recipe": (lambda: Recipe(Quantize()), RecipeError, "Quantize(", "Recipe(("),  # type: ignore[arg-type]
     "a class for a step": (lambda: Recipe((Quantize,)), RecipeError, "Quantize", "Recipe(("),  # type: ignore[arg-type]
-    "ratio as text": (lambda: Prune(ratio="half"), RecipeError, "'half'", "leave it out"),  # type: ignore[arg-type]
-    "temperature of None": (lambda: Distill(temperature=None), RecipeError, "None", "leave it out"),  # type: ignore[arg-type]
+    "ratio as text": (lambda: Prune(ratio="half"), RecipeError, "'half'", "plain int or float"),  # type: ignore[arg-type]
+    "temperature of None": (lambda: Distill(temperature=None), RecipeError, "None", "plain int or float"),  # type: ignore[arg-type]
     "training as text": (lambda: Distill(training="long"), RecipeError, "'long'", "leave it out"),  # type: ignore[arg-type]
     "importance as a list": (lambda: Prune(ratio=0.5, importance=[1]), RecipeError, "[1]", "taylor"),  # type: ignore[arg-type]
     "protect as one string": (
         lambda: Prune(ratio=0.5, protect="stem"), RecipeError, "'stem'", 'protect=("head",)',  # type: ignore[arg-type]
     ),
-    "samples as text": (lambda: Quantize(samples="3"), RecipeError, "'3'", "leave it out"),  # type: ignore[arg-type]
-    "floor as text": (lambda: Widths(floor="a tenth"), RecipeError, "'a tenth'", "leave it out"),  # type: ignore[arg-type]
+    "samples as text": (lambda: Quantize(samples="3"), RecipeError, "'3'", "samples=0"),  # type: ignore[arg-type]
+    "floor as text": (lambda: Widths(floor="a tenth"), RecipeError, "'a tenth'", "plain int or float"),  # type: ignore[arg-type]
     "effort as text only": (lambda: Effort("3"), BudgetError, "3", 'write "3 epochs"'),  # type: ignore[arg-type]
     "effort of a training": (lambda: Training(effort="3 parsecs"), BudgetError, "3 parsecs", "60 s"),  # type: ignore[arg-type]
     "confidence in words": (lambda: Budget(0.01, "0.5x", confidence="high"), BudgetError, "high", "0.95"),  # type: ignore[arg-type]

@@ -1,10 +1,12 @@
 """What each layer ended with, row by row, with the reason where it isn't integers."""
 
+import pytest
 import torch
 from torch import nn
 
 import paredown
 from paredown import Activations, MixedBits, Quantize, Task
+from paredown.core.errors import TaskError
 from paredown.core.report import LayerBits, LayerCost
 from paredown.quantization.bits import layer_bits
 from paredown.quantization.model import QuantizedModel
@@ -61,3 +63,8 @@ def test_recurrent_layers_say_why_they_compute_in_float() -> None:
     assert "recurrent operators take floats only" in rows["lstm"].note
     assert rows["lstm"].parameters == sum(p.numel() for p in nn.LSTM(8, 12, 2, bidirectional=True).parameters() if p.dim() == 2)
     assert (rows["head"].weight_bits, rows["head"].activation_bits, rows["head"].note) == (8, 8, "")
+
+
+def test_a_float_model_has_no_bits() -> None:
+    with pytest.raises(TaskError, match=r"quantized one, got Linear; call paredown\.quantize first"):
+        layer_bits(nn.Linear(2, 2))  # type: ignore[arg-type]  # on purpose

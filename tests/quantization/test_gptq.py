@@ -62,7 +62,7 @@ def test_dead_inputs_are_rounded_and_do_no_harm() -> None:
 
 
 def test_a_hessian_that_is_not_positive_definite_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"positive definite hessian.*; raise damping or samples"):
+    with pytest.raises(RecipeError, match=r"positive definite hessian.*; raise samples, or protect the layer"):
         solve(torch.ones(2, 2), torch.tensor([[1.0, 5.0], [5.0, 1.0]]), nearest)
 
 

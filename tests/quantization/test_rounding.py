@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from paredown.core.errors import RecipeError
+import paredown
+from paredown.core.errors import BatchError, RecipeError
 from paredown.quantization.gptq import output_error, reference_of
 from paredown.quantization.grid import linear_grid
 from paredown.quantization.layers import layers_of, node_named, part_of, unquantized, values_at
@@ -123,3 +124,21 @@ def test_bad_settings_are_refused() -> None:
         Rounding(steps=0)
     with pytest.raises(RecipeError, match=r"warmup must be in \[0, 1\], got 2"):
         Rounding(warmup=2)
+
+
+class Averaged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(torch.relu(self.first(x))).mean(1)
+        return out
+
+
+def test_samples_of_several_lengths_are_refused_with_their_shapes() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, length, 8), torch.zeros(4, dtype=torch.int64)) for length in (5, 7)]
+    task = Task(Averaged(), (batches[0][0][:2],), batches, batches, dynamic={"x": {1: "length"}})
+    with pytest.raises(BatchError, match=r"samples of one shape, got \(5, 16\) and \(7, 16\)"):
+        paredown.quantize(task, paredown.Quantize(refine=("adaround",)))
