@@ -1,5 +1,8 @@
 """What quantization does to a task's model layer by layer, in the simulation and in the runtime, and what would mend it."""
 
+from collections import Counter
+from collections.abc import Sequence
+
 from paredown.core.errors import RecipeError
 from paredown.core.progress import Progress, silent
 from paredown.core.report import NoisyLayer
@@ -41,28 +44,41 @@ def diagnosed(
     progress("layer by layer", 0.0)
     noises = layer_noise(model, batches)
     few = held_batches(model, task, _RUN_SAMPLES)[0]
-    runs = {run.module: run for run in layer_runs(build(model, few, task.dynamic), few, where)}
+    runs = _matched(noises, layer_runs(build(model, few, task.dynamic), few, where))
     progress("layer by layer", 1.0)
-    rows = (_row(noise, runs.get(noise.path), config, reduced=model.reduced) for noise in noises)
+    rows = (_row(noise, run, config, reduced=model.reduced) for noise, run in zip(noises, runs, strict=True))
     return tuple(sorted(rows, key=lambda row: row.simulated_db))
+
+
+def _matched(noises: Sequence[LayerNoise], runs: Sequence[LayerRun]) -> list[LayerRun | None]:
+    """The run of each layer: of a module with several (the calls of one that runs twice, the projections of an attention) in
+    order, where there are as many; None where that can't be told.
+    """
+    by_module: dict[str, list[LayerRun]] = {}
+    for run in runs:
+        by_module.setdefault(run.module, []).append(run)
+    expected = Counter(noise.path for noise in noises)
+    told = {path: iter(found) for path, found in by_module.items() if len(found) == expected[path]}
+    return [next(told[noise.path]) if noise.path in told else None for noise in noises]
 
 
 def _row(noise: LayerNoise, run: LayerRun | None, config: Quantize, *, reduced: bool) -> NoisyLayer:
     saturated = 0 if run is None else run.saturated
+    simulated = min(noise.both if run is None else run.simulated_db, _MOST_DB)
     return NoisyLayer(
         module=noise.path,
         operator=noise.operator,
-        simulated_db=min(noise.both if run is None else run.simulated_db, _MOST_DB),
+        simulated_db=simulated,
         runtime_db=None if run is None else run.runtime_db,
         clipped=noise.clipped,
         saturated=saturated,
-        remedy=remedy(noise, saturated, config, reduced=reduced),
+        remedy=remedy(noise, saturated, config, reduced=reduced) or ("" if simulated >= _FINE_DB else _kept(noise)),
     )
 
 
 def remedy(noise: LayerNoise, saturated: int, config: Quantize, *, reduced: bool) -> str:
     """What to write in the step; empty where the layer is fine."""
-    kept = f'protect=("{noise.path}",)'
+    kept = _kept(noise)
     if saturated:
         return kept if reduced or not config.weights.symmetric else 'weights=Weights(range="reduced")'
     if noise.both >= _FINE_DB:
@@ -75,11 +91,15 @@ def remedy(noise: LayerNoise, saturated: int, config: Quantize, *, reduced: bool
     return _for_activations(noise, config) if coarse else _for_weights(config) or kept
 
 
+def _kept(noise: LayerNoise) -> str:
+    return f'protect=("{noise.path}",)'
+
+
 def _for_activations(noise: LayerNoise, config: Quantize) -> str:
     """A range that lets go of outliers."""
     if config.activations.observer != "percentile":
         return 'activations=Activations(observer="percentile")'
-    return "activations=Activations(percentile=99.9)" if config.activations.percentile > 99.9 else f'protect=("{noise.path}",)'
+    return "activations=Activations(percentile=99.9)" if config.activations.percentile > 99.9 else _kept(noise)
 
 
 def _for_weights(config: Quantize) -> str:

@@ -11,8 +11,8 @@ from paredown.core.errors import RecipeError
 from paredown.core.report import Profile
 from paredown.core.target import Target
 from paredown.deploy.onnx import build
-from paredown.deploy.per_layer import layer_runs
-from paredown.pipeline.diagnose import diagnose, remedy
+from paredown.deploy.per_layer import LayerRun, layer_runs
+from paredown.pipeline.diagnose import _matched, diagnose, remedy
 from paredown.quantization.layers import layers_of
 from paredown.quantization.noise import LayerNoise, layer_noise
 from paredown.quantization.refine import held_batches
@@ -84,6 +84,12 @@ def test_each_cause_has_its_remedy(
 ) -> None:
     noise = LayerNoise("a.b", "conv2d", min(weights, activations) - 1, weights, activations, clipped)
     assert remedy(noise, saturated, config, reduced=False) == wanted
+
+
+def test_layers_of_one_module_have_a_run_each_and_what_cannot_be_told_has_none() -> None:
+    noises = [LayerNoise(path, "linear", 40.0, 40.0, 40.0, 0.0) for path in ("a", "twice", "", "twice")]
+    runs = [LayerRun(path, db, db, 0) for path, db in (("twice", 30.0), ("a", 31.0), ("twice", 32.0), ("", 33.0), ("", 34.0))]
+    assert [run and run.simulated_db for run in _matched(noises, runs)] == [31.0, 30.0, None, 32.0]
 
 
 def test_kinds_without_grids_are_refused(pattern_task: Task) -> None:
