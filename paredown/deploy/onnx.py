@@ -240,29 +240,33 @@ def _laid_out_(exported: ExportedProgram) -> ExportedProgram:
 
 
 def _in_four_dimensions_(graph: fx.Graph, attention: fx.Node, result: fx.Node) -> None:
-    """Attention (batch, windows, ..., heads, length, width) as of a longer batch: torch's exporter takes 4 dimensions alone.
+    """Attention (batch, windows, ..., heads, length, width) as of a longer batch, (heads, length, width) as of a batch of one:
+    torch's exporter takes 4 dimensions alone.
 
-    result: the copy of its output that is read. Left alone where a mask, more than one size that isn't a number, or the graph
-    returning it stands against it.
+    result: the copy of its output that is read. Left alone where a mask of a longer batch, more than one size that isn't a
+    number, or the graph returning it stands against it.
     """
     value = attention.meta["val"]
-    leading, mask = value.shape[: value.dim() - 3], attention.args[3] if len(attention.args) > 3 else None
+    leading, mask = value.shape[:-3], attention.args[3] if len(attention.args) > 3 else attention.kwargs.get("attn_mask")
     sizes = [size if isinstance(size, int) else -1 for size in leading]
-    masked, returned = mask is not None or "attn_mask" in attention.kwargs, any(user.op == "output" for user in attention.users)
-    if len(sizes) < 2 or sizes.count(-1) > 1 or masked or returned:
+    returned = any(user.op == "output" for user in attention.users)
+    if len(sizes) == 1 or returned or sizes.count(-1) > 1 or (mask is not None and len(sizes) > 1):
         return
-    for position, node in enumerate(attention.args[:3]):
-        assert isinstance(node, fx.Node)  # the operator's first three arguments are tensors
+    aten = torch.ops.aten
+    there: tuple[Any, ...] = (aten.flatten.using_ints, 0, len(sizes) - 1) if sizes else (aten.unsqueeze.default, 0)
+    back: tuple[Any, ...] = (aten.unflatten.int, 0, sizes) if sizes else (aten.squeeze.dim, 0)
+    read = [node for node in (*attention.args[:3], mask) if isinstance(node, fx.Node) and node.meta["val"].dim() > 2]
+    for node in dict.fromkeys(read):
         with graph.inserting_before(attention):
-            flat = graph.call_function(torch.ops.aten.flatten.using_ints, (node, 0, len(sizes) - 1))
-        flat.meta = dict(node.meta) | {"val": node.meta["val"].flatten(0, len(sizes) - 1)}
-        attention.update_arg(position, flat)
+            longer = graph.call_function(there[0], (node, *there[1:]))
+        longer.meta = dict(node.meta) | {"val": there[0](node.meta["val"], *there[1:])}
+        attention.replace_input_with(node, longer)
     with graph.inserting_after(result):
-        whole = graph.call_function(torch.ops.aten.unflatten.int, (result, 0, sizes))
+        whole = graph.call_function(back[0], (result, *back[1:]))
     whole.meta = dict(result.meta)
     result.replace_all_uses_with(whole, delete_user_cb=lambda user: user is not whole)
     for node in (attention, result):
-        node.meta = dict(node.meta) | {"val": value.flatten(0, len(sizes) - 1)}
+        node.meta = dict(node.meta) | {"val": there[0](value, *there[1:])}
 
 
 def _pools_as_means(exported: ExportedProgram) -> ExportedProgram:

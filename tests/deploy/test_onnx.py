@@ -182,10 +182,24 @@ def test_attention_with_a_learned_bias_is_exported(tmp_path) -> None:
     assert "Identity" not in {node.op_type for node in onnx.load(artifact.path).graph.node}
 
 
+class JoinedHeads(nn.Module):
+    """Attention over (batch * heads, length, width), with a mask of its own for each, as in SAM's vision transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out, self.bias = nn.Linear(8, 24), nn.Linear(8, 8), nn.Parameter(torch.randn(12, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).reshape(x.shape[0], 12, 3, 2, 4).permute(2, 0, 3, 1, 4).reshape(3, x.shape[0] * 2, 12, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=(q @ k.transpose(1, 2)) * self.bias)
+        return self.out(y.reshape(x.shape[0], 2, 12, 4).transpose(1, 2).reshape(x.shape[0], 12, 8))
+
+
+@pytest.mark.parametrize("kind", [Windowed, JoinedHeads])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_attention_within_windows_is_exported(runtime, tmp_path) -> None:
+def test_attention_in_other_than_four_dimensions_is_exported(runtime, kind, tmp_path) -> None:
     torch.manual_seed(0)
-    model, x = Windowed().eval(), torch.randn(2, 12, 8)
+    model, x = kind().eval(), torch.randn(2, 12, 8)
     artifact = export_onnx(model, x, tmp_path / "m.onnx", target=runtime)
     found = check_parity(model, x, artifact.path, runtime, precision="fp32")
     assert len(found) == 3 and max(p.error for p in found) < 1e-5
