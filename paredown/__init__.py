@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from paredown.quantization.bits import layer_bits as layer_bits
     from paredown.task.metric import CORPUS, PER_SAMPLE, Metric, top1
     from paredown.task.task import Task
-    from paredown.train.masks import keep_sparse_
+    from paredown.train.masks import keep_sparse_ as keep_sparse_
 
 __version__ = "0.1.0"
 
@@ -105,7 +105,6 @@ __all__ = [
     "distill",
     "distill_chain",
     "export",
-    "keep_sparse_",
     "load",
     "load_checkpoint",
     "prune",

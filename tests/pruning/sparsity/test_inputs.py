@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paredown.core.errors import NotFiniteError, RecipeError
+from paredown.core.errors import BatchError, NotFiniteError, RecipeError
 from paredown.pruning.sparsity import inputs as module_under_test
 from paredown.pruning.sparsity.inputs import gram, layer_rows, mean_over_rows, samples, square_sum
 from paredown.pruning.sparsity.layers import Layer, as_matrices, sparse_layers
@@ -67,7 +67,7 @@ def test_hooks_are_gone_afterwards_and_after_an_exception() -> None:
     layers = sparse_layers(net, ["idle"])
     mean_over_rows(net, layers, [(torch.randn(2, 4), None)], gram)
     assert hooks(net) == 0 and net.training
-    with pytest.raises(RuntimeError):
+    with pytest.raises(BatchError, match="must fit the model"):
         mean_over_rows(net, layers, [(torch.randn(2, 5), None)], gram)
     assert hooks(net) == 0 and net.training
 
