@@ -79,7 +79,8 @@ def compare_recut(twin: Twin, manifest: Manifest, consumers: Collection[Reader])
     with recut(twin, manifest):
         found = [_run(twin.model, batch, twin.dtype) for batch in twin.batches]
         if twin.trains:
-            _run_in_training(twin)
+            with _running("a cut model must run in training mode, as the original does"):
+                run_in_training(twin)
     return _judge(found, twin, manifest, consumers)
 
 
@@ -155,20 +156,19 @@ def _identical(one: Tensor, other: Tensor) -> bool:
 
 
 def _run(model: nn.Module, batch: Any, dtype: torch.dtype, rule: str = "a cut model must run") -> list[Tensor]:
-    try:
+    with _running(rule):
         return outputs(model, batch, dtype)
+
+
+@contextmanager
+def _running(rule: str) -> Iterator[None]:
+    """Whatever a class raises within it, as the SurgeryError that this rule is broken."""
+    try:
+        yield
     except SurgeryError:
         raise
     except Exception as error:
         raise SurgeryError(rule, got=f"{type(error).__name__}: {error}", remedy=_REMEDY) from error
-
-
-def _run_in_training(twin: Twin) -> None:
-    try:
-        run_in_training(twin)
-    except Exception as error:
-        got = f"{type(error).__name__}: {error}"
-        raise SurgeryError("a cut model must run in training mode, as the original does", got=got, remedy=_REMEDY) from error
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:

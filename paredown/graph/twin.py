@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from paredown.core.errors import SurgeryError
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import Layout, copy_with, cut, fix_attributes_, kept_values, named_tensors, restore_attributes_
-from paredown.task.batches import Inputs, apply_tensors, call, device_of, first_samples, tensors, unfused
+from paredown.task.batches import Inputs, apply_tensors, call, device_of, evaluating, first_samples, tensors, unfused
 
 SIDE = 32  # pixels of a small twin's images
 LARGE = 100_000_000  # elements of a model that is compared by a light twin
@@ -132,16 +132,13 @@ def training_too(twin: Twin) -> Twin:
 
 def run_in_training(twin: Twin) -> None:
     """Runs the twin's model, as it is now, in training mode; modes, buffers and random numbers are as before afterwards."""
-    modes = [(module, module.training) for module in twin.model.modules()]
     kept = [(buffer, buffer.clone()) for buffer in twin.model.buffers()]  # batch norms write into them
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with evaluating(twin.model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             twin.model.train()
             for batch in twin.batches:
                 outputs(twin.model, batch, twin.dtype)
     finally:
-        for module, mode in modes:
-            module.training = mode
         for buffer, value in kept:
             buffer.copy_(value)
 

@@ -138,10 +138,10 @@ def _quantized(model: QuantizedModel) -> dict[str, Any]:
     """What `prepare` needs to build the same graph again: config, weight range, and the form of the inputs."""
     inputs = model.example_inputs
     named = list(inputs.items() if isinstance(inputs, dict) else enumerate(inputs if isinstance(inputs, tuple) else (inputs,)))
-    if nested := [name for name, value in named if not isinstance(value, torch.Tensor)]:
+    if nested := [f"a {type(value).__name__} as input {name}" for name, value in named if not isinstance(value, torch.Tensor)]:
         raise CheckpointError(
             "a quantized model that is kept takes tensors, one by one",
-            got=f"a {type(dict(named)[nested[0]]).__name__} as input {nested[0]}",
+            got=nested[0],
             remedy="let forward take each tensor as an argument of its own",
         )
     form = [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in named]

@@ -81,7 +81,7 @@ class Sharing:
 class Problem:
     """sensitivity (layers, choices): of the weights. costs: tables of the same shape; limits: of some of them, by name.
 
-    sharing: None where the bits of what is read aren't chosen. modules (layers,): the number of the module whose layer it is; a
+    sharing: None where the bits of what is read aren't chosen. modules (layers,): of each layer the first one of its module; a
     scheme names modules, so that those of one module (both projections of an attention, the calls of a module that runs twice)
     have one choice. (): each has its own. Raises BudgetError for a limit that is unknown or out of reach.
     """
@@ -119,7 +119,7 @@ class Problem:
 
     def together(self) -> list[tuple[int, int]]:
         """Each layer but the first of its module, with that one."""
-        return [(i, self.modules.index(m)) for i, m in enumerate(self.modules) if self.modules.index(m) != i]
+        return [(i, first) for i, first in enumerate(self.modules) if first != i]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,17 @@ def test_a_stopped_search_goes_on_from_its_folder(task: paredown.Task, tmp_path:
         search_subnets(task, config, strategy=Random, out=tmp_path / "run", seed=5)
 
 
+def timed_by_macs(
+    monkeypatch: pytest.MonkeyPatch, task: paredown.Task, compare: Callable[..., PairedLatency], keep: int
+) -> Subnets:
+    """A short search under a limit of latency, whose clock is replaced by MACs."""
+    monkeypatch.setattr(subnet_clock, "latency_of", lambda *_, **__: lambda model: count_macs(model, task.inputs) / 1e4)
+    monkeypatch.setattr(architecture, "compare_latency", compare)
+    short = dataclasses.replace(SHORT, effort="2 steps")
+    config = dataclasses.replace(CONFIG, macs=None, latency="0.5x", evaluations=6, keep=keep)
+    return dataclasses.replace(config, supernet=short, recover=paredown.Distill(training=short))
+
+
 def test_a_limit_of_latency_is_measured_in_the_runtime(task: paredown.Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is replaced by MACs here: what is tested is what is done with it."""
     ratio, compared = Measurement("latency_ratio", 0.4, "x"), list[tuple[str, str]]()
@@ -135,11 +147,7 @@ def test_a_limit_of_latency_is_measured_in_the_runtime(task: paredown.Task, monk
         compared.append((first.name, second.name))
         return PairedLatency(ratio, ratio, ratio)
 
-    monkeypatch.setattr(subnet_clock, "latency_of", lambda *_, **__: lambda model: count_macs(model, task.inputs) / 1e4)
-    monkeypatch.setattr(architecture, "compare_latency", compare)
-    short = dataclasses.replace(SHORT, effort="2 steps")
-    config = dataclasses.replace(CONFIG, macs=None, latency="0.5x", evaluations=6, keep=1)
-    config = dataclasses.replace(config, supernet=short, recover=paredown.Distill(training=short))
+    config = timed_by_macs(monkeypatch, task, compare, keep=1)
     result = search_subnets(task, config, target="onnxruntime", strategy=Random)
     baseline = count_macs(task.model, task.inputs) / 1e4
     assert result.search.limits[0].high == pytest.approx(0.5 * baseline)
@@ -161,11 +169,7 @@ def test_what_may_be_too_slow_after_its_recovery_stands_last(
         ratio = Measurement("latency_ratio", 0.45, "x", 9, 0.4, high)
         return PairedLatency(ratio, ratio, ratio)
 
-    monkeypatch.setattr(subnet_clock, "latency_of", lambda *_, **__: lambda model: count_macs(model, task.inputs) / 1e4)
-    monkeypatch.setattr(architecture, "compare_latency", compare)
-    short = dataclasses.replace(SHORT, effort="2 steps")
-    config = dataclasses.replace(CONFIG, macs=None, latency="0.5x", evaluations=6, keep=2)
-    config = dataclasses.replace(config, supernet=short, recover=paredown.Distill(training=short))
+    config = timed_by_macs(monkeypatch, task, compare, keep=2)
     result = search_subnets(task, config, target="onnxruntime", strategy=Random)
     assert [c.latency_ratio and c.latency_ratio.high for c in result.candidates] == [0.49, 0.55]
 
