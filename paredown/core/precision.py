@@ -95,7 +95,7 @@ class Weights:
     without VNNI; "auto" asks the machine.
     method, of "weight_only": "nearest", "hqq" (neither reads data), "gptq", "awq" (both read training samples).
     group, of "weight_only": numbers of a row that share a scale: 32, 64 or 128.
-    embeddings: tables too, of "weight_only", "dynamic" and "palette".
+    embeddings: tables too, of "weight_only", "dynamic" and "palette"; a table that a quantized head reads as well always is.
     """
 
     __pydantic_config__: ClassVar = _FORBID

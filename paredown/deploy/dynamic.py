@@ -9,6 +9,7 @@ In this order ONNX Runtime 1.32 takes them as one operator (MatMulIntegerToFloat
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper
 from onnx.defs import OpSchema
 
@@ -70,12 +71,21 @@ def _product(node: NodeProto, made: dict[str, NodeProto], constants: Constants) 
     transposed = bool(attribute(node, "transB", 0))
     if not is_plain(node):
         return []
-    integers, scale = constants.get(w.input[0]), constants.get(w.input[1])
+    integers, scale = _integers(w.input[0], made, constants), constants.get(w.input[1])
     if integers is None or scale is None or integers.ndim != 2 or attribute(w, "axis", 1) != (0 if transposed else 1):
         return []
     matrix = constants.add(f"{w.input[0]}_in_out", np.ascontiguousarray(integers.T)) if transposed else w.input[0]
     bias = node.input[2] if len(node.input) == 3 else None
     return _written(node, (source.output[0], source.output[1], source.output[2]), matrix, w.input[1], bias)
+
+
+def _integers(name: str, made: dict[str, NodeProto], constants: Constants) -> npt.NDArray[Any] | None:
+    """Of a constant, or of one that is transposed as the file is loaded."""
+    moved = made.get(name)
+    if moved is None or moved.op_type != "Transpose":
+        return constants.get(name)
+    value = constants.get(moved.input[0])
+    return None if value is None else value.transpose(list(attribute(moved, "perm", None) or range(value.ndim)[::-1]))
 
 
 def _written(node: NodeProto, x: tuple[str, str, str], matrix: str, scale: str, bias: str | None) -> list[NodeProto]:

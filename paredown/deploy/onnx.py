@@ -165,9 +165,10 @@ def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
     two_sided.lower_(proto)
     qdq.lower_(proto)
     packed.gemms_as_matmuls_(proto)
-    packed.fold_at_load_(proto)
     qdq.transpose_weights_(proto)
     dynamic.integer_products_(proto)
+    passes.drop_dead_(proto)
+    packed.fold_at_load_(proto)
     qdq.quantize_biases_(proto)
     kept_floats.keep_floats_(proto)
     if any(entry.domain == "" and entry.version >= packed.OPSET for entry in proto.opset_import):

@@ -168,7 +168,7 @@ def _quantized(value: npt.NDArray[Any], scale: npt.NDArray[Any], zero_point: npt
     return rounded
 
 
-def _node(op: str, inputs: list[str], output: str, like: NodeProto, attributes: dict[str, int]) -> NodeProto:
+def _node(op: str, inputs: list[str], output: str, like: NodeProto, attributes: dict[str, Any]) -> NodeProto:
     """A node named after its output, with the metadata of the one it replaces."""
     return originating([helper.make_node(op, inputs, [output], name=output, **attributes)], like)[0]
 
@@ -176,30 +176,42 @@ def _node(op: str, inputs: list[str], output: str, like: NodeProto, attributes: 
 def transpose_weights_(model: ModelProto) -> int:
     """Transpose of a dequantized constant -> DequantizeLinear of the transposed constant; how many.
 
-    A linear layer over more than 2 dimensions exports as MatMul(x, Transpose(w)).
+    A linear layer over more than 2 dimensions exports as MatMul(x, Transpose(w)). A table that is a head too is stored once: its
+    integers are transposed by the runtime, when it loads the file.
     """
     constants = Constants(model)
     made = {node.output[0]: node for node in model.graph.node}
     readers = Counter(name for node in model.graph.node for name in node.input)
-    count = 0
-    for node in model.graph.node:
+
+    def replacement(node: NodeProto) -> list[NodeProto]:
         weight = made.get(node.input[0]) if node.op_type == "Transpose" else None
         value = constants.get(weight.input[0]) if weight is not None and weight.op_type == "DequantizeLinear" else None
-        if weight is None or value is None or (packed.is_stored(weight) and readers[weight.output[0]] > 1):
-            continue  # a table that is a head too is stored once
-        order = list(attribute(node, "perm", list(range(value.ndim))[::-1]))
+        if weight is None or value is None:
+            return []
+        shared = readers[weight.output[0]] > 1
+        return [] if shared and packed.is_stored(weight) else _transposed_weight(node, weight, value, constants, shared=shared)
+
+    return rewrite_(model, replacement)
+
+
+def _transposed_weight(
+    node: NodeProto, weight: NodeProto, value: npt.NDArray[Any], constants: Constants, *, shared: bool
+) -> list[NodeProto]:
+    """value: of the constant that `weight` dequantizes; `node` transposes the result."""
+    order = list(attribute(node, "perm", list(range(value.ndim))[::-1]))
+    axis, block = attribute(weight, "axis", 1) % value.ndim, attribute(weight, "block_size", 0)
+    along = {"axis": order.index(axis)} if constants.rank(weight.input[1]) > 0 else {}
+    grids = list(weight.input[1:])
+    if block:
+        grids = [constants.add(f"{grid}_transposed", _transposed(constants, grid, order)) for grid in grids]
+        along["block_size"] = block
+    nodes: list[NodeProto] = []
+    if shared:
+        name = f"{node.output[0]}_integers"
+        nodes.append(_node("Transpose", [weight.input[0]], name, node, {"perm": order}))
+    else:
         name = constants.add(f"{weight.input[0]}_transposed", np.ascontiguousarray(value.transpose(order)))
-        axis = attribute(weight, "axis", 1) % value.ndim
-        per_channel = constants.rank(weight.input[1]) > 0
-        along = {"axis": order.index(axis)} if per_channel else {}
-        grids = list(weight.input[1:])
-        block = attribute(weight, "block_size", 0)
-        if block:
-            grids = [constants.add(f"{grid}_transposed", _transposed(constants, grid, order)) for grid in grids]
-            along["block_size"] = block
-        node.CopyFrom(_node("DequantizeLinear", [name, *grids], node.output[0], node, along))
-        count += 1
-    return count
+    return [*nodes, _node("DequantizeLinear", [name, *grids], node.output[0], node, along)]
 
 
 def _transposed(constants: Constants, name: str, order: list[int]) -> npt.NDArray[Any]:

@@ -12,12 +12,12 @@ from paredown.graph.trace import module_path
 from paredown.quantization.costs import Facts, stored_bytes
 from paredown.quantization.layers import values_at
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.nodes import argument, constant, name_of
-from paredown.quantization.placement import RECURRENT, key_before
-from paredown.quantization.scheme import FLOAT
+from paredown.quantization.nodes import argument, constant, name_of, quantizer_key
+from paredown.quantization.placement import PORTABLE, RECURRENT, TRANSPOSED, key_before
+from paredown.quantization.scheme import FLOAT, path_of
 from paredown.task.batches import batch_size
 
-_WEIGHTED = frozenset(["conv1d", "conv2d", "conv3d", "linear"])
+_WEIGHTED = PORTABLE.weighted | TRANSPOSED
 _LOOKUP = "embedding"
 _IN_FLOAT = "stored so, computed in float: ONNX's recurrent operators take floats only"
 _LOOKED_UP = "stored so, looked up as float"
@@ -32,8 +32,7 @@ _LEFT_OUT = "not on a grid: protected, or an operator with no place for a quanti
 def layer_bits(model: QuantizedModel) -> tuple[LayerBits, ...]:
     """One row for each layer with weights, in the order of the graph; a layer that is called twice stands once.
 
-    Transposed convolutions and products with a bare parameter, which stay in float, have none. Raises TaskError for a float
-    model.
+    Products with a bare parameter, which stay in float, have none. Raises TaskError for a float model.
     """
     if not isinstance(model, QuantizedModel):
         raise TaskError("model must be a quantized one", got=type(model).__name__, remedy="call paredown.quantize first")
@@ -48,14 +47,17 @@ def layer_bits(model: QuantizedModel) -> tuple[LayerBits, ...]:
 
 
 def _macs(model: QuantizedModel) -> dict[fx.Node, int]:
-    """Of one sample, of each convolution and linear layer."""
+    """Of one sample, of each convolution and linear layer: a product for each number of the weight of each output channel, or of
+    a transposed convolution's input channel, at each place.
+    """
     nodes = [node for node in model.graph.nodes if name_of(node) in _WEIGHTED and _weights(node, name_of(node))]
-    outputs = values_at(model, nodes, model.example_inputs) if nodes else []
+    counted = [node.args[0] if name_of(node) in TRANSPOSED else node for node in nodes]
+    values = values_at(model, counted, model.example_inputs) if nodes else []
     found = {}
-    for node, y in zip(nodes, outputs, strict=True):
+    for node, value in zip(nodes, values, strict=True):
         (weight,) = _values(model, _weights(node, name_of(node)))
         if weight is not None:  # computed weights are not counted
-            found[node] = y.numel() // batch_size(model.example_inputs) * weight[0].numel()
+            found[node] = value.numel() // batch_size(model.example_inputs) * weight[0].numel()
     return found
 
 
@@ -78,7 +80,8 @@ def _row(model: QuantizedModel, node: fx.Node, weights: list[fx.Node], macs: int
     path, operator = module_path(node), name_of(node)
     matrices = [v for v in _values(model, weights) if v is not None and v.dim() > 1]
     parameters = sum(v.numel() for v in matrices)
-    bits = FLOAT if all(w.op != "call_module" for w in weights) else model.scheme.of(path).weight_bits
+    keys = [key for key in map(quantizer_key, weights) if key]
+    bits = model.scheme.of(path_of(keys[0])).weight_bits if keys else FLOAT  # of a tied table the head's
     read = _activation_bits(model, node) if operator in _WEIGHTED and bits < FLOAT else FLOAT
     size = round(sum(_bytes(model, path, v, bits) for v in matrices))
     cost = None if macs is None else LayerCost(size, 4 * parameters, macs * bits * read, macs * FLOAT * FLOAT)

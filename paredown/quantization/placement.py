@@ -7,6 +7,7 @@ move values (slice, pad, reshape, ...) keep the scale of what they are given.
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import assert_never
 
 from torch import fx, nn
 
@@ -41,6 +42,7 @@ class Rules:
 
 
 _CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
+TRANSPOSED = frozenset(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
 RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
 _RESHAPES = frozenset(
     ["view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze", "unsqueeze", "contiguous", "clone",
@@ -71,6 +73,8 @@ DYNAMIC = Rules(
     moves=frozenset(),
     restated=frozenset(),
 )
+# Weights are converted number by number, whatever reads them.
+CONVERTED = replace(PORTABLE, weighted=PORTABLE.weighted | TRANSPOSED)
 
 
 def rules_of(config: Quantize) -> Rules:
@@ -78,7 +82,15 @@ def rules_of(config: Quantize) -> Rules:
     if config.target not in RULES:
         known = ", ".join(name for name in RULES if name)
         raise RecipeError(f"target must be one of {known}", got=config.target, remedy="leave it out for a portable file")
-    return DYNAMIC if config.kind == "dynamic" else RULES[config.target]
+    match config.kind:
+        case "dynamic":
+            return DYNAMIC
+        case "fp16" | "bf16" | "palette":
+            return CONVERTED
+        case "static" | "weight_only":
+            return RULES[config.target]
+        case _:
+            assert_never(config.kind)
 
 
 @dataclass(frozen=True)
@@ -147,8 +159,9 @@ def place(
     biases = [] if float_biases else weighted
     biased = [n for n in biases if constant(module, argument(n, 2)) is not None and not state.scheme.of(module_path(n)).group]
     activations = [(n, state.anchors[n]) for n in module.graph.nodes if n in state.anchors]
+    weights = [Site(f"{state.names[n]}:weight", argument(n, 1), (n,)) for n in weighted]
     return Placement(
-        (*(Site(f"{state.names[n]}:weight", argument(n, 1), (n,)) for n in weighted), *stored),
+        tuple(_with_lookups(state, site) for site in (*weights, *stored)),
         tuple(Site(f"{state.names[n]}:bias", argument(n, 2), (n,)) for n in biased),
         tuple(Site(key, n, _readers(state, n), _bits(state, n)) for n, key in activations),
         _restated(state),
@@ -183,6 +196,12 @@ def _weight_only(state: _State, node: fx.Node) -> list[Site]:
         return [Site(f"{state.names[node]}:weight", argument(node, 1), (node,))] if _has_weight(state, node) else []
     weights = [w for w in argument(node, 2, ()) if _is_matrix(state.module, w)] if name in RECURRENT else []
     return [Site(f"{state.names[node]}:{str(w.target).rpartition('.')[2]}:weight", w, (node,)) for w in weights]
+
+
+def _with_lookups(state: _State, site: Site) -> Site:
+    """A table that a layer on a grid reads too is looked up from that grid: the file would hold it twice, once in float."""
+    lookups = [user for user in site.node.users if name_of(user) == "embedding" and not _is_protected(user, state.protect)]
+    return replace(site, readers=tuple(dict.fromkeys((*site.readers, *lookups))))
 
 
 def _is_matrix(module: nn.Module, node: object) -> bool:

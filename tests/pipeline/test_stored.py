@@ -89,6 +89,40 @@ def test_tables_and_recurrent_weights_are_stored_so_too(tmp_path: object) -> Non
         assert not names & {name for name, p in task.model.named_parameters() if p.dim() > 1}
 
 
+class Upsampling(nn.Module):
+    """(batch, 3, 8, 8) -> (batch, 2): a convolution, and a transposed one that holds most of the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 16, 3, 2, 1), nn.ConvTranspose2d(16, 32, 4, 2, 1, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.up(torch.relu(self.down(x)))
+        return y.mean((2, 3))[:, :2]
+
+
+@pytest.mark.parametrize("name", ["fp16", pytest.param("palette4", marks=pytest.mark.slow)])
+def test_transposed_convolutions_are_stored_so_too(name: str, tmp_path: object) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    batches = [(x, torch.zeros(4, dtype=torch.int64))]
+    task = Task(Upsampling().eval(), (x[:2],), batches, batches)
+    model = made(task, FORMS[name][0])
+    artifact = paredown.export(model, task, path=f"{tmp_path}/m.onnx")
+    assert "up.weight" not in {tensor.name for tensor in onnx.load(artifact.path).graph.initializer}
+    row = {row.module: row for row in layer_bits(model)}["up"]
+    assert row.weight_bits == {"fp16": 16, "palette4": 4}[name] and row.parameters == 16 * 16 * 16
+    assert row.cost is not None and row.cost.bops_float == 32 * 32 * 16 * (4 * 4) * (16 * 16)  # inputs at 4 by 4, 4,096 weights
+
+
+def test_a_transposed_convolution_without_integers_says_so() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    batches = [(x, torch.zeros(4, dtype=torch.int64))]
+    rows = {row.module: row for row in layer_bits(made(Task(Upsampling().eval(), (x[:2],), batches, batches), Quantize()))}
+    assert rows["up"].weight_bits == 32 and "no place for a quantizer" in rows["up"].note
+
+
 def test_a_weight_beyond_fp16_is_refused(pattern_task: Task) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     nn.init.constant_(model[1].weight, 1e5)  # type: ignore[arg-type]  # a parameter
