@@ -23,7 +23,7 @@ from paredown.measure.quality import quality
 
 GONE = (0.3, 0.5, 0.7, 0.9)  # fractions of the parameters
 _FOLDER = pathlib.Path("runs/bench")
-_TRAINING = paredown.Distill(hard_weight=1.0, training=paredown.Training(effort="15 epochs", learning_rate=0.1))
+_TRAINING = paredown.Distill(hard_weight=1.0, training=paredown.Training(effort="10 epochs", learning_rate=0.1))
 _RECOVERY = paredown.Distill(training=paredown.Training(effort="1 epochs", learning_rate=0.05))
 _MACS_STEP = 0.05
 

@@ -294,6 +294,8 @@ class Distill:
         positive("temperature", self.temperature)
         within("hard_weight", self.hard_weight, 0, 1)
         instance("reconstruct", self.reconstruct, bool, Blocks)
+        instance("recalibrate", self.recalibrate, bool)
+        instance("balance", self.balance, bool)
         checked_soft(self.soft)
         object.__setattr__(self, "features", checked_features(self.features))
         object.__setattr__(self, "pairs", _pairs(self.pairs))

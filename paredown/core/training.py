@@ -8,7 +8,7 @@ import pydantic
 
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
-from paredown.core.fields import choice, count, names, positive, within
+from paredown.core.fields import choice, count, instance, names, positive, within
 
 Optimizer = Literal["sgd", "adamw"]
 
@@ -43,6 +43,7 @@ class Training:
     def __post_init__(self) -> None:
         object.__setattr__(self, "effort", Effort.parse(self.effort))
         choice("optimizer", self.optimizer, Optimizer)
+        instance("channels_last", self.channels_last, bool)
         positive("learning_rate", self.learning_rate)
         within("warmup", self.warmup, 0, 1)
         within("weight_decay", self.weight_decay, 0, 1)

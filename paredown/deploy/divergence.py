@@ -283,6 +283,8 @@ def _described(graph: Graph, twin: Built, value: str, error: float, *, fine: boo
     origins = {n.name: n for n in twin.program.graph.nodes}
     origin = origins.get(twin.renamed.get(named, named))
     module = module_of_weight(graph, node) or (module_path(origin) if origin is not None else "")
+    if module.startswith("quantizers."):  # a quantizer is no module of the user's: its key begins with the one that it serves
+        module = module.removeprefix("quantizers.").partition("@")[0].replace("/", ".")
     return Divergence(node.op_type, node.name, module, source_line(origin) if origin is not None else "", error, verdict)
 
 

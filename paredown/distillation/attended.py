@@ -115,7 +115,8 @@ def _relations(feature: ValueRelations, of: Relation, student: Attention, teache
     heads = feature.heads
     if heads is None and s.shape[1] != t.shape[1]:
         heads = common_heads(s, t)
-    return value_relation_loss(s, t, None if tokens is None or len(tokens) != len(s) else tokens, heads=heads)
+    fits = tokens is not None and tokens.shape == (len(s), s.shape[2])  # of queries over another sequence nothing is known
+    return value_relation_loss(s, t, tokens if fits else None, heads=heads)
 
 
 def common_heads(student: Tensor, teacher: Tensor) -> int:

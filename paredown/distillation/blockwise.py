@@ -21,7 +21,7 @@ Blocks come from the teacher's graph (`graph/blocks.py`), kept indices from the 
 graph without modules: there a block is what the same module's operators have become.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,30 +56,32 @@ def learn_blocks_(
     task: Task,
     config: Blocks,
     *,
+    frozen: Collection[str] = (),
     seed: int = 0,
     progress: Progress = silent,
     keeping: Keeping | None = None,
 ) -> tuple[str, ...]:
     """Trains the blocks where they stand, in place. -> the names of those that are better now, in the order in which they run.
 
-    student: cut from the teacher, or quantized, or sparse. Left alone: what `task.protect` names, what lies outside of blocks,
-    and blocks that share a weight with another. As before: blocks whose error on held-out samples didn't fall. The teacher is
-    not touched. keeping: as `fit_` takes it.
+    student: cut from the teacher, or quantized, or sparse. Left alone: what `task.protect` and `frozen` name, what lies
+    outside of blocks, and blocks that share a weight with another. As before: blocks whose error on held-out samples didn't
+    fall. The teacher is not touched. keeping: as `fit_` takes it.
     Raises TaskError for a student that doesn't descend from the teacher, or where nothing is a block; TraceError where
     torch.export can't follow the teacher; what training raises.
     """
-    blocks = _learning(student, teacher, task)
+    still = (*task.protect, *frozen)
+    blocks = _learning(student, teacher, task, still)
     require_modules(student, config.training)
     local = _Local(blocks, frozen_copy(teacher), config.inputs == "teacher")
     with local.listening(student) as trained:
         guard = _Guard(local, trained, student, _held_out(task, student))
-        fit_(trained, task.train, local, config.training, frozen=task.protect, seed=seed, progress=progress, keeping=keeping)
+        fit_(trained, task.train, local, config.training, frozen=still, seed=seed, progress=progress, keeping=keeping)
         better = guard.restore_()
     student.eval()
     return better
 
 
-def _learning(student: nn.Module, teacher: nn.Module, task: Task) -> list[Block]:
+def _learning(student: nn.Module, teacher: nn.Module, task: Task, still: Sequence[str]) -> list[Block]:
     if isinstance(student, fx.GraphModule):
         manifest = getattr(student, "manifest", None)
     else:
@@ -89,7 +91,7 @@ def _learning(student: nn.Module, teacher: nn.Module, task: Task) -> list[Block]
     found = blocks_of(teacher, task.inputs, cut, dynamic=task.dynamic)
     names = {block.name for block in found} & {name for name, _ in student.named_modules()}
     names -= shared(names, student)
-    kept = tuple(f"{name}." for name in task.protect)
+    kept = tuple(f"{name}." for name in still)
     blocks = [b for b in found if b.name in names and not f"{b.name}.".startswith(kept) and _trains(student, b.name)]
     if not blocks:
         raise TaskError(

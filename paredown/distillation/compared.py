@@ -75,6 +75,14 @@ def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs)
     _, theirs = teacher.features(inputs, [pair.teacher for pair in pairs])
     learns = any(isinstance(feature, _CHANNEL_BY_CHANNEL) for feature in features)
     axes = [{} if all(pair.exact for pair in pairs) else channel_axes(model, inputs) for model in (student, teacher.model)]
+    for pair in pairs:
+        for name, known in zip((pair.student, pair.teacher), axes, strict=True):
+            if not pair.exact and name not in known:
+                raise TaskError(
+                    "modules in pairs must give features (batch, channels, ...), under the first name that they have",
+                    got=repr(name),
+                    remedy="see named_modules() for the names, and propose_pairs for pairs",
+                )
     return [
         Compared(pair)
         if pair.exact

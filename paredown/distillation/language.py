@@ -36,7 +36,7 @@ class Writer:
 
     def __init__(self, teacher: Asked, config: SequenceLevel) -> None:
         self._teacher, self._config = teacher, config
-        self._known: dict[tuple[bytes, int], Tensor] = {}  # by prompt and length
+        self._known: dict[tuple[bytes, int], Tensor] = {}  # by prompt, with what else is given, and length
         self._room = _REMEMBERED
 
     def __call__(self, inputs: Inputs) -> Written:
@@ -47,7 +47,8 @@ class Writer:
             raise TaskError(
                 f"sequences must be longer than the prompt of {config.prompt} tokens", got=length, remedy="write prompt=1"
             )
-        keys = [(key, length) for key in digests(tokens[:, : config.prompt])]
+        every = torch.arange(len(tokens), device=tokens.device)
+        keys = [(key, length) for key in digests(self._given(inputs, every, tokens[:, : config.prompt]))]
         missing = [row for row, key in enumerate(keys) if key not in self._known]
         fresh: dict[tuple[bytes, int], Tensor] = {}
         if missing:
@@ -79,7 +80,7 @@ class Writer:
 
     @torch.no_grad()
     def _write(self, inputs: Inputs, rows: Tensor, seeds: list[bytes]) -> Tensor:
-        """(rows, sequence). What is drawn of a sample hangs on its prompt alone."""
+        """(rows, sequence). What is drawn of a sample hangs on its prompt, and on what else is given with it, alone."""
         whole = tokens_of(inputs, self._config.mask)
         draws = [torch.Generator().manual_seed(int.from_bytes(seed[:7], "little")) for seed in seeds]
         text = whole[rows, : self._config.prompt]
@@ -111,11 +112,17 @@ def counted_tokens(inputs: Inputs, config: TokenLevel) -> Tensor | None:
 
 
 def tokens_of(inputs: Inputs, mask: str | int | None) -> Tensor:
-    """The first input (batch, sequence) of whole numbers that isn't the mask. Raises TaskError where there is none."""
+    """Of the inputs (batch, sequence) of whole numbers that aren't the mask `input_ids`, else the first. Raises TaskError where
+    there is none.
+    """
     masked = None if mask is None else _named(inputs, mask)
-    for _, tensor in _items(inputs):
-        if tensor is not masked and isinstance(tensor, Tensor) and _is_tokens(tensor):
-            return tensor
+    found = {
+        name: tensor
+        for name, tensor in _items(inputs)
+        if tensor is not masked and isinstance(tensor, Tensor) and _is_tokens(tensor)
+    }
+    if found:
+        return found.get("input_ids", next(iter(found.values())))
     raise TaskError("a language model takes tokens (batch, sequence) of whole numbers", got="none", remedy="leave soft= out")
 
 

@@ -5,6 +5,7 @@ A folder holds safetensors files, each written under another name and then renam
 (samples, 16) bytes, and the outputs, (samples, ...).
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from paredown.core.errors import ArtifactError
+from paredown.core.errors import ArtifactError, OutputError
 from paredown.train.state import write_tensors
 
 _BYTES_PER_SAMPLE = 300  # of a dictionary's entry, beside the outputs themselves
@@ -34,7 +35,7 @@ class Memory:
     """bytes_at_most: of what is remembered; what is more is not. folder: where it is kept; None: nowhere.
 
     known: by digest. inherited: something was in the folder already.
-    Raises ArtifactError where a file of the folder can't be read.
+    Raises ArtifactError where a file of the folder can't be read, OutputError where it can't be made or written to.
     """
 
     def __init__(self, bytes_at_most: int, folder: Path | None = None) -> None:
@@ -42,6 +43,8 @@ class Memory:
         self._room, self._folder = bytes_at_most, folder
         self._unwritten: list[tuple[list[bytes], list[Tensor]]] = []
         self._written: list[Path] = []
+        if folder is not None:
+            _make(folder)
         for file in sorted(folder.glob("*.safetensors")) if folder is not None else []:
             self._room -= self._read(file)
         self.inherited = bool(self.known)
@@ -95,6 +98,18 @@ class Memory:
                 "outputs that a teacher gave must be readable", got=f"{file.name}: {error}", remedy="delete their folder"
             ) from None
         return size
+
+
+def _make(folder: Path) -> None:
+    """Before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder.name} can't be written to")
+    except OSError as error:
+        raise OutputError(
+            "what a teacher gives is kept in a folder that can be written to", got=str(error), remedy="name another"
+        ) from None
 
 
 def _size(outputs: list[Tensor]) -> int:

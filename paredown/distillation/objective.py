@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paredown.core.errors import TaskError
 from paredown.core.knowledge import OfAttention, SequenceLevel, TokenLevel
 from paredown.core.steps import Distill
 from paredown.distillation.attended import Attended, attended_loss
@@ -25,8 +26,9 @@ from paredown.distillation.language import Writer, counted_tokens
 from paredown.distillation.losses.language import sequence_loss, token_loss
 from paredown.distillation.losses.soft_labels import blend
 from paredown.distillation.outputs import hard_loss, logits_of, soft_loss
+from paredown.distillation.spread import Spread
 from paredown.distillation.teacher import Asked
-from paredown.task.batches import Batch, Inputs, batch_size, call, fitting
+from paredown.task.batches import Batch, Inputs, batch_size, call, fitting, tensors
 from paredown.task.task import Task
 from paredown.train.batchnorm import needing_two_samples
 from paredown.train.state import under
@@ -55,6 +57,7 @@ class Objective:
     attended: Sequence[Attended] = ()
     writer: Writer | None = None
     scales: list[float] | None = None
+    spread: Spread | None = None  # of the teacher's outputs, for soft="regression"
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
         if self.teacher is None:
@@ -77,15 +80,20 @@ class Objective:
     def keep(self) -> dict[str, Tensor]:
         """What must be kept to go on later (`train.state.Carried`)."""
         found = {} if self.scales is None else {"scales": torch.tensor(self.scales, dtype=torch.float64)}
-        for name, part in (("teacher", self.teacher), ("text", self.writer)):
+        for name, part in self._parts():
             found |= {} if part is None else {f"{name}/{key}": tensor for key, tensor in part.keep().items()}
         return found
 
     def take_up_(self, kept: Mapping[str, Tensor]) -> None:
         self.scales = kept["scales"].tolist() if "scales" in kept else None
-        for name, part in (("teacher", self.teacher), ("text", self.writer)):
+        if self.config.soft == "regression" and self.teacher is not None:
+            self.spread = Spread()
+        for name, part in self._parts():
             if part is not None:
                 part.take_up_(under(f"{name}/", kept))
+
+    def _parts(self) -> tuple[tuple[str, Asked | Writer | Spread | None], ...]:
+        return ("teacher", self.teacher), ("text", self.writer), ("spread", self.spread)
 
     def _look(self, student: nn.Module, teacher: Asked, inputs: Inputs) -> tuple["_Seen", "_Seen"]:
         """What both give on the batch; nothing where they are compared on the teacher's text alone."""
@@ -93,7 +101,14 @@ class Objective:
             return _Seen(), _Seen()
         samples = batch_size(inputs)
         with fitting("train", inputs), needing_two_samples(), _watching(self.attended, samples) as our_attentions:
+            before = [tensor._version for tensor in tensors(inputs)]
             output, ours = _seen(student, inputs, [each.pair.student for each in self.compared])
+        if before != [tensor._version for tensor in tensors(inputs)]:
+            raise TaskError(
+                "a model must leave its inputs as they are, for the teacher gets them too",
+                got="inputs that forward changed in place",
+                remedy="write x = x - 1 for x -= 1 in forward, or give it x.clone()",
+            )
         with _watching(self.attended, samples) as their_attentions:
             wanted, theirs = self._asked(teacher, inputs)
         return _Seen(output, ours, our_attentions), _Seen(wanted, theirs, their_attentions)
@@ -120,7 +135,11 @@ class Objective:
             case None:
                 raise AssertionError("without a soft loss none is asked for")
             case kind:
-                return soft_loss(kind, output, wanted, batch[1], self.config.temperature)
+                variances = None
+                if kind == "regression":
+                    self.spread = self.spread or Spread()
+                    variances = self.spread(wanted)
+                return soft_loss(kind, output, wanted, batch[1], self.config.temperature, variances)
 
     def _asked(self, teacher: Asked, inputs: Inputs) -> tuple[list[Tensor], dict[str, Tensor]]:
         names = [each.pair.teacher for each in self.compared]

@@ -21,8 +21,16 @@ from paredown.task.batches import Batch, call, fitting
 from paredown.task.task import Task
 
 
-def soft_loss(kind: Soft, output: Any, teacher: Sequence[Tensor], target: Any, temperature: float) -> Tensor:
-    """The mean over the floating-point tensors that both give. target: read by "dkd" only.
+def soft_loss(
+    kind: Soft,
+    output: Any,
+    teacher: Sequence[Tensor],
+    target: Any,
+    temperature: float,
+    variances: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The mean over the floating-point tensors that both give. target: read by "dkd"; of others it tells where classes lie, where
+    there is one. variances: of the teacher's outputs over many samples, for "regression".
 
     Raises TaskError where the outputs differ in number or shape, or the target is missing that "dkd" reads.
     """
@@ -33,11 +41,16 @@ def soft_loss(kind: Soft, output: Any, teacher: Sequence[Tensor], target: Any, t
             got=f"{len(teacher)} and {len(student)} floating-point tensors",
             remedy="return the same outputs in training and in evaluation mode, or set hard_weight=1",
         )
-    losses = [_soft(kind, s, t, target, temperature) for s, t in zip(student, teacher, strict=True)]
+    spreads: Sequence[Tensor | None] = variances or [None] * len(teacher)
+    losses = [_soft(kind, s, t, target, temperature, v) for s, t, v in zip(student, teacher, spreads, strict=True)]
     return torch.stack(losses).mean()
 
 
-def _soft(kind: Soft, student: Tensor, teacher: Tensor, target: Any, temperature: float) -> Tensor:  # noqa: PLR0911 (one a kind)
+def _soft(  # noqa: PLR0911 (one a kind)
+    kind: Soft, student: Tensor, teacher: Tensor, target: Any, temperature: float, variance: Tensor | None
+) -> Tensor:
+    if _classes_first(student, target) and student.shape == teacher.shape:
+        student, teacher = student.transpose(1, 2), teacher.transpose(1, 2)
     match kind:
         case "soft_labels":
             return soft_label_loss(student, teacher, temperature)
@@ -48,7 +61,7 @@ def _soft(kind: Soft, student: Tensor, teacher: Tensor, target: Any, temperature
         case "multi_label":
             return multi_label_loss(student, teacher, temperature)
         case "regression":
-            return regression_loss(student, teacher)
+            return regression_loss(student, teacher, variance)
         case "embedding":
             return embedding_loss(student, teacher)
         case "contrastive":
@@ -61,6 +74,15 @@ def _soft(kind: Soft, student: Tensor, teacher: Tensor, target: Any, temperature
                     remedy='write soft="soft_labels", which needs none',
                 )
             return dkd_loss(student, teacher, target, temperature=temperature)
+
+
+def _classes_first(output: Tensor, target: Any) -> bool:
+    """Whether outputs of three dimensions are (batch, classes, length), as torch's cross entropy takes them: the target, a class
+    number for each place, is as long as the last dimension and not as the one before.
+    """
+    if output.dim() != 3 or not isinstance(target, Tensor) or target.dim() != 2 or target.is_floating_point():
+        return False
+    return target.shape[1] == output.shape[2] != output.shape[1]
 
 
 def logits_of(output: Any) -> Tensor:
@@ -78,7 +100,12 @@ def logits_of(output: Any) -> Tensor:
 def hard_loss(task: Task, student: nn.Module, batch: Batch, output: Any) -> Tensor:
     """The task's own loss. output: the student's, where it has been computed already."""
     if task.train_step is not None:
-        return task.train_step(student, batch)
+        value = task.train_step(student, batch)
+        if not isinstance(value, Tensor):
+            raise TaskError(
+                "train_step must return the loss", got=type(value).__name__, remedy="return a scalar tensor, not its .item()"
+            )
+        return value
     inputs, target = batch
     if target is None:
         raise TaskError(

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from paredown.core.errors import RecipeError, TaskError
+from paredown.core.fields import count as count_of
 from paredown.distillation.axes import channel_axes
 from paredown.distillation.cka import alignment, centred_gram
 from paredown.distillation.features import observed
@@ -54,6 +55,7 @@ def propose(
     and nothing else is proposed for the student's modules among them.
     Raises RecipeError where an override names no module, TaskError where nothing can be paired.
     """
+    count_of("count", count)
     fixed = dict(overrides or {})
     stages = same_resolutions(*(see(model, inputs, grams=False) for model in (student, teacher)))
     if stages and not fixed:
@@ -96,11 +98,16 @@ def see(model: nn.Module, inputs: Inputs, *, grams: bool = True) -> list[Seen]:
             space = tuple(first.shape[2:]) if axis == 1 else tuple(first.shape[1:-1])
             found[name] = Seen(name, len(found), space, first.shape[axis], axis, centred_gram(first if grams else first[:0]))
 
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in model.named_modules() if name and _gives_features(model, name)]
     with evaluating(model), torch.no_grad(), observed(model, names, add):
         call(model, inputs)
     last = max(1, len(found) - 1)
     return [dataclasses.replace(each, depth=each.depth / last) for each in found.values()]
+
+
+def _gives_features(model: nn.Module, name: str) -> bool:
+    """Of a quantized model, which is one graph, what stands behind an operator: its other quantizers hold weights and biases."""
+    return not isinstance(model, fx.GraphModule) or not name.startswith("quantizers.") or name.endswith(":output")
 
 
 def stage_ends(seen: Sequence[Seen], count: int) -> list[Seen]:
@@ -111,7 +118,9 @@ def stage_ends(seen: Sequence[Seen], count: int) -> list[Seen]:
     ends = [i for i in ends if seen[i].space] or ends  # with a resolution: the classifier's logits have losses of their own
     ends = ends[-count:]
     wanted = min(count, len(seen))
-    evenly = [round((i + 1) * len(seen) / wanted) - 1 for i in range(wanted)]
+    open_to = [i for i, each in enumerate(seen) if each.space] or list(range(len(seen)))
+    wanted = min(wanted, len(open_to))
+    evenly = [open_to[round((i + 1) * len(open_to) / wanted) - 1] for i in range(wanted)]
     for i in evenly:
         if len(ends) < wanted and i not in ends:
             ends.append(i)

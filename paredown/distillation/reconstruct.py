@@ -40,7 +40,8 @@ def reconstruct_(
     """Solves convolutions and linear layers of a student that was cut from the teacher. -> how many changed.
 
     Left alone: a student that was not cut; convolutions that are grouped, depthwise or not in two dimensions; layers that run
-    several times or share their weight, that are sparse (a solution has no zeros), or have more than 5,000 inputs. Where the
+    several times or share their weight, that need no gradient, that are sparse (a solution has no zeros), or have more than 5,000
+    inputs. Where the
     outputs get no closer to the teacher's on samples that were not used, everything stays as it was, and 0 is returned.
     frozen: names of modules that stay as they are. samples: of the batches, about as many. seed: of the choice of positions,
     20,000 of a layer at most.
@@ -49,7 +50,9 @@ def reconstruct_(
     pairs = [
         pair
         for pair in _solvable(student, teacher)
-        if not f"{pair.student}.".startswith(kept) and f"{pair.student}.weight" not in sparse
+        if not f"{pair.student}.".startswith(kept)
+        and f"{pair.student}.weight" not in sparse
+        and all(parameter.requires_grad for parameter in _layer(student, pair).parameters())
     ]
     if not pairs:
         return 0

@@ -8,13 +8,13 @@ feature losses: no teacher is asked, a plain fine-tuning; with a `train_step` th
 import contextlib
 import copy
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from torch import nn
 
-from paredown.core.errors import RecipeError, TaskError
+from paredown.core.errors import OutputError, RecipeError, TaskError
 from paredown.core.knowledge import Blocks, SequenceLevel
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill
@@ -28,7 +28,7 @@ from paredown.distillation.reconstruct import reconstruct_
 from paredown.distillation.teacher import Asked
 from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, teacher_of
 from paredown.distillation.uncut import before_the_cut
-from paredown.task.batches import device_of, each
+from paredown.task.batches import Batches, device_of, each
 from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_, require_two_samples
 from paredown.train.freeze import require_modules
@@ -69,13 +69,14 @@ def distill_model(
         require_two_samples(model, task.train)
     teachers = models_of(teacher, task.model)
     frozen = (*task.protect, *_frozen(model, teachers[0], task, config))
-    key = "" if resume is None else _key((model, *teachers), teacher, config, seed)
+    key = "" if resume is None else _key((model, *teachers), teacher, task, config, seed)
     student, keeping = copy.deepcopy(model), None if resume is None else Keeping(resume, key)
     with seeded(seed):
         _prepare_(student, teachers[0], task, config, frozen, seed, progress, keeping)
     if task.recover is not None:
         return _recovered(task.recover, student)
-    loss = _objective(task, config, student, teacher, seed, resume)
+    with seeded(seed):
+        loss = _objective(task, config, student, teacher, resume)
     with attached(student, loss.compared), (learning or _unchanged)(student) as changed:
         fit_(
             student,
@@ -87,7 +88,8 @@ def distill_model(
             progress=lambda _, fraction: progress("distill", fraction),
             keeping=None if keeping is None else keeping.within(_TRAINING, loss),
         )
-    loss.keep()  # what teachers gave is on disk now, where it is to be
+    with contextlib.suppress(OutputError):  # the disk is full by now: the student isn't lost for that
+        loss.keep()  # what teachers gave is on disk, where it is to be
     return student
 
 
@@ -99,10 +101,11 @@ def forget_training(folder: Path) -> None:
         folder.rmdir()
 
 
-def _key(models: Sequence[nn.Module], teacher: Given, config: Distill, seed: int) -> str:
-    """Of all that a training depends on but the batches."""
+def _key(models: Sequence[nn.Module], teacher: Given, task: Task, config: Distill, seed: int) -> str:
+    """Of all that a training depends on but the batches, and the code behind the loss's name."""
     how = teacher if isinstance(teacher, str) else teacher.combine if isinstance(teacher, Panel) else ""
-    return " ".join([*map(model_digest, models), how, repr(config), str(seed)])
+    functions = [getattr(each, "__qualname__", type(each).__qualname__) for each in (task.loss, task.train_step)]
+    return " ".join([*map(model_digest, models), how, *functions, repr(task.protect), repr(config), str(seed)])
 
 
 @contextmanager
@@ -133,6 +136,7 @@ def _prepare_(
         original,
         task,
         blocks,
+        frozen=frozen,
         seed=seed,
         progress=lambda _, fraction: progress("blocks", fraction),
         keeping=None if keeping is None else keeping.within(_BLOCKS),
@@ -148,7 +152,7 @@ def _frozen(model: nn.Module, original: nn.Module, task: Task, config: Distill) 
     return require_modules(model, config.training)
 
 
-def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, seed: int, resume: Resume | None) -> Objective:
+def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, resume: Resume | None) -> Objective:
     """The loss; a teacher is made only where it will be asked. resume: where its outputs are kept."""
     if not config.features and (config.soft is None or config.hard_weight == 1):
         return Objective(task, config)
@@ -156,17 +160,21 @@ def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, 
         teacher,
         student,
         task.model,
-        batches_per_pass=length(task.train),
+        batches_per_pass=_known_length(task.train),
         folder=None if resume is None else resume.teacher or resume.folder / _OUTPUTS,
         lasting=resume is not None and resume.teacher is not None,
     )
     writer = _writer(asked, config)
     if not config.features:
         return Objective(task, config, asked, writer=writer)
-    with seeded(seed):
-        inputs, _ = next(each(task.train, "train", device_of(student)))
+    inputs, _ = next(each(task.train, "train", device_of(student)))
     attended = attend(config, asked.model, student, inputs)
     return Objective(task, config, asked, compare(config, asked, student, inputs), attended, writer)
+
+
+def _known_length(batches: Batches) -> int | None:
+    """None where it would take a pass through them, which may have no end."""
+    return length(batches) if isinstance(batches, Sized) else None
 
 
 def _writer(asked: Asked, config: Distill) -> Writer | None:

@@ -25,8 +25,9 @@ from paredown.core.errors import RecipeError, TaskError
 from paredown.core.fields import count
 from paredown.core.knowledge import Combine
 from paredown.distillation.losses.shapes import class_axis
-from paredown.distillation.teacher import Asked, Teacher, ask, floating, frozen
+from paredown.distillation.teacher import Asked, Teacher, answer, ask, floating, frozen
 from paredown.task.batches import Inputs, call
+from paredown.task.task import unwrapped
 from paredown.train.state import named_tensors, under
 
 
@@ -108,7 +109,7 @@ class OwnAverage:
     @torch.no_grad()
     def compute(self, inputs: Inputs) -> list[Tensor]:
         """By the average as it stands: no step is taken in."""
-        return floating(call(self.model, inputs))
+        return floating(answer(self.model, inputs, call))
 
     def features(self, inputs: Inputs, names: Collection[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         self._follow()
@@ -119,12 +120,15 @@ class OwnAverage:
 
     @torch.no_grad()
     def take_up_(self, kept: Mapping[str, Tensor]) -> None:
+        self._become()
         self._steps = int(kept["steps"])
         for name, tensor in named_tensors(self.model).items():
             tensor.copy_(kept[f"model/{name}"])
 
     @torch.no_grad()
     def _follow(self) -> None:
+        if self._steps == 0:
+            self._become()
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
         values = {**dict(self._student.named_parameters()), **dict(self._student.named_buffers())}
@@ -133,6 +137,11 @@ class OwnAverage:
                 tensor.lerp_(values[name], 1 - decay)
             else:
                 tensor.copy_(values[name])
+
+    def _become(self) -> None:
+        """Before the first step: where it learns scales or adapters, the student has weights by now that it hadn't at first."""
+        if named_tensors(self.model).keys() != named_tensors(self._student).keys():
+            self.model = frozen(self._student)
 
 
 def models_of(given: Given, original: nn.Module) -> list[nn.Module]:
@@ -148,9 +157,9 @@ def models_of(given: Given, original: nn.Module) -> list[nn.Module]:
 def _each(given: object) -> list[One]:
     match given:
         case nn.ModuleList() | list() | tuple():
-            found = list(given)
+            found = [unwrapped(each) for each in given]
         case nn.Module() | Cached():
-            found = [given]
+            found = [unwrapped(given)]
         case Panel(teachers=teachers):
             found = _each(teachers)
         case _:

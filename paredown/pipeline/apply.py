@@ -13,7 +13,7 @@ from paredown.core.target import Target
 from paredown.core.training import Resume
 from paredown.pipeline.steps import distill_resumable, prune_resumable, quantize, sparsify
 from paredown.pipeline.stored_steps import in_order, key_of
-from paredown.task.task import Task, require_task
+from paredown.task.task import Task, require_task, unwrapped
 
 
 def apply(
@@ -34,7 +34,7 @@ def apply(
     """
     require_task(task)
     recipe = Recipe.of(recipe)
-    start = task.model if model is None else model
+    start = task.model if model is None else unwrapped(model)
     place = None if resume is None else Resume.of(resume)
     key = "" if place is None else key_of(start, recipe.steps, target, seed)
     works = [(step_name(step), functools.partial(_do, task, step, target, seed, progress)) for step in recipe.steps]

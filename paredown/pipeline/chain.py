@@ -12,14 +12,15 @@ from pathlib import Path
 
 from torch import nn
 
-from paredown.core.errors import RecipeError
+from paredown.core.errors import RecipeError, TrainingDivergedError
+from paredown.core.fields import seed_number
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill
 from paredown.core.training import Resume
 from paredown.distillation.recover import forget_training
 from paredown.distillation.teachers import One, Panel
 from paredown.pipeline.steps import distill_resumable
-from paredown.task.task import Task
+from paredown.task.task import Task, require_task
 
 
 def distill_chain(
@@ -40,6 +41,8 @@ def distill_chain(
     killed is taken up as well.
     Raises RecipeError where there is nothing but a teacher, or configs don't match the models; and what `distill` raises.
     """
+    require_task(task)
+    seed_number(seed)
     configs = _configs(models, config)
     place = None if resume is None else Resume.of(resume)
     places = [None if place is None else place.within(str(i)) for i in range(len(models))]
@@ -48,7 +51,12 @@ def distill_chain(
     for i, (model, each, where) in enumerate(zip(models, configs, places, strict=True)):
         asked = Panel(tuple(before)) if dense else before[-1]
         told = _numbered(progress, i, len(models))
-        found = distill_resumable(task, each, model, asked, seed=seed, progress=told, resume=where)
+        try:
+            found = distill_resumable(task, each, model, asked, seed=seed, progress=told, resume=where)
+        except TrainingDivergedError:  # it would diverge again from there
+            if where is not None:
+                forget_training(where.folder)
+            raise
         trained.append(found)
         before.append(found)
     for where in filter(None, [*places, place]):
@@ -57,20 +65,25 @@ def distill_chain(
 
 
 def _configs(models: Sequence[nn.Module], config: Distill | Sequence[Distill]) -> list[Distill]:
-    if isinstance(models, nn.Module) or not models or not all(isinstance(model, nn.Module) for model in models):
+    if (
+        not isinstance(models, list | tuple | nn.ModuleList)
+        or not models
+        or not all(isinstance(model, nn.Module) for model in models)
+    ):
         raise RecipeError(
             "a chain takes assistants and a student",
             got=type(models).__name__,
             remedy="write distill_chain(task, [middle, small])",
         )
-    configs = [config] * len(models) if isinstance(config, Distill) else list(config)
-    if len(configs) != len(models) or not all(isinstance(each, Distill) for each in configs):
+    configs = [config] * len(models) if isinstance(config, Distill) else config
+    one_each = isinstance(configs, list | tuple) and len(configs) == len(models)
+    if not one_each or not all(isinstance(each, Distill) for each in configs):
         raise RecipeError(
             "a chain takes one Distill, or one for each model",
-            got=f"{len(configs)} for {len(models)} models",
+            got=f"{len(configs)} for {len(models)} models" if isinstance(configs, list | tuple) else type(configs).__name__,
             remedy="write config=Distill()",
         )
-    return configs
+    return list(configs)
 
 
 def _numbered(progress: Progress, index: int, count: int) -> Progress:

@@ -1,5 +1,6 @@
 """What quantization does to a task's model layer by layer, in the simulation and in the runtime, and what would mend it."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -72,17 +73,17 @@ def _row(noise: LayerNoise, run: LayerRun | None, config: Quantize, *, reduced: 
         runtime_db=None if run is None else run.runtime_db,
         clipped=noise.clipped,
         saturated=saturated,
-        remedy=remedy(noise, saturated, config, reduced=reduced) or ("" if simulated >= _FINE_DB else _kept(noise)),
+        remedy=remedy(noise, saturated, config, reduced=reduced, db=simulated),
     )
 
 
-def remedy(noise: LayerNoise, saturated: int, config: Quantize, *, reduced: bool) -> str:
-    """What to write in the step; empty where the layer is fine."""
+def remedy(noise: LayerNoise, saturated: int, config: Quantize, *, reduced: bool, db: float = math.inf) -> str:
+    """What to write in the step; empty where the layer is fine. db: on the samples that the runtime saw."""
     kept = _kept(noise)
     if saturated:
         return kept if reduced or not config.weights.symmetric else 'weights=Weights(range="reduced")'
     if noise.both >= _FINE_DB:
-        return ""
+        return "" if db >= _FINE_DB else kept
     coarse = noise.activations < noise.weights
     if coarse and noise.clipped > _MUCH:
         return 'activations=Activations(observer="minmax")'

@@ -37,7 +37,7 @@ from paredown.quantization.palette import quantize_palette
 from paredown.quantization.qat import Learning, learned_scales
 from paredown.quantization.static import quantize_model
 from paredown.quantization.weight_only import quantize_weights
-from paredown.task.task import Task, require_task
+from paredown.task.task import Task, require_task, unwrapped
 from paredown.train.loop import Loss
 from paredown.train.seeds import seeded
 
@@ -63,7 +63,7 @@ def prune(
     """
     _check(task, config, Prune, model, seed)
     place = None if resume is None else Resume.of(resume).within(_PRUNING)
-    source = task.model if model is None else model
+    source = task.model if model is None else unwrapped(model)
     try:
         found = prune_resumable(task, config, source, target, seed=seed, progress=progress, resume=place)
     except TrainingDivergedError:  # it would diverge again from there
@@ -119,9 +119,12 @@ def distill(
     """
     _check(task, config, Distill, model, seed)
     choice("combine", combine, Combine)
-    given = Panel(tuple(teacher), combine) if isinstance(teacher, list | tuple | nn.ModuleList) else teacher
+    several = isinstance(teacher, list | tuple | nn.ModuleList)
+    if combine != "mean" and not several:
+        raise RecipeError("combine is for several teachers", got=repr(combine), remedy="pass teacher=[one, other]")
+    given = Panel(tuple(teacher), combine) if several else teacher  # type: ignore[arg-type]  # a sequence
     place = None if resume is None else Resume.of(resume)
-    source = task.model if model is None else model
+    source = task.model if model is None else unwrapped(model)
     try:
         found = distill_resumable(task, config, source, given, seed=seed, progress=progress, resume=place)
     except TrainingDivergedError:  # it would diverge again from there
@@ -179,7 +182,7 @@ def sparsify(
     shuffles. Raises NothingToPruneError where no weight would become zero, OrderError for a quantized model.
     """
     _check(task, config, Sparsify, model, seed)
-    source = task.model if model is None else model
+    source = task.model if model is None else unwrapped(model)
     if isinstance(source, QuantizedModel):
         raise OrderError("a quantized model can't be made sparse", got="a QuantizedModel", remedy="sparsify first, then quantize")
     with seeded(seed):
@@ -202,7 +205,7 @@ def quantize(
     Raises NothingToQuantizeError where no weight can go on a grid, OrderError where the model is quantized already.
     """
     _check(task, config, Quantize, model, seed)
-    source = task.model if model is None else model
+    source = task.model if model is None else unwrapped(model)
     if isinstance(source, QuantizedModel):
         raise OrderError("a model is quantized once", got="a QuantizedModel", remedy="quantize the float model it was made from")
     other = sorted({str(p.dtype) for p in source.parameters() if p.is_floating_point() and p.dtype is not torch.float32})

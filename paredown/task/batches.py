@@ -100,9 +100,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def digests(inputs: Inputs) -> list[bytes]:
-    """For each sample of a batch 16 bytes that tell it from any other, by its values, shapes and types."""
+    """For each sample of a batch 16 bytes that tell it from any other, by its values, shapes, types and names, and by what of the
+    inputs is no tensor.
+    """
     samples = batch_size(inputs)
-    states = [hashlib.blake2b(digest_size=16) for _ in range(samples)]
+    around = b"" if isinstance(inputs, Tensor) else repr(_around_tensors(inputs)).encode()
+    states = [hashlib.blake2b(around, digest_size=16) for _ in range(samples)]
     for tensor in tensors(inputs):
         rows = tensor if tensor.dim() and tensor.shape[0] == samples else tensor.expand(samples, *tensor.shape)
         head = f"{tuple(rows.shape[1:])}{rows.dtype}".encode()
@@ -111,6 +114,17 @@ def digests(inputs: Inputs) -> list[bytes]:
             state.update(head)
             state.update(row)
     return [state.digest() for state in states]
+
+
+def _around_tensors(value: Any) -> Any:
+    """Names and order of a nest, and the plain values in it; of other objects the class, as what they print may be an address."""
+    if isinstance(value, tuple | list):
+        return [_around_tensors(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _around_tensors(item) for key, item in value.items()}
+    if isinstance(value, str | bytes | int | float | complex | None):
+        return value
+    return (type(value).__qualname__, _around_tensors(_fields(value)))
 
 
 @contextlib.contextmanager

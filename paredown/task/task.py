@@ -43,7 +43,7 @@ class Task:
     name: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", _unwrapped(self.model))
+        object.__setattr__(self, "model", unwrapped(self.model))
         object.__setattr__(self, "metric", Metric.of(self.metric))
         object.__setattr__(self, "name", self.name or type(self.model).__name__)
         _check_model(self)
@@ -95,7 +95,7 @@ def _named(example: Any) -> list[tuple[Any, Any]]:
     return list(example.items()) if isinstance(example, dict) else list(enumerate(example))
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """The module within `torch.compile`, DataParallel and DistributedDataParallel: its names and class are the user's own."""
     while isinstance(model, nn.Module):
         parallel = isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel)

@@ -7,10 +7,10 @@ lost by cutting comes back by measuring them anew (Izmailov et al., arXiv:1803.0
 import contextlib
 import copy
 import itertools
-from collections.abc import Collection, Iterator, Sized
+from collections.abc import Collection, Iterator, Mapping, Sequence, Sized
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
@@ -23,8 +23,8 @@ def recalibrate_(model: nn.Module, batches: Batches, *, frozen: Collection[str] 
     """Resets the running statistics to their plain average over at most `batches_at_most` training batches.
 
     Only the batch norms are in training mode meanwhile; weights, modes and momenta stay what they were. Left alone are those
-    without running statistics, and those in the modules named by `frozen`. Returns how many were recalibrated: 0 where the
-    model has none, which is no error.
+    without running statistics, those in the modules named by `frozen`, and those that no batch reached (of another domain, of an
+    auxiliary head). Returns how many were recalibrated: 0 where the model has none, which is no error.
     Raises BatchError where a batch norm sees only one value per channel. On any error the old statistics stand.
     """
     kept = {id(part) for name, module in model.named_modules() if name in frozen for part in module.modules()}
@@ -36,7 +36,7 @@ def recalibrate_(model: nn.Module, batches: Batches, *, frozen: Collection[str] 
         for inputs, _ in itertools.islice(each(batches, "train", device), batches_at_most):
             with fitting("train", inputs), needing_two_samples():
                 call(model, inputs)
-    return len(norms)
+        return sum(bool(norm.num_batches_tracked) for norm in norms)
 
 
 def require_two_samples(model: nn.Module, batches: Batches) -> None:
@@ -46,8 +46,8 @@ def require_two_samples(model: nn.Module, batches: Batches) -> None:
     """
     if 1 not in _known_sizes(batches):
         return
-    inputs, _ = next(each(batches, "train", device_of(model)))
     with needing_two_samples(), torch.no_grad(), seeded(0):
+        inputs, _ = next(each(batches, "train", device_of(model)))
         call(copy.deepcopy(model).train(), first_samples(inputs, 1))
 
 
@@ -79,7 +79,7 @@ def needing_two_samples() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _averaging(norms: list[_BatchNorm]) -> Iterator[None]:
-    """The batch norms in training mode with a cumulative average; after an error with their old statistics."""
+    """The batch norms in training mode with a cumulative average. After an error, or where it didn't run, each has its old."""
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     momenta = [norm.momentum for norm in norms]
     try:
@@ -89,10 +89,17 @@ def _averaging(norms: list[_BatchNorm]) -> Iterator[None]:
             norm.train()
         yield
     except BaseException:
-        for norm, buffers in zip(norms, before, strict=True):
-            for name, buffer in norm.named_buffers():
-                buffer.copy_(buffers[name])
+        _put_back_(norms, before)
         raise
+    else:
+        still = [(norm, values) for norm, values in zip(norms, before, strict=True) if not norm.num_batches_tracked]
+        _put_back_([norm for norm, _ in still], [values for _, values in still])
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+
+
+def _put_back_(norms: Sequence[_BatchNorm], before: Sequence[Mapping[str, Tensor]]) -> None:
+    for norm, values in zip(norms, before, strict=True):
+        for name, buffer in norm.named_buffers():
+            buffer.copy_(values[name])

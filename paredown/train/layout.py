@@ -1,11 +1,39 @@
 """Memory formats in training: channels last is faster for convolutions on CPUs, where it is safe."""
 
+import copy
+
 import torch
 from torch import fx, nn
 
-from paredown.task.batches import Batch, apply_tensors
+from paredown.task.batches import Batch, Batches, Inputs, apply_tensors, call, device_of, each, first_samples
+from paredown.train.seeds import seeded
 
 _BLOCK = 16  # channels that oneDNN takes at once with AVX-512; 8 with AVX2
+
+
+def layout_for(model: nn.Module, batches: Batches) -> torch.memory_format:
+    """Channels last where that is safe and the model runs so; `x.view(len(x), -1)` behind a convolution, say, doesn't.
+
+    Looks at the first batch of a model with convolutions; the global generators are left as they were.
+    """
+    if not any(parameter.dim() == 4 for parameter in model.parameters()) or not trains_channels_last(model):
+        return torch.contiguous_format
+    with seeded(0):
+        inputs, _ = next(each(batches, "train", device_of(model)))
+    trial = copy.deepcopy(model).eval()
+    lay_out_(trial, torch.channels_last)
+    few, _ = laid_out((first_samples(inputs, 2), None), torch.channels_last)
+    return torch.channels_last if runs(trial, few) else torch.contiguous_format
+
+
+@torch.no_grad()
+def runs(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model takes the inputs, in the layout that they have."""
+    try:
+        call(model, inputs)
+    except RuntimeError:
+        return False
+    return True
 
 
 def trains_channels_last(model: nn.Module) -> bool:

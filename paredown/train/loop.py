@@ -19,7 +19,7 @@ from paredown.core.steps import Training
 from paredown.task.batches import Batch, Batches, device_of, without_gradient
 from paredown.train.average import Average
 from paredown.train.batchnorm import needing_two_samples
-from paredown.train.layout import laid_out, lay_out_, trains_channels_last
+from paredown.train.layout import laid_out, lay_out_, layout_for
 from paredown.train.masks import Masks
 from paredown.train.passes import Passes, announce
 from paredown.train.schedule import Clock, clock_of, rate
@@ -58,14 +58,14 @@ def fit_(
     """
     still = [module for name, module in model.named_modules() if name in {*frozen, *training.frozen}]
     try:
-        with _unharmed(model), without_gradient(still), _prepared_once(model), seeded(seed):
+        with _unharmed(model), without_gradient(still), _prepared_once(model), seeded(seed), _accelerator() as accelerator:
             if not any(parameter.requires_grad for parameter in model.parameters()):
                 raise NotTrainableError(
                     "training needs parameters that require a gradient",
                     got="none",
                     remedy="call model.requires_grad_(True), or protect less",
                 )
-            _run_(model, still, batches, loss, training, progress, keeping)
+            _run_(model, still, batches, loss, training, progress, keeping, accelerator)
     finally:
         announce(batches, 0)  # what comes next sees the batches as a resumed run would
     return model.eval()
@@ -79,14 +79,11 @@ def _run_(
     training: Training,
     progress: Progress,
     keeping: Keeping | None,
+    accelerator: Any,
 ) -> None:
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(device_placement=False)
     if accelerator.num_processes > 1:
         model.to(accelerator.device)
-    wanted = training.channels_last and trains_channels_last(model)
-    layout = torch.channels_last if wanted else torch.contiguous_format
+    layout = layout_for(model, batches) if training.channels_last else torch.contiguous_format
     lay_out_(model, layout)
     clock = clock_of(training.effort, batches, accelerator.num_processes)
     optimizer, masks = _prepared(_optimizer(model, training), accelerator), Masks(model)
@@ -129,6 +126,26 @@ def _run_(
     progress(_LABEL, 1.0)
 
 
+@contextmanager
+def _accelerator() -> Iterator[Any]:
+    """Accelerate's view of the processes, which steps at every batch. In one process what others find of it is as before."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import GradientAccumulationPlugin
+
+    shared = [kind._shared_state for kind in (AcceleratorState, GradientState, PartialState)]  # an Accelerator sets them for good
+    before = [dict(state) for state in shared]
+    one_step = GradientAccumulationPlugin(num_steps=1)  # whatever the environment says: the loss would be divided by it
+    accelerator = Accelerator(device_placement=False, gradient_accumulation_plugin=one_step)
+    try:
+        yield accelerator
+    finally:
+        if accelerator.num_processes == 1:
+            for state, values in zip(shared, before, strict=True):
+                state.clear()
+                state.update(values)
+
+
 def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """Weight decay applies to matrices and kernels, not to biases, norms and scales (1 dimension or none)."""
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -136,7 +153,10 @@ def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
         {"params": [w for w in weights if w.dim() > 1], "weight_decay": training.weight_decay},
         {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
     ]
-    fused = all(w.is_floating_point() and w.device.type in ("cpu", "cuda") for w in weights)  # half the time of foreach
+    sparse = any(getattr(module, "sparse", False) for module in model.modules())  # torch's fused steps don't take such gradients
+    fused = not sparse and all(
+        w.is_floating_point() and w.device.type in ("cpu", "cuda") for w in weights
+    )  # half of foreach's time
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
     return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=fused)
@@ -231,7 +251,8 @@ def _unharmed(model: nn.Module) -> Iterator[None]:
     except BaseException:
         with torch.no_grad():
             for name, tensor in named_tensors(model).items():
-                tensor.copy_(before[name])
+                if name in before and tensor.shape == before[name].shape:  # a forward pass may have made it, or resized it
+                    tensor.copy_(before[name])
         for module, mode in modes:
             module.training = mode
         raise

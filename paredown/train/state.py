@@ -6,6 +6,7 @@ it is there whole or not at all, whenever the process is killed. Nothing in it i
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -177,9 +178,10 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Of a model's class and state_dict."""
-    digest = hashlib.sha256(type(model).__qualname__.encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    """Of a model's class, of what it prints of its layers, and of its parameters and buffers."""
+    printed = re.sub(r"0x[0-9a-f]+", "", repr(model))  # an address is another one in the next process
+    digest = hashlib.sha256(f"{type(model).__qualname__} {printed}".encode())
+    for name, tensor in sorted(named_tensors(model).items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from paredown import Distill, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError, TaskError
 from paredown.core.knowledge import SequenceLevel, TokenLevel
-from paredown.distillation.language import Writer, counted_tokens
+from paredown.distillation.language import Writer, counted_tokens, tokens_of
 from paredown.distillation.losses.language import sequence_loss, token_loss
 from paredown.distillation.objective import Objective
 from paredown.distillation.teacher import Teacher
@@ -191,3 +191,22 @@ def test_stories260k_takes_both_levels(shared_data: ModuleType, soft: Any) -> No
     with torch.no_grad():
         before, after = (float(objective(each, (tokens, None))) for each in (student, found))
     assert after < before
+
+
+class Conditioned(nn.Module):
+    """(tokens, number of the sample) -> logits in which that number is the next token."""
+
+    def forward(self, tokens: Tensor, number: Tensor) -> Tensor:
+        return F.one_hot(number, VOCABULARY)[:, None].expand(-1, tokens.shape[1], -1).float()
+
+
+def test_text_hangs_on_everything_that_is_given() -> None:
+    writer = Writer(Teacher(Conditioned()), SequenceLevel(prompt=1))
+    tokens = torch.zeros(3, 4, dtype=torch.int64)
+    assert writer((tokens, torch.tensor([2, 4, 6]))).tokens[:, 1:].tolist() == [[2] * 3, [4] * 3, [6] * 3]
+    assert writer((tokens[:1], torch.tensor([1]))).tokens[:, 1:].tolist() == [[1] * 3]
+
+
+def test_tokens_are_called_input_ids_where_a_mask_comes_first() -> None:
+    found = tokens_of({"attention_mask": MASK, "input_ids": TOKENS}, None)
+    assert found is TOKENS

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 import paredown
 from paredown import Distill, Prune, Task, Training
 from paredown.core.effort import Effort
-from paredown.core.errors import RecipeError, TaskError
-from paredown.core.knowledge import AttentionTransfer, Contrastive, Embedding, Feature, Hint, Relational, Similarity
+from paredown.core.errors import BatchError, RecipeError, TaskError
+from paredown.core.knowledge import AttentionTransfer, Blocks, Contrastive, Embedding, Feature, Hint, Relational, Similarity
 from paredown.core.steps import Soft
 from paredown.distillation.compared import attached, compare, feature_loss
 from paredown.distillation.features import with_features
 from paredown.distillation.objective import Objective, balanced
 from paredown.distillation.outputs import soft_loss
+from paredown.distillation.spread import Spread
 from paredown.distillation.teacher import Teacher
 from paredown.train.batchnorm import recalibrate_
 from tests.conftest import SmallResNet, make_small_resnet
@@ -27,6 +29,7 @@ X = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(32) % 10
 ALL: tuple[Feature, ...] = (Hint(), AttentionTransfer(), Similarity(), Relational(), Embedding(), Contrastive())
 LONGER = Training(effort=Effort(25, "steps"), learning_rate=0.05)
+REGRESSION: dict[str, Any] = {"loss": F.mse_loss, "metric": lambda output, target: -(output - target).square().mean(1)}
 each_feature = pytest.mark.parametrize("feature", ALL, ids=lambda feature: feature.kind)
 
 
@@ -215,3 +218,116 @@ def test_a_model_of_the_same_widths_but_other_depth_is_no_ancestor() -> None:
     compared = compare(Distill(features=(Similarity(),)), Teacher(deep), shallow, torch.randn(8, 4))
     assert compared and not any(each.pair.exact for each in compared)
     assert compared[-1].pair.teacher != "1"
+
+
+def test_classes_lie_where_the_target_says() -> None:
+    logits, target = torch.randn(4, 3, 6), torch.zeros(4, 6, dtype=torch.int64)  # (batch, classes, length)
+    shifted = [logits + torch.randn(4, 1, 6)]  # the same probabilities
+    assert float(soft_loss("soft_labels", logits, shifted, target, 2.0)) == pytest.approx(0, abs=1e-5)
+    assert float(soft_loss("soft_labels", logits, shifted, None, 2.0)) > 0.01  # (batch, length, classes)
+
+
+def test_outputs_that_hardly_vary_do_not_outweigh_the_others() -> None:
+    teacher = torch.cat([torch.randn(64, 2), 1e-6 * torch.randn(64, 1)], 1)
+    student = teacher + 0.1
+    loss = float(soft_loss("regression", student, [teacher], None, 1.0))
+    assert loss < 0.01 * 1e6 * 2  # as if the third varied by a thousandth of the others
+
+
+def test_spread_is_that_of_all_batches_and_goes_on_from_what_was_kept() -> None:
+    x = torch.randn(30, 3, dtype=torch.float64) * 5 + 2
+    spread = Spread()
+    for part in x[:20].split(2):
+        spread([part])
+    other = Spread()
+    other.take_up_(spread.keep())
+    for each in (spread, other):
+        (variance,) = each([x[20:]])
+        assert torch.allclose(variance, x.var(0, unbiased=False, keepdim=True))
+
+
+def test_small_batches_of_numbers_are_weighed_by_the_spread_of_all() -> None:
+    task = Task(
+        nn.Linear(3, 2), (torch.ones(2, 3),), [(torch.ones(2, 3), None)], [(torch.ones(2, 3), torch.ones(2, 2))], **REGRESSION
+    )
+    objective = Objective(task, Distill(hard_weight=0, soft="regression"), Teacher(task.model))
+    student, found = copy.deepcopy(task.model), []
+    with torch.no_grad():
+        student.get_parameter("bias").add_(0.1)
+    for x in torch.randn(400, 3).split(2):
+        found.append(float(objective(student, (x, None)).detach()))
+    with torch.no_grad():
+        expected = float((0.01 / task.model(torch.randn(5000, 3)).var(0)).mean())
+    assert max(found[100:]) < 2 * expected
+
+
+class Shifting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x.sub_(2.0))
+        return y
+
+
+def test_a_forward_that_changes_its_inputs_is_refused() -> None:
+    x = torch.randn(8, 4)
+    task = Task(Shifting().eval(), (torch.randn(2, 4),), [(x, torch.zeros(8, dtype=torch.int64))], [(x, torch.zeros(8))])
+    with pytest.raises((TaskError, BatchError), match="must leave its inputs as they are"):
+        paredown.distill(task, Distill(training=Training("1 steps")))
+
+
+def test_a_train_step_that_returns_a_number_is_an_error(small_resnet: SmallResNet) -> None:
+    def step(model: nn.Module, batch: Any) -> Any:
+        return float(F.cross_entropy(model(batch[0]), batch[1]))
+
+    task = Task(small_resnet, (X[:2],), [(X, Y)], [(X, Y)], train_step=step)
+    with pytest.raises(TaskError, match="train_step must return the loss, got float"):
+        paredown.distill(task, Distill(training=Training("1 steps")))
+
+
+def test_pairs_of_features_without_channels_are_an_error(small_resnet: SmallResNet) -> None:
+    student = Plain()
+    config = Distill(features=(Hint(),), pairs=(("none", "stem"),), training=Training("1 steps"))
+    task = Task(small_resnet, (X[:2],), [(X, Y)], [(X, Y)])
+    with pytest.raises((TaskError, RecipeError), match="none"):
+        paredown.distill(task, config, model=student)
+
+
+def test_options_that_are_no_booleans_are_errors() -> None:
+    for wrong in ({"recalibrate": "no"}, {"features": (Hint(),), "balance": "no"}):
+        with pytest.raises(RecipeError, match="must be a bool"):
+            Distill(**wrong)  # type: ignore[arg-type]  # the point
+    with pytest.raises(RecipeError, match="channels_last must be a bool"):
+        Training(channels_last="no")  # type: ignore[arg-type]  # the point
+
+
+@pytest.mark.parametrize("target", [torch.full((32,), -100), torch.full((32,), 10)])
+def test_dkd_names_class_numbers_that_are_none(target: Tensor) -> None:
+    with pytest.raises(TaskError, match="one class number a sample, from 0 to 9"):
+        soft_loss("dkd", torch.randn(32, 10), [torch.randn(32, 10)], target, 4.0)
+
+
+def test_batches_without_an_end_train_for_an_effort_in_steps(small_resnet: SmallResNet) -> None:
+    class Endless:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            while True:
+                yield X, Y
+
+    task = Task(small_resnet, (X[:2],), Endless(), [(X, Y)])
+    found = paredown.distill(task, Distill(recalibrate=False, training=Training("2 steps")))
+    assert not torch.equal(found(X), small_resnet(X))
+
+
+def test_frozen_modules_stay_while_blocks_and_layers_are_learned(small_resnet: SmallResNet) -> None:
+    task = Task(small_resnet, (X[:2],), [(X, Y)], [(X, Y)])
+    cut = paredown.prune(task, Prune(ratio=0.5, importance="l1"))
+    config = Distill(
+        reconstruct=Blocks(training=Training("6 steps"), solve=False), training=Training("1 steps", freeze=("block1", "stem"))
+    )
+    found = paredown.distill(task, config, model=cut)
+    assert torch.equal(found.get_parameter("block1.conv1.weight"), cut.get_parameter("block1.conv1.weight"))
+    cut.get_submodule("block1").requires_grad_(False)
+    solved = paredown.distill(task, Distill(reconstruct=True, training=Training("1 steps")), model=cut)
+    assert torch.equal(solved.get_parameter("block1.conv2.weight"), cut.get_parameter("block1.conv2.weight"))

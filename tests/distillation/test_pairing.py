@@ -116,3 +116,20 @@ def test_ends_by_lineage_are_exact_pairs_at_different_resolutions(pattern_task: 
     shapes = {each.name: each.space for each in see(student, pattern_task.inputs)}
     assert all(pair.exact for pair in pairs)
     assert [shapes[pair.student] for pair in pairs] == [(8, 8), (4, 4)]
+
+
+def test_what_has_no_resolution_fills_no_gap_where_others_have_one() -> None:
+    found = stage_ends(seen((8, 8), (8, 8), (8, 8), (8, 8), (), ()), 4)
+    assert [each.name for each in found] == ["0", "1", "2", "3"]
+
+
+def test_quantizers_of_weights_are_no_features(small_resnet: nn.Module) -> None:
+    task = Task(small_resnet, (X[:8],), [(X[:8], torch.arange(8))], [(X, torch.arange(16) % 10)])
+    quantized = paredown.quantize(task, paredown.Quantize(samples=8))
+    pairs = propose(small_resnet, quantized, X[:8])  # as many samples as the stem has channels
+    assert pairs and all(pair.student.endswith(":output") for pair in pairs)
+
+
+def test_a_number_of_pairs_is_a_number(small_resnet: nn.Module) -> None:
+    with pytest.raises(RecipeError, match="count must be a whole number"):
+        propose(small_resnet, make_small_resnet(12), X, count=0)

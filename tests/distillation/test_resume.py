@@ -41,6 +41,7 @@ class Stopping:
 
     def __init__(self, stop: Callable[[], None]) -> None:
         self.stop, self.steps = stop, 0
+        self.__qualname__ = F.cross_entropy.__qualname__  # another loss's state wouldn't be taken up
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
         self.steps += torch.is_grad_enabled()
@@ -116,10 +117,13 @@ def test_text_that_was_written_is_not_written_again(tmp_path: Path) -> None:
 
     stopping = Stopping(killed)
     place = Resume(tmp_path, steps=3)
+
+    def interrupted(output: Tensor, y: Tensor) -> Tensor:
+        return stopping(output[:, 0], y[:, 1]) * 0 + next_token(output, y)
+
+    interrupted.__qualname__ = next_token.__qualname__
     with pytest.raises(Killed):
-        paredown.distill(
-            task(lambda output, y: stopping(output[:, 0], y[:, 1]) * 0 + next_token(output, y)), config, model=model, resume=place
-        )
+        paredown.distill(task(interrupted), config, model=model, resume=place)
     resumed = paredown.distill(task(next_token), config, model=model, resume=place)
     assert same_weights(resumed, paredown.distill(task(next_token), config, model=model))
 
@@ -157,3 +161,19 @@ def test_the_folder_of_another_student_is_refused(tmp_path: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     paredown.distill(task_of(Stopping(hang)), SOFT, model=student(), resume=Resume(Path(sys.argv[1]), steps=3))
+
+
+@pytest.mark.parametrize("change", ["protect", "loss", "activation"])
+def test_a_training_of_another_task_is_not_taken_up(change: str, tmp_path: Path) -> None:
+    place, model = Resume(tmp_path, steps=3), nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
+
+    def task(loss: Any = F.cross_entropy, **other: Any) -> Task:
+        return Task(model, (X[:2],), [(X, Y)], [(X, Y)], loss=loss, **other)
+
+    with pytest.raises(Killed):
+        paredown.distill(task(Stopping(killed)), SOFT, resume=place)
+    if change == "activation":
+        model[2] = nn.Tanh()
+    changed = {"protect": {"protect": ("1",)}, "loss": {"loss": lambda output, target: output.sum()}}.get(change, {})
+    with pytest.raises(OutputError, match="another model, config or seed"):
+        paredown.distill(task(**changed), SOFT, resume=place)

@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from paredown.core.errors import NotFiniteError, TaskError
 from paredown.distillation.teacher import Teacher
 from paredown.task.batches import digests
+from paredown.train.state import model_digest
 
 X = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -114,3 +116,58 @@ def test_a_hit_in_the_call_that_ends_the_remembering_is_still_served(small_resne
     last = torch.cat([x[:1], x[400:]])  # the second pass ends here, with one hit in 201 samples
     assert torch.allclose(teacher(last)[0], small_resnet(last), atol=1e-5)
     assert not teacher.remembers
+
+
+def test_what_is_no_tensor_tells_samples_apart() -> None:
+    class Switched(nn.Module):
+        def forward(self, x: Tensor, flip: bool) -> Tensor:
+            return -x if flip else x
+
+    teacher, x = Teacher(Switched()), torch.randn(4, 3)
+    assert torch.equal(teacher({"x": x, "flip": False})[0], x)
+    assert torch.equal(teacher({"x": x, "flip": True})[0], -x)
+    assert set(digests({"a": x, "b": -x})).isdisjoint(digests({"b": x, "a": -x}))
+
+
+def test_a_model_that_looks_at_its_whole_batch_is_asked_each_time() -> None:
+    teacher = Teacher(nn.BatchNorm1d(3, track_running_stats=False))
+    x = torch.randn(6, 3) * torch.arange(1, 7)[:, None]
+    teacher(x)
+    rows = torch.tensor([5, 0, 3])
+    assert torch.allclose(teacher(x[rows])[0], nn.BatchNorm1d(3, track_running_stats=False)(x[rows]), atol=1e-5)
+
+
+def test_outputs_as_long_as_their_batch_are_computed_where_they_differ() -> None:
+    class Padded(nn.Module):
+        def forward(self, x: Tensor, length: Tensor) -> Tensor:
+            return x[:, : int(length.max())]
+
+    teacher, x, lengths = Teacher(Padded()), torch.randn(4, 5), torch.tensor([2, 2, 5, 5])
+    teacher((x[:2], lengths[:2]))
+    teacher((x[2:], lengths[2:]))
+    rows = torch.tensor([0, 3])
+    assert torch.equal(teacher((x[rows], lengths[rows]))[0], x[rows])
+
+
+def test_inputs_without_a_row_for_each_sample_are_asked_each_time() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, factor: Tensor) -> Tensor:
+            return x * factor
+
+    teacher, x = Teacher(Scaled()), torch.randn(4, 3)
+    for _ in range(2):
+        assert torch.equal(teacher((x, torch.tensor(2.0)))[0], 2 * x)
+    assert teacher.computed == 8 and teacher.remembers
+
+
+def test_a_teacher_of_other_inputs_or_of_nan_is_told_as_such() -> None:
+    with pytest.raises(TaskError, match="a teacher must take the batches that the student is trained on"):
+        Teacher(nn.Conv2d(3, 4, 3))(X)
+    with pytest.raises(NotFiniteError, match="outputs of a teacher must be finite, got NaN"):
+        Teacher(nn.Threshold(0, float("nan")))(X)
+
+
+def test_activations_tell_models_apart() -> None:
+    layer = nn.Linear(3, 3)
+    assert model_digest(nn.Sequential(layer, nn.ReLU())) != model_digest(nn.Sequential(layer, nn.ReLU6()))
+    assert model_digest(nn.Sequential(layer, nn.ReLU())) == model_digest(nn.Sequential(layer, nn.ReLU()))

@@ -1,6 +1,7 @@
 """Several teachers, and the student's own average."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 import paredown
 from paredown import Distill, Task, Training
 from paredown.core.effort import Effort
-from paredown.core.errors import RecipeError, TaskError
+from paredown.core.errors import OutputError, RecipeError, TaskError
 from paredown.core.knowledge import AttentionTransfer
 from paredown.distillation.teachers import OwnAverage, combined, confidences
 from tests.conftest import SmallResNet, make_small_resnet
@@ -96,3 +97,30 @@ def test_teachers_of_other_outputs_are_an_error(small_resnet: SmallResNet) -> No
         paredown.distill(task_of(small_resnet), CONFIG, teacher=[small_resnet, other])
     with pytest.raises(RecipeError, match="combine must be one of"):
         paredown.distill(task_of(small_resnet), CONFIG, combine="best")  # type: ignore[arg-type]  # what is refused
+
+
+def test_an_average_follows_a_student_that_learns_its_scales() -> None:
+    model = make_small_resnet()
+    task = Task(model, (X[:2],), [(X, torch.arange(32) % 10)], [(X, torch.arange(32) % 10)])
+    quantized = paredown.quantize(task, paredown.Quantize(bits=4, samples=16, scales="lsq"))
+    config = Distill(training=Training(effort=Effort(3, "steps")))
+    found = paredown.distill(task, config, model=quantized, teacher="ema")
+    assert not torch.equal(found(X), quantized(X))
+
+
+def test_combining_is_for_several(small_resnet: nn.Module) -> None:
+    with pytest.raises(RecipeError, match="combine is for several teachers"):
+        paredown.distill(task_of(small_resnet), CONFIG, combine="confidence")
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_training(small_resnet: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    steps: list[float] = []
+    with pytest.raises(OutputError, match="what a teacher gives is kept in a folder that can be written to"):
+        paredown.distill(
+            task_of(small_resnet),
+            CONFIG,
+            teacher=paredown.Cached(small_resnet, tmp_path / "file" / "sub"),
+            progress=lambda label, fraction: steps.append(fraction),
+        )
+    assert not steps

@@ -131,3 +131,25 @@ def test_batches_of_more_and_models_that_can_train_on_one_pass(data: Any) -> Non
     before = copy.deepcopy(norm.state_dict())
     require_two_samples(norm, data)
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+class Domains(nn.Module):
+    """Two norms, of which forward runs the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(1), nn.BatchNorm2d(1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norms[0](x)
+        return y
+
+
+def test_a_norm_that_no_batch_reaches_keeps_its_statistics() -> None:
+    model = Domains()
+    other = model.norms[1]
+    assert isinstance(other, nn.BatchNorm2d) and other.running_mean is not None and other.num_batches_tracked is not None
+    other.running_mean.fill_(3)
+    other.num_batches_tracked.fill_(7)
+    assert recalibrate_(model, batches()) == 1
+    assert float(other.running_mean) == 3 and int(other.num_batches_tracked) == 7

@@ -3,6 +3,8 @@ import dataclasses
 import itertools
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -257,3 +259,49 @@ def test_digits_are_learnt_in_seconds() -> None:
     batches = DataLoader(TensorDataset(x[train], y[train]), 64, shuffle=True, drop_last=True)
     model = fit_(make_small_resnet(16), batches, cross_entropy, Training(effort=Effort(12), learning_rate=0.1))
     assert float((model(x[test]).argmax(1) == y[test]).double().mean()) > 0.97
+
+
+def test_the_environment_of_accelerate_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = fit_(make_small_resnet(), loader(), cross_entropy, SHORT)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert equal(state(fit_(make_small_resnet(), loader(), cross_entropy, SHORT)), state(plain))
+
+
+def test_an_accelerator_of_the_callers_own_can_be_made_afterwards() -> None:
+    code = (
+        "import torch; from torch import nn; from paredown.train.loop import fit_; from paredown.core.steps import Training\n"
+        "fit_(nn.Linear(2, 1), [(torch.ones(4, 2), None)], lambda m, b: m(b[0]).mean(), Training('1 steps'))\n"
+        "from accelerate import Accelerator; print(Accelerator(mixed_precision='bf16').mixed_precision)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stdout == "bf16\n", done.stderr
+
+
+class Remembering(nn.Module):
+    """Its forward makes a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.register_buffer("seen", x.detach())
+        y: Tensor = self.layer(x)
+        return y
+
+
+def test_an_error_is_the_users_own_where_a_buffer_was_made_meanwhile() -> None:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        model(batch[0])
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        fit_(Remembering(), [(torch.ones(4, 2), None)], loss, SHORT)
+
+
+def test_sparse_embeddings_train() -> None:
+    table = nn.Embedding(10, 4, sparse=True)
+    before = table.weight.detach().clone()
+    training = Training(effort=Effort(2, "steps"), clip=None, weight_decay=0)
+    fit_(table, [(torch.tensor([1, 2]), None)], lambda model, batch: model(batch[0]).square().mean(), training)
+    assert not torch.equal(table.weight[1], before[1]) and torch.equal(table.weight[3], before[3])

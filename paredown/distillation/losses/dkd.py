@@ -22,7 +22,7 @@ def dkd_loss(
     Raises TaskError where the shapes differ, there are fewer than 3 classes, or the target isn't of class numbers.
     """
     _check(student, teacher, target)
-    known = F.one_hot(target, student.shape[1]).bool()
+    known = F.one_hot(target.long(), student.shape[1]).bool()
     log_p, log_q = (_parts(logits / temperature, known) for logits in (student, teacher.detach()))
     divergences = [_divergence(teacher_part, student_part) for student_part, teacher_part in zip(log_p, log_q, strict=True)]
     return temperature**2 * (alpha * divergences[0] + beta * divergences[1])
@@ -47,9 +47,10 @@ def _check(student: Tensor, teacher: Tensor, target: Tensor) -> None:
             got=tuple(student.shape),
             remedy="use soft labels instead",
         )
-    if target.shape != student.shape[:1] or target.is_floating_point():
+    numbers = target.shape == student.shape[:1] and not target.is_floating_point()
+    if not numbers or not bool(((target >= 0) & (target < student.shape[1])).all()):
         raise TaskError(
-            "decoupled distillation needs one class number a sample",
-            got=f"a target of {target.dtype} {tuple(target.shape)}",
+            f"decoupled distillation needs one class number a sample, from 0 to {student.shape[1] - 1}",
+            got=f"{target.tolist()[:8]}" if numbers else f"a target of {target.dtype} {tuple(target.shape)}",
             remedy="use soft labels, which need no target",
         )

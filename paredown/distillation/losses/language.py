@@ -36,7 +36,7 @@ def sequence_loss(student: Tensor, written: Tensor, mask: Tensor | None = None) 
             got=f"{tuple(student.shape)} and {tuple(written.shape)}",
             remedy="call the student on what the teacher wrote",
         )
-    each = F.cross_entropy(student[:, :-1].transpose(1, 2), written[:, 1:], reduction="none")
+    each = F.cross_entropy(student[:, :-1].transpose(1, 2), written[:, 1:].long(), reduction="none")
     return _mean(each, None if mask is None else mask[:, 1:])
 
 

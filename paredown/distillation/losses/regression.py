@@ -2,7 +2,9 @@
 
     L = mean((student - teacher)^2) / variance of the teacher's outputs
 
-The variance is over the batch, for each output of its own, so that outputs in unlike units weigh the same.
+The variance is over samples, for each output of its own, so that outputs in unlike units weigh the same. One that hardly varies,
+by less than a thousandth of what the most varying one does, is compared as if it varied by that: it would outweigh all others.
+One that doesn't vary at all is compared in its own unit.
 
 Bounded (Chen et al., Learning Efficient Object Detection Models with Knowledge Distillation, NeurIPS 2017, section 3.3): a
 regression teacher may be wrong without bound, so the student is only pulled to the target while it is not better by a margin.
@@ -18,15 +20,19 @@ from paredown.distillation.losses.shapes import same_shape
 _REMEDY = "pass a teacher with the student's outputs"
 
 
-def regression_loss(student: Tensor, teacher: Tensor) -> Tensor:
+_LEAST = 1e-6  # of the largest variance
+
+
+def regression_loss(student: Tensor, teacher: Tensor, variance: Tensor | None = None) -> Tensor:
     """Outputs of both (batch, ...), of one shape -> scalar. Raises TaskError where the shapes differ.
 
-    An output that is the same for the whole batch, or a batch of one, is compared in its own unit.
+    variance: (1, ...), of the teacher's outputs over many samples; None: over this batch.
     """
     same_shape(student, teacher, _REMEDY)
     teacher = teacher.detach()
-    variance = teacher.var(0, unbiased=False, keepdim=True)
-    scale = torch.where(variance > 0, variance, 1)
+    spread = teacher.var(0, unbiased=False, keepdim=True) if variance is None else variance
+    floored = spread.clamp_min(_LEAST * spread.max()) if spread.numel() else spread
+    scale = torch.where(spread > 0, floored, 1)
     return ((student - teacher).square() / scale).mean()
 
 

@@ -4,7 +4,8 @@
 
 T^2 keeps the gradient's size the same whatever the temperature (section 2.1). Classes lie on dimension 1, as in torch's
 cross entropy: (batch, classes), (batch, classes, height, width); of three dimensions on the last, as sequence models give
-them: (batch, sequence, classes). The sum goes over the classes, the mean over everything else.
+them: (batch, sequence, classes). `outputs.py` turns (batch, classes, length) round where the target tells. The sum goes over
+the classes, the mean over everything else.
 """
 
 import torch
