@@ -16,6 +16,8 @@ from paredown.quantization.nodes import argument, constant, name_of, value_of
 from paredown.quantization.placement import Placement, Site
 from paredown.quantization.scheme import BitWidths, Scheme, activation_grid, path_of, weight_grid
 
+_SMALLEST_BLOCK = 32
+
 
 def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Scheme, config: Quantize, *, reduced: bool) -> None:
     """Adds `module.quantizers`, and a call of one at every site. reduced: 8-bit weights on [-63, 63]."""
@@ -45,8 +47,16 @@ def _of_weight(weight: Tensor, widths: BitWidths, config: Quantize, *, reduced: 
     grid, rows = weight_grid(widths, config.weights, reduced=reduced), weight.shape[0]
     if not widths.group:
         return FakeQuantizer(grid, (rows,), axis=0)
-    blocks = -(-weight[0].numel() // widths.group)
-    return FakeQuantizer(grid, (rows, blocks), axis=1, block=widths.group)
+    row = weight[0].numel()
+    block = _block(row, widths.group)
+    return FakeQuantizer(grid, (rows, -(-row // block)), axis=1, block=block)
+
+
+def _block(row: int, group: int) -> int:
+    """Numbers that share a scale: halved while half of it holds the whole row, which the file would fill up with zeros."""
+    while group > _SMALLEST_BLOCK and group // 2 >= row:
+        group //= 2
+    return group
 
 
 def insert_dynamic_(module: fx.GraphModule) -> None:

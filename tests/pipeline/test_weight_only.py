@@ -59,3 +59,14 @@ def test_a_checkpoint_loads_into_a_fresh_model(pattern_task: Task, tmp_path: obj
     x = pattern_task.inputs[0]  # type: ignore[index]  # a tuple
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
+
+
+def test_rows_narrower_than_the_group_are_not_filled_up(tmp_path: object) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 40)
+    batches = [(x, torch.zeros(4, dtype=torch.int64))]
+    task = Task(torch.nn.Sequential(torch.nn.Linear(40, 512), torch.nn.Linear(512, 3)).eval(), (x,), batches, batches)
+    model = paredown.quantize(task, Quantize(kind="weight_only", bits=4, weights=Weights(group=128)))
+    artifact = paredown.export(model, task, path=f"{tmp_path}/m.onnx")
+    sizes = [tensor.dims[0] * tensor.dims[1] for tensor in onnx.load(artifact.path).graph.initializer if len(tensor.dims) == 2]
+    assert 512 * 64 in sizes and 512 * 128 not in sizes
