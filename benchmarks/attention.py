@@ -1,4 +1,4 @@
-"""Channel attention against L1 and random importance: ResNet-20 on CIFAR-10 at half of the MACs, after the same epoch of recovery.
+"""Channel attention against L1 and random importance: ResNet-20 on CIFAR-10 at half of its MACs, after one epoch of recovery.
 
     python -m benchmarks.attention           three seeds of five cases; a killed run goes on where it stopped
     python -m benchmarks.attention smoke     a few steps of every case, to see that it runs; writes nothing

@@ -36,12 +36,13 @@ from benchmarks.record import row, write
 from paredown.core.measurement import Measurement
 from paredown.nas import cell201
 from paredown.nas.composite import product, split
+from paredown.nas.dimensions import Ordinal
 from paredown.nas.evaluators.evaluator import Job, Outcome
 from paredown.nas.evaluators.table import Table, cell201_table
 from paredown.nas.pareto import hypervolume
 from paredown.nas.problem import Limit, Objective, Source
 from paredown.nas.search import search
-from paredown.nas.space import Architecture, Ordinal, Space
+from paredown.nas.space import Architecture, Space
 from paredown.nas.strategies.local_search import LocalSearch
 from paredown.nas.strategies.nsga2 import NSGA2
 from paredown.nas.strategies.ppo import PPO

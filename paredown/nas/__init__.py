@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paredown.nas.composite import per_layer, product, split
+    from paredown.nas.dimensions import ActiveIf, AtMost, Choice, Forbid, Int, Ordinal
     from paredown.nas.evaluators.blocks import BlockLatency, measure_blocks
     from paredown.nas.evaluators.evaluator import Evaluator, FunctionEvaluator, Job, Outcome
     from paredown.nas.evaluators.executor import Processes
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from paredown.nas.evaluators.training import Data, TrainingEvaluator
     from paredown.nas.outcome import Found, SearchResult
     from paredown.nas.problem import Limit, Objective
-    from paredown.nas.space import ActiveIf, AtMost, Choice, Forbid, Int, Ordinal, Space
+    from paredown.nas.space import Space
     from paredown.nas.strategies.genetic import Genetic
     from paredown.nas.strategies.local_search import LocalSearch
     from paredown.nas.strategies.nsga2 import NSGA2
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from paredown.nas.strategies.surrogate import Surrogate
 
 _HOME = {
-    "Space": "space", "Choice": "space", "Ordinal": "space", "Int": "space", "Forbid": "space", "AtMost": "space",
-    "ActiveIf": "space", "product": "composite", "per_layer": "composite", "split": "composite",
+    "Space": "space", "Choice": "dimensions", "Ordinal": "dimensions", "Int": "dimensions", "Forbid": "dimensions",
+    "AtMost": "dimensions", "ActiveIf": "dimensions", "product": "composite", "per_layer": "composite", "split": "composite",
     "Objective": "problem", "Limit": "problem", "SearchResult": "outcome", "Found": "outcome",
     "Evaluator": "evaluators.evaluator", "FunctionEvaluator": "evaluators.evaluator", "Job": "evaluators.evaluator",
     "Outcome": "evaluators.evaluator", "Processes": "evaluators.executor", "Rung": "evaluators.halving",

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 
 from paredown.core.errors import SearchSpaceError
-from paredown.nas.space import Architecture, Choice, Space, Value
+from paredown.nas.dimensions import Choice, Value
+from paredown.nas.space import Architecture, Space
 from paredown.nas.symmetry import EDGES, OPERATORS, CellSymmetry
 
 NAMES = tuple(f"op_{start}{end}" for start, end in EDGES)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paredown.core.errors import SearchSpaceError
 from paredown.nas.cell201 import NAMES
-from paredown.nas.space import Value
+from paredown.nas.dimensions import Value
 from paredown.nas.symmetry import EDGES
 
 

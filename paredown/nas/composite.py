@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from paredown.core.errors import SearchSpaceError
-from paredown.nas.space import ActiveIf, AtMost, Constraint, Forbid, Ordinal, Space, Value
+from paredown.nas.dimensions import ActiveIf, AtMost, Forbid, Ordinal, Value
+from paredown.nas.space import Constraint, Space
 
 
 def product(**parts: Space) -> Space:

@@ -27,7 +27,8 @@ from paredown.graph.manifest import Manifest
 from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
 from paredown.graph.units import Scores, Units
-from paredown.nas.space import ActiveIf, Architecture, Ordinal, Space, Value
+from paredown.nas.dimensions import ActiveIf, Ordinal, Value
+from paredown.nas.space import Architecture, Space
 from paredown.task.batches import apply_tensors, call, evaluating, tensors, unfused
 from paredown.task.task import Task
 

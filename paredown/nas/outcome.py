@@ -14,10 +14,11 @@ import pydantic
 
 from paredown.core.errors import SearchError
 from paredown.core.page import write_page
+from paredown.nas.dimensions import Value
 from paredown.nas.expected import expected
 from paredown.nas.problem import Limit, Objective, Problem, Result, SearchEffort, Source
 from paredown.nas.scores import scores
-from paredown.nas.space import Architecture, Space, Value
+from paredown.nas.space import Architecture, Space
 
 
 @dataclass(frozen=True)

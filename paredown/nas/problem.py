@@ -4,6 +4,7 @@ A metric is a name and a number. Objectives and limits name metrics, and a metri
 A fidelity is the share of the full training that an evaluation spends, in (0, 1].
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.core.errors import SearchError
+from paredown.core.fields import seed_number
 from paredown.core.search_report import Source as Source  # noqa: PLC0414 (results name their source)
 from paredown.nas.space import Architecture, Space
 
@@ -43,11 +45,19 @@ class Limit:
     high: float | None = None
     low: float | None = None
 
+    def __post_init__(self) -> None:
+        ends = [end for end in (self.low, self.high) if end is not None]
+        if not ends or not all(isinstance(end, int | float) and math.isfinite(end) for end in ends) or sorted(ends) != ends:
+            raise SearchError(
+                f"a limit of {self.metric} needs finite numbers, low no more than high", got=f"low={self.low}, high={self.high}",
+                remedy=f'write Limit("{self.metric}", high=1.0)'
+            )  # fmt: skip
+
     def violation(self, metrics: Mapping[str, float]) -> float:
-        """By how much the metric is outside, as a share of the limit; 0 inside."""
+        """By how much the metric is outside, as a share of the limit (of 1, where that is 0); 0 inside."""
         value = _metric(metrics, self.metric)
-        over = 0.0 if self.high is None else (value - self.high) / max(abs(self.high), 1e-12)
-        under = 0.0 if self.low is None else (self.low - value) / max(abs(self.low), 1e-12)
+        over = 0.0 if self.high is None else (value - self.high) / (abs(self.high) or 1.0)
+        under = 0.0 if self.low is None else (self.low - value) / (abs(self.low) or 1.0)
         return max(0.0, over, under)
 
 
@@ -82,6 +92,12 @@ class SearchEffort:
 _UNITS = {"": None, "evaluation": None, "evaluations": None, "s": 1.0, "seconds": 1.0, "min": 60.0, "h": 3600.0}
 
 
+_LIKE: dict[type, str] = {
+    Objective: 'write (Objective("accuracy", maximize=True),)',
+    Limit: 'write (Limit("params", high=1e6),)',
+}
+
+
 @dataclass(frozen=True)
 class Problem:
     """All that a strategy is told before it begins.
@@ -97,11 +113,22 @@ class Problem:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        seed_number(self.seed)
+        for kind, given, what in ((Objective, self.objectives, "objectives"), (Limit, self.limits, "limits")):
+            if not all(isinstance(each, kind) for each in given):
+                raise SearchError(f"{what} must be a tuple of {kind.__name__}", got=repr(given), remedy=_LIKE[kind])
+        if not isinstance(self.space, Space):
+            raise SearchError("a search needs a Space", got=type(self.space).__name__, remedy="write Space((Choice(...),))")
         if not self.objectives:
             raise SearchError("a search needs an objective", got="none", remedy='pass Objective("accuracy", maximize=True)')
         rising = list(self.fidelities) == sorted(set(self.fidelities))
         if not self.fidelities or not rising or not 0 < self.fidelities[0] <= self.fidelities[-1] <= 1:
             raise SearchError("fidelities ascend within (0, 1]", got=self.fidelities, remedy="write fidelities=(0.1, 1.0)")
+
+    def require_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Raises SearchError where an objective or a limit names a metric that an evaluation doesn't give."""
+        for name in (*(objective.metric for objective in self.objectives), *(limit.metric for limit in self.limits)):
+            _metric(metrics, name)
 
     def costs(self, results: Sequence["Result"]) -> NDArray[np.float64]:
         """(n, objectives), smaller better; infinite where an evaluation failed."""

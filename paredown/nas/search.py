@@ -8,6 +8,7 @@ what is stored instead of evaluating it.
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from paredown.core.errors import SearchError
 from paredown.core.progress import Progress, silent
@@ -23,6 +24,8 @@ from paredown.nas.scores import scores
 from paredown.nas.space import Space
 from paredown.nas.strategies.strategy import Strategy, StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
+
+_T = TypeVar("_T")
 
 _IDLE = 3  # batches in a row from which nothing came: then the strategy has run dry
 
@@ -42,11 +45,26 @@ def search(
     names a metric that isn't there; ArtifactError for the store of another search.
     """
     executor = as_executor(evaluate)
-    problem = Problem(space, tuple(objectives), tuple(limits), SearchEffort.parse(effort), executor.evaluator.fidelities, seed)
-    strategy_made = strategy(problem)
+    wanted, kept_within = _several(objectives, Objective), _several(limits, Limit)
+    problem = Problem(space, wanted, kept_within, SearchEffort.parse(effort), executor.evaluator.fidelities, seed)
+    asking = strategy_of(strategy, problem)
     kept = None if store is None else Store(store, identity(problem, executor.evaluator))
-    history = run(problem, strategy_made, executor, kept)
-    return conclude(problem, type(strategy_made).__name__, executor.evaluator, history)
+    history = run(problem, asking, executor, kept)
+    return conclude(problem, type(asking).__name__, executor.evaluator, history)
+
+
+def strategy_of(strategy: StrategyFactory, problem: Problem) -> Strategy:
+    """Raises SearchError where that isn't a strategy, or not with these options."""
+    remedy = "write strategy=PPO, or functools.partial(PPO, rollout=16)"
+    if not callable(strategy):
+        raise SearchError("strategy must be a class of strategies, or a partial of one", got=repr(strategy), remedy=remedy)
+    try:
+        found = strategy(problem)
+    except TypeError as error:
+        raise SearchError("a strategy is made of the problem and its own options", got=str(error), remedy=remedy) from error
+    if not all(hasattr(found, name) for name in ("ask", "tell")):
+        raise SearchError("a strategy asks and is told", got=type(found).__name__, remedy=remedy)
+    return found
 
 
 def run(
@@ -61,6 +79,9 @@ def run(
         proposals = strategy.ask(room)
         idle = 0 if proposals else idle + 1
         results = evaluated(problem, proposals, executor, store)
+        for result in results:
+            if not result.failed:
+                problem.require_metrics(result.metrics)
         inside = []
         for result in results:
             spent += result.seconds if by_seconds else 1
@@ -139,6 +160,11 @@ def identity(problem: Problem, evaluator: Evaluator) -> str:
 def _tested(problem: Problem, result: Result, worth: Result, test: Callable[[Values], Mapping[str, float]] | None) -> Found:
     values = problem.space.values(result.architecture)
     return as_found(problem.space, result, worth, None if test is None else test(values))
+
+
+def _several(value: Any, kind: type[_T]) -> tuple[_T, ...]:
+    """One alone is taken as a tuple of it."""
+    return (value,) if isinstance(value, kind) else tuple(value)
 
 
 def _nothing(_result: Result) -> None:

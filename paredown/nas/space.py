@@ -19,79 +19,21 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
 from paredown.core.errors import SearchSpaceError
+from paredown.nas.dimensions import ActiveIf, AtMost, Choice, Forbid, Int, Ordinal, Value, require_options
 from paredown.nas.symmetry import OPERATORS, CellSymmetry, representatives
 
-Value: TypeAlias = str | int | float | bool
 Architecture: TypeAlias = tuple[int, ...]
 Features: TypeAlias = NDArray[np.float64]
 _TRIES = 10_000
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several options without an order."""
-
-    name: str
-    options: tuple[Value, ...]
-    kind: Literal["choice"] = "choice"
-
-
-@dataclass(frozen=True)
-class Ordinal:
-    """One of several options in their order, such as widths: neighbors are one step apart."""
-
-    name: str
-    options: tuple[Value, ...]
-    kind: Literal["ordinal"] = "ordinal"
-
-
-@dataclass(frozen=True)
-class Int:
-    """A whole number from low to high, both included, in steps."""
-
-    name: str
-    low: int
-    high: int
-    step: int = 1
-    kind: Literal["int"] = "int"
-
-    @property
-    def options(self) -> tuple[Value, ...]:
-        return tuple(range(self.low, self.high + 1, self.step))
-
-
-@dataclass(frozen=True)
-class Forbid:
-    """No architecture has one of the given values in every one of the named dimensions at once."""
-
-    values: Mapping[str, tuple[Value, ...]]
-    kind: Literal["forbid"] = "forbid"
-
-
-@dataclass(frozen=True)
-class AtMost:
-    """The weighted sum of the named dimensions' values (numbers) is at most `limit`."""
-
-    weights: Mapping[str, float]
-    limit: float
-    kind: Literal["at_most"] = "at_most"
-
-
-@dataclass(frozen=True)
-class ActiveIf:
-    """A dimension matters only where `parent` has one of `values`; elsewhere all its options are the same architecture."""
-
-    dimension: str
-    parent: str
-    values: tuple[Value, ...]
-    kind: Literal["active_if"] = "active_if"
+_FEW = 200  # tries before it is looked at what there is
+_LISTED = 1_000_000  # combinations that are listed at most
 
 
 Dimension: TypeAlias = Annotated[Choice | Ordinal | Int, pydantic.Field(discriminator="kind")]
@@ -107,6 +49,14 @@ class Space:
     symmetries: tuple[CellSymmetry, ...] = ()
 
     def __post_init__(self) -> None:
+        for kinds, given, what in (
+            ((Choice, Ordinal, Int), self.dimensions, "dimensions"),
+            ((Forbid, AtMost, ActiveIf), self.constraints, "constraints"),
+        ):
+            if not isinstance(given, tuple | list) or not all(isinstance(each, kinds) for each in given):
+                wanted = ", ".join(kind.__name__ for kind in kinds)
+                raise SearchSpaceError(f"{what} must be a tuple of {wanted}", got=repr(given), remedy=f"write {what}=(...,)")
+            object.__setattr__(self, what, tuple(given))
         names = [dimension.name for dimension in self.dimensions]
         if not names or len(set(names)) < len(names):
             raise SearchSpaceError("a space needs dimensions of different names", got=names, remedy="rename one, or add one")
@@ -118,6 +68,8 @@ class Space:
         for name in (name for constraint in (*self.constraints, *self.symmetries) for name in _named(constraint)):
             if name not in names:
                 raise SearchSpaceError("a constraint must name dimensions of the space", got=name, remedy=f"one of {names}")
+        for constraint in self.constraints:
+            self._check(constraint)
         for symmetry in self.symmetries:
             if any(self.dimensions[i].options != OPERATORS for i in self._positions(symmetry.dimensions)):
                 raise SearchSpaceError(
@@ -159,7 +111,9 @@ class Space:
 
     def sample(self, random: np.random.Generator) -> Architecture:
         """Uniform over the combinations that the constraints allow. Raises SearchSpaceError where none is found."""
-        for _ in range(_TRIES):
+        for tried in range(_TRIES):
+            if tried >= _FEW and self._every:  # constraints leave so little that it is quicker to list it
+                return self._every[int(random.integers(len(self._every)))]
             drawn: Architecture = tuple(random.integers(self._size_array).tolist())
             if self.allows(drawn):
                 return drawn
@@ -177,7 +131,7 @@ class Space:
     def mutate(self, architecture: Architecture, random: np.random.Generator) -> Architecture:
         """One dimension changed: to any other option of a Choice, by up to a quarter of the range of an Ordinal or Int."""
         open_places = [place for place, size in enumerate(self.sizes) if size > 1]
-        for _ in range(_TRIES):
+        for _ in range(_FEW):
             place = open_places[int(random.integers(len(open_places)))] if open_places else 0
             size, now = self.sizes[place], architecture[place]
             reach = size if isinstance(self.dimensions[place], Choice) else max(1, size // 4)
@@ -185,11 +139,12 @@ class Space:
             child = _with(architecture, place, int(random.integers(low, high + 1)))
             if child != architecture and self.allows(child):
                 return child
-        return self.sample(random)
+        near = self.neighbors(architecture)
+        return near[int(random.integers(len(near)))] if near else self.sample(random)
 
     def crossover(self, one: Architecture, other: Architecture, random: np.random.Generator) -> Architecture:
         """Each dimension from one of the two parents, by a fair coin."""
-        for _ in range(_TRIES):
+        for _ in range(_FEW):
             coins = random.random(len(one)) < 0.5
             child: Architecture = tuple(a if coin else b for a, b, coin in zip(one, other, coins, strict=True))
             if self.allows(child):
@@ -198,9 +153,9 @@ class Space:
 
     def canonicalize(self, architecture: Architecture) -> Architecture:
         """The same for all architectures that are one: dimensions that don't matter at 0, the first cell of each class."""
-        for constraint in self.constraints:
-            if isinstance(constraint, ActiveIf) and not self._active(constraint, architecture):
-                architecture = _with(architecture, self._place[constraint.dimension], 0)
+        idle = [place for name, place in self._place.items() if not self._active(name, architecture)] if self._parents else []
+        for place in idle:
+            architecture = _with(architecture, place, 0)
         for symmetry in self.symmetries:
             places = self._positions(symmetry.dimensions)
             first = representatives()[tuple(architecture[place] for place in places)]
@@ -267,8 +222,59 @@ class Space:
             return total <= constraint.limit
         return True
 
-    def _active(self, constraint: ActiveIf, architecture: Architecture) -> bool:
-        return self._chosen(constraint.parent, architecture) in constraint.values
+    @functools.cached_property
+    def _parents(self) -> dict[str, list[ActiveIf]]:
+        """By dimension what it depends on."""
+        found: dict[str, list[ActiveIf]] = {}
+        for constraint in self.constraints:
+            if isinstance(constraint, ActiveIf):
+                found.setdefault(constraint.dimension, []).append(constraint)
+        return found
+
+    def _active(self, name: str, architecture: Architecture) -> bool:
+        return all(
+            self._chosen(each.parent, architecture) in each.values and self._active(each.parent, architecture)
+            for each in self._parents.get(name, ())
+        )
+
+    @functools.cached_property
+    def _every(self) -> list[Architecture]:
+        """All that the constraints allow, of a space that is small enough to list; else nothing."""
+        return list(self.enumerate()) if self.size <= _LISTED else []
+
+    def _check(self, constraint: Constraint) -> None:
+        """Raises SearchSpaceError where a constraint can't do what it says."""
+        options = dict(zip(self._names, self._options, strict=True))
+        match constraint:
+            case Forbid(values=values):
+                if not values:
+                    raise SearchSpaceError("Forbid names at least one dimension", got="none", remedy="leave it out")
+                for name, listed in values.items():
+                    require_options(name, listed, options[name])
+            case ActiveIf(dimension=dimension, parent=parent, values=listed):
+                require_options(parent, listed, options[parent])
+                if dimension in self._ancestors(parent):
+                    raise SearchSpaceError(
+                        "ActiveIf must not go round in a circle", got=f"{dimension} and {parent}", remedy="leave one out"
+                    )
+            case AtMost(weights=weights, limit=limit):
+                numbers = [limit, *weights.values(), *(option for name in weights for option in options[name])]
+                if any(isinstance(n, str) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers):
+                    raise SearchSpaceError(
+                        "AtMost sums numbers, by finite weights and to a finite limit",
+                        got=numbers,
+                        remedy="name other dimensions",
+                    )
+
+    def _ancestors(self, name: str) -> set[str]:
+        """The dimension, and what it depends on."""
+        found, todo = set[str](), [name]
+        while todo:
+            current = todo.pop()
+            if current not in found:
+                found.add(current)
+                todo += [each.parent for each in self._parents.get(current, ())]
+        return found
 
     def _chosen(self, name: str, architecture: Architecture) -> Value:
         place = self._place[name]

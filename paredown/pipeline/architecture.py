@@ -9,6 +9,7 @@ disk before the next begins, and a run that was stopped goes on from there, in t
 
 import dataclasses
 import functools
+import hashlib
 import json
 import shutil
 import tempfile
@@ -22,7 +23,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from paredown.core.errors import ArtifactError, SearchError
+from paredown.core.errors import ArtifactError, OutputError, RecipeError, SearchError
+from paredown.core.fields import seed_number
 from paredown.core.measurement import Measurement
 from paredown.core.page import write_page
 from paredown.core.progress import Progress, silent
@@ -45,7 +47,7 @@ from paredown.nas.evaluators.training import unfinished
 from paredown.nas.outcome import Found, SearchResult
 from paredown.nas.page import search_report
 from paredown.nas.problem import Limit, Objective, Problem, SearchEffort
-from paredown.nas.search import conclude, identity, run
+from paredown.nas.search import conclude, identity, run, strategy_of
 from paredown.nas.strategies.strategy import StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
 from paredown.pipeline.after_quantization import AfterQuantization
@@ -57,7 +59,8 @@ from paredown.pipeline.subnet_clock import LATENCY, Clock, clock_of
 from paredown.pruning.scores import scores
 from paredown.render.search import render_search
 from paredown.task.batches import Batch, call, each, evaluating
-from paredown.task.task import Task
+from paredown.task.task import Task, require_task
+from paredown.train.seeds import seeded
 
 _TRIED = 4  # times as many subnets as are kept are timed for real, until those are found
 
@@ -158,6 +161,14 @@ def search_subnets(
     from which it goes on. Raises SearchError where the limit is a latency and there is no target, or nothing keeps the limit;
     ArtifactError where the folder is of another search; SearchSpaceError where nothing of the model may vary.
     """
+    require_task(task)
+    if not isinstance(config, Subnets):
+        raise RecipeError("config must be a Subnets", got=type(config).__name__, remedy="write Subnets(macs='0.5x')")
+    if not callable(strategy):
+        raise SearchError(
+            "strategy must be a class of strategies, or a partial of one", got=repr(strategy), remedy="write strategy=PPO"
+        )
+    seed_number(seed)
     task.require_trainable()
     if config.latency is not None and target is None:
         raise SearchError("a limit of latency needs a target", got=config.latency, remedy='pass target="onnxruntime"')
@@ -183,22 +194,26 @@ def search_subnets(
 
 def elastic_space(task: Task, config: Subnets = Subnets(), *, seed: int = 0) -> Elastic:  # noqa: B008 (frozen)
     """The subnets of the task's model, channels sorted by the config's importance. Raises SearchSpaceError, TraceError."""
-    return elastic(
-        task,
-        scores=lambda groups: scores(task.model, task, groups, config.space.importance, seed=seed),
-        widths=config.space.widths,
-        depth="depth" in config.space.varies,
-        kernel="kernel" in config.space.varies,
-        seed=seed,
-    )
+    with seeded(seed):  # a loader that shuffles draws its order from the global generators
+        return elastic(
+            task,
+            scores=lambda groups: scores(task.model, task, groups, config.space.importance, seed=seed),
+            widths=config.space.widths,
+            depth="depth" in config.space.varies,
+            kernel="kernel" in config.space.varies,
+            seed=seed,
+        )
 
 
 def _opened(folder: Path, task: Task, config: Subnets, target: Target | None, seed: int) -> Path:
-    """The folder, marked as this search's. Raises ArtifactError where it is another's."""
+    """The folder, marked as this search's. Raises ArtifactError where it is another's, OutputError where it can't be one."""
     asked = [dataclasses.asdict(config), None if target is None else dataclasses.asdict(target), seed]
     mark, digest = folder / "search.json", digest_of(task, asked)
-    folder.mkdir(parents=True, exist_ok=True)
-    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")).get("identity") == digest:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError("out must be a folder that can be made", got=str(error), remedy="name another") from None
+    if mark.exists() and _identity(mark) == digest:
         return folder
     if any(folder.iterdir()):
         raise ArtifactError(
@@ -206,6 +221,15 @@ def _opened(folder: Path, task: Task, config: Subnets, target: Target | None, se
         )
     mark.write_text(json.dumps({"identity": digest}), encoding="utf-8")
     return folder
+
+
+def _identity(mark: Path) -> object:
+    """What a folder says that it is of; None where that can't be read."""
+    try:
+        held = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return held.get("identity") if isinstance(held, dict) else None
 
 
 def _kept(made: _Run, name: str, make: Callable[[Resume | None], nn.Module]) -> nn.Module:
@@ -240,7 +264,8 @@ def _losses(task: Task, config: Distill) -> tuple[Hard, Soft]:
             wanted = call(task.model, batch[0])
         return soft(output, wanted, batch)
 
-    _, target = next(each(task.train, "train", task.device))
+    with seeded(0):
+        _, target = next(each(task.train, "train", task.device))
     return (taught if target is None and task.train_step is None else functools.partial(hard_loss, task)), soft
 
 
@@ -265,7 +290,7 @@ def _search(made: _Run, evaluator: SupernetEvaluator, limits: tuple[Limit, ...],
     effort = SearchEffort(made.config.evaluations)
     problem = Problem(evaluator.elastic.space, objectives, limits, effort, seed=made.seed)
     store = None if made.folder is None else Store(made.folder / "search.jsonl", identity(problem, evaluator))
-    asking = strategy(problem)
+    asking = strategy_of(strategy, problem)
     history = run(problem, asking, Serial(evaluator), store, made.progress)
     return conclude(problem, type(asking).__name__, evaluator, history)
 
@@ -328,12 +353,15 @@ class _Measured:
 
 def _candidate(made: _Run, evaluator: SupernetEvaluator, original: _Measured, found: Found, number: int) -> Subnet:
     """A subnet after its recovery, and all that is told of it."""
-    task, config, name = made.task, made.config, f"candidate-{number}"
-    subnet = evaluator.subnet(found.values)
+    task, config = made.task, made.config
+    chosen = hashlib.sha256(json.dumps(dict(found.values), sort_keys=True).encode()).hexdigest()[:12]
+    name = f"candidate-{chosen}"  # another search in this folder, by another strategy, has others
+    with seeded(made.seed):
+        subnet = evaluator.subnet(found.values)
     training = functools.partial(distill_model, subnet, task, config.recover, seed=made.seed, progress=made.progress)
     model = _kept(made, name, lambda resume: training(resume=resume))
     shipped = model if made.config.precision == "fp32" else quantize(task, Quantize(), model=model, target=made.target)
-    mine = _Measured.of(made, shipped, original.file.with_name(f"{name}.onnx"))
+    mine = _Measured.of(made, shipped, original.file.with_name(f"candidate-{number}.onnx"))
     latency = None if made.target is None else compare_latency(task, original.file, mine.file, made.target).ratio
     tests = None if original.test is None or mine.test is None else (original.test, mine.test)
     return Subnet(

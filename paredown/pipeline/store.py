@@ -29,9 +29,9 @@ from paredown.core.recipe import Recipe
 from paredown.core.report import Parity, Report, Stage
 from paredown.core.target import Target
 from paredown.pipeline.checkpoint import is_whole, save_checkpoint
-from paredown.pipeline.described import described, described_model, tensor_digest
 from paredown.pipeline.evaluate import scratch_folder, writing
 from paredown.task.batches import each, tensors
+from paredown.task.described import described, described_model, tensor_digest
 from paredown.task.task import Task
 from paredown.train.state import model_digest
 

@@ -24,7 +24,7 @@ from paredown.core.steps import Prune, Step
 from paredown.core.target import Target
 from paredown.core.training import Resume
 from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
-from paredown.pipeline.described import described
+from paredown.task.described import described
 from paredown.train.state import model_digest
 
 _MODEL, _KEY, _TEACHER = "model", "of", "teacher"

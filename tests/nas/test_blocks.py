@@ -8,9 +8,10 @@ from paredown.core.errors import ArtifactError
 from paredown.core.steps import Widths
 from paredown.measure.cost import count_macs
 from paredown.measure.latency_table import LatencyTable
+from paredown.nas.dimensions import ActiveIf, Ordinal
 from paredown.nas.elastic import Elastic, elastic
 from paredown.nas.evaluators.blocks import TIMED, BlockLatency, Timed, measure_blocks, timings
-from paredown.nas.space import ActiveIf, Ordinal, Space
+from paredown.nas.space import Space
 from paredown.task.task import Task
 from tests.conftest import make_small_resnet, pattern_batches
 

@@ -15,15 +15,17 @@ from paredown.core.errors import SearchError
 from paredown.core.steps import Training
 from paredown.nas import cell201
 from paredown.nas.cell201_network import build
-from paredown.nas.evaluators.evaluator import FunctionEvaluator, Job, as_evaluator, run_job
+from paredown.nas.dimensions import Int
+from paredown.nas.evaluators.evaluator import FunctionEvaluator, Job, Outcome, as_evaluator, run_job
 from paredown.nas.evaluators.halving import Rung, successive_halving
 from paredown.nas.evaluators.proxies.evaluator import ProxyEvaluator, proxy_score
 from paredown.nas.evaluators.proxies.naswot import naswot
 from paredown.nas.evaluators.proxies.synflow import synflow
 from paredown.nas.evaluators.table import Table, cell201_table, from_nats_bench
 from paredown.nas.evaluators.training import TrainingEvaluator, mean_metric, on_test, shortened
-from paredown.nas.space import Int, Space
+from paredown.nas.space import Space
 from paredown.nas.symmetry import OPERATORS
+from paredown.task.metric import Metric
 from tests.conftest import make_small_resnet
 from tests.nas.jobs import data, images, small_network
 from tests.nas.toys import broken, score, toy
@@ -96,7 +98,7 @@ def test_a_function_is_an_evaluator_and_its_errors_are_results() -> None:
     assert run_job(as_evaluator(lambda values: float(values["b"]), "error"), job).metrics == {"error": 5.0}
     failed = run_job(as_evaluator(broken), job)
     assert (failed.metrics, failed.failed) == ({}, "RuntimeError: no such operator")
-    assert run_job(FunctionEvaluator(lambda _: math.nan), job).failed == "accuracy is not finite"
+    assert run_job(FunctionEvaluator(lambda _: math.nan), job).failed.startswith("accuracy must be finite, got nan")
     with pytest.raises(SearchError, match="a function of the values"):
         as_evaluator(3)  # type: ignore[arg-type]
 
@@ -178,3 +180,65 @@ def test_the_network_of_a_searched_cell_trains_one_step() -> None:
     loss = nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 3]))
     loss.backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+
+
+class Stated:
+    """An evaluator that says what it is given."""
+
+    source, fidelities, name = "function", (1.0,), "stated"
+
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+    def evaluate(self, job: Job) -> Any:
+        return self.outcome
+
+
+def test_numbers_of_other_libraries_become_plain() -> None:
+    metrics = {"accuracy": np.float32(0.5), "params": np.int64(3), "cost": torch.tensor(2.0)}
+    found = run_job(Stated(Outcome(metrics, 1.0)), Job((0,), {}))  # type: ignore[arg-type]  # the point
+    assert found.metrics == {"accuracy": 0.5, "params": 3.0, "cost": 2.0}
+    assert all(type(value) is float for value in found.metrics.values())
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome({"accuracy": None}), Outcome({"accuracy": 1.0, "note": "good"}), Outcome({"accuracy": float("nan")}),  # type: ignore[dict-item]
+        Outcome({"accuracy": 1.0}, float("nan")), Outcome({"accuracy": 1.0}, deviation={"accuracy": None}), 0.5,  # type: ignore[dict-item]
+    ],
+)  # fmt: skip
+def test_what_is_no_number_makes_a_failed_result(outcome: Any) -> None:
+    found = run_job(Stated(outcome), Job((0,), {}))
+    assert found.failed and not found.metrics and found.seconds > 0
+
+
+def test_seconds_that_nobody_states_are_measured() -> None:
+    assert run_job(Stated(Outcome({"accuracy": 1.0})), Job((0,), {})).seconds > 0
+    assert run_job(FunctionEvaluator(broken), Job((0,), {})).seconds > 0
+
+
+def scaled(values: Any, k: float) -> float:
+    return k
+
+
+def test_functions_are_told_apart_by_what_they_hold() -> None:
+    names = {FunctionEvaluator(functools.partial(scaled, k=k)).name for k in (1.0, 1.0, 100.0)}
+    assert len(names) == 2
+    assert len({FunctionEvaluator(f).name for f in (lambda v: 1.0, lambda v: 2.0)}) == 2
+    training = TrainingEvaluator(functools.partial(build, channels=2), data)
+    assert training.name != TrainingEvaluator(functools.partial(build, channels=4), data).name
+
+
+def test_a_table_is_told_from_one_of_other_seconds_or_deviations() -> None:
+    columns, seconds = {1.0: {"accuracy": np.linspace(50, 90, 5)}}, {1.0: np.ones(5)}
+    table = Table(Space((Int("a", 0, 4),)), columns, seconds, {})
+    assert table.name != table.sampled("accuracy", 100).name
+    assert table.name != Table(table.space, columns, {1.0: np.full(5, 2.0)}, {}).name
+
+
+def test_an_error_is_no_accuracy() -> None:
+    metric = Metric(lambda output, target: (output.argmax(1) != target).float(), higher_is_better=False, name="error")
+    evaluator = TrainingEvaluator(small_network, data, Training(effort=Effort(1, "steps")), metric=metric)
+    outcome = evaluator.evaluate(Job((), CONVOLUTIONS))
+    assert set(outcome.metrics) == {"error", "params"} and set(outcome.deviation) == {"error"}

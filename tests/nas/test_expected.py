@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from paredown.nas.dimensions import Choice, Int
 from paredown.nas.evaluators.evaluator import Job, Outcome, Values
 from paredown.nas.evaluators.table import Table
 from paredown.nas.expected import expected, shrunk
 from paredown.nas.outcome import SearchResult
 from paredown.nas.problem import Limit, Objective, Problem, Result, Source
 from paredown.nas.search import search
-from paredown.nas.space import Choice, Int, Space
+from paredown.nas.space import Space
 from paredown.nas.strategies.random import Random
 from paredown.nas.strategies.ridge import Scale
 from tests.nas.toys import toy

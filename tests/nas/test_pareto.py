@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paredown.nas.dimensions import Int
 from paredown.nas.pareto import crowding, front, hypervolume, nondominated, ranks
 from paredown.nas.problem import Limit, Objective, Problem, Result
-from paredown.nas.space import Int, Space
+from paredown.nas.space import Space
 
 points = st.integers(1, 3).flatmap(lambda m: st.lists(st.tuples(*[st.integers(0, 6)] * m), min_size=1, max_size=12))
 

@@ -3,17 +3,20 @@
 import functools
 import json
 import pathlib
+import time
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
-from paredown.core.errors import ArtifactError, SearchError
+from paredown.core.errors import ArtifactError, RecipeError, SearchError
 from paredown.nas import cell201
+from paredown.nas.evaluators.evaluator import Job, Values
 from paredown.nas.evaluators.executor import Processes
-from paredown.nas.evaluators.table import Table, cell201_table
+from paredown.nas.evaluators.table import Column, Table, cell201_table
 from paredown.nas.outcome import SearchResult
-from paredown.nas.problem import Limit, Objective
+from paredown.nas.problem import Limit, Objective, Result
 from paredown.nas.search import search
 from paredown.nas.strategies.local_search import LocalSearch
 from paredown.nas.strategies.ppo import PPO
@@ -178,3 +181,118 @@ def test_candidates_outside_the_limits_come_last() -> None:
     inside = [each.validation["cost"] <= 5 for each in found.candidates]
     assert inside == sorted(inside, reverse=True)
     assert 0 < sum(inside) < len(inside)
+
+
+def test_a_file_that_is_no_store_is_left_alone(tmp_path: pathlib.Path) -> None:
+    notes = tmp_path / "notes.txt"
+    for text in ("my precious notes", "line one\nline two\n", '{"a":\n 1}\n', "[1]\n"):
+        notes.write_text(text)
+        with pytest.raises(ArtifactError, match="store"):
+            search(toy(), score, effort=3, store=notes)
+        assert notes.read_text() == text
+    with pytest.raises(ArtifactError, match="a store is a file"):
+        search(toy(), score, effort=3, store=tmp_path)
+
+
+def test_a_line_that_is_broken_in_the_middle_loses_nothing(tmp_path: pathlib.Path) -> None:
+    store = tmp_path / "store.jsonl"
+    search(toy(), score, effort=6, store=store)
+    lines = store.read_text().splitlines(keepends=True)
+    spoilt = "".join([*lines[:3], lines[3][:10] + "\n", *lines[4:]])
+    store.write_text(spoilt)
+    with pytest.raises(ArtifactError, match="holds results, one a line"):
+        search(toy(), score, effort=6, store=store)
+    assert store.read_text() == spoilt
+    store.write_text("".join(lines) + lines[1][:10])  # cut off while it was written
+    assert len(search(toy(), score, effort=6, store=store).history) == 6
+
+
+def test_another_evaluator_of_the_same_name_has_another_store(tmp_path: pathlib.Path) -> None:
+    store = tmp_path / "store.jsonl"
+    search(toy(), functools.partial(constant, value=1.0), effort=2, store=store)
+    with pytest.raises(ArtifactError, match="same space, evaluator and seed"):
+        search(toy(), functools.partial(constant, value=2.0), effort=2, store=store)
+
+
+def constant(_values: Values, value: float = 1.0) -> float:
+    return value
+
+
+def test_a_metric_that_is_not_there_is_told_at_once() -> None:
+    calls: list[Values] = []
+
+    def counted(values: Values) -> dict[str, float]:
+        calls.append(values)
+        return score(values)
+
+    with pytest.raises(SearchError, match="names a metric of the evaluator, got kost"):
+        search(toy(), counted, effort=50, limits=(Limit("kost", high=1.0),), strategy=Random)
+    assert len(calls) == 1
+
+
+def test_reinforce_ends_where_nothing_is_left_of_the_effort() -> None:
+    found = search(toy(), Table(toy(), *slow()), effort="5.5 s", strategy=Reinforce, limits=(Limit("cost", high=4.0),))
+    assert len(found.history) == 5
+
+
+def slow() -> tuple[dict[float, dict[str, Column]], dict[float, Column], dict[str, Column]]:
+    """Columns of the toy space, a second each."""
+    space = toy()
+    rows = [score(space.values(each)) for each in space.enumerate()]
+    return {1.0: {name: np.array([row[name] for row in rows]) for name in rows[0]}}, {1.0: np.ones(len(rows))}, {}
+
+
+def test_a_budget_in_seconds_ends_where_every_evaluation_fails() -> None:
+    def failing(_values: Values) -> float:
+        time.sleep(0.02)
+        raise RuntimeError("broken")
+
+    with pytest.raises(SearchError, match="broken"):
+        search(toy(), failing, effort="0.2 s", strategy=Random)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"objectives": ("cost",)}, "objectives must be a tuple of Objective"),
+        ({"limits": (3,)}, "limits must be a tuple of Limit"),
+        ({"strategy": "ppo"}, "strategy must be a class of strategies"),
+        ({"strategy": functools.partial(PPO, foo=1)}, "a strategy is made of the problem and its own options"),
+        ({"strategy": lambda problem: 3}, "a strategy asks and is told"),
+        ({"seed": "a"}, "seed must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
+    ],
+)
+def test_bad_input_is_told_before_anything_runs(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises((SearchError, RecipeError), match=message):
+        search(toy(), score, effort=3, **wrong)
+    with pytest.raises(SearchError, match="a search needs a Space"):
+        search([1], score, effort=3)  # type: ignore[arg-type]  # the point
+
+
+@pytest.mark.parametrize("ends", [{}, {"high": float("nan")}, {"low": 3.0, "high": 1.0}, {"high": "3"}])
+def test_a_limit_has_an_end(ends: dict[str, Any]) -> None:
+    with pytest.raises(SearchError, match="a limit of cost needs finite numbers"):
+        Limit("cost", **ends)
+
+
+def test_a_limit_of_zero_tells_near_from_far() -> None:
+    limit = Limit("cost", high=0.0)
+    assert 0 < limit.violation({"cost": 0.001}) < limit.violation({"cost": 1.0}) < limit.violation({"cost": 1000.0}) < 1e6
+
+
+def test_one_objective_or_limit_need_not_stand_in_a_tuple() -> None:
+    found = search(toy(), score, effort=5, objectives=Objective("cost"), limits=Limit("cost", high=9.0))  # type: ignore[arg-type]
+    assert found.objectives == (Objective("cost"),) and found.limits == (Limit("cost", high=9.0),)
+
+
+def test_an_interrupted_batch_does_not_answer_the_next_one(tmp_path: pathlib.Path) -> None:
+    def interrupt(_result: Result) -> None:
+        raise KeyboardInterrupt
+
+    jobs = [Job(a, toy().values(a)) for a in ((0, 0, 0), (1, 0, 0), (1, 3, 3), (1, 1, 3))]
+    with Processes(score, workers=2) as processes:
+        with pytest.raises(KeyboardInterrupt):
+            processes.run(jobs[:2], interrupt)
+        found = processes.run(jobs[2:], lambda _result: None)
+    assert [result.architecture for result in found] == [(1, 3, 3), (1, 1, 3)]

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from paredown.core.errors import SearchSpaceError
 from paredown.nas import cell201
 from paredown.nas.composite import per_layer, product, split
-from paredown.nas.space import ActiveIf, AtMost, Choice, Forbid, Int, Ordinal, Space
+from paredown.nas.dimensions import ActiveIf, AtMost, Choice, Forbid, Int, Ordinal
+from paredown.nas.space import Space
 
 NAMES = ("a", "b", "c", "d")
 
@@ -123,3 +124,72 @@ def test_bad_input_is_told_with_its_remedy(make: object, remedy: str) -> None:
     with pytest.raises(SearchSpaceError, match="; ") as caught:
         make()  # type: ignore[operator]
     assert remedy in caught.value.remedy
+
+
+def chain(*, upside_down: bool = False) -> Space:
+    """c matters where b is "yes", and b where a is."""
+    made = (ActiveIf("b", "a", ("yes",)), ActiveIf("c", "b", ("yes",)))
+    return Space(
+        (Choice("a", ("yes", "no")), Choice("b", ("yes", "no")), Choice("c", ("x", "y", "z"))),
+        made[::-1] if upside_down else made,
+    )
+
+
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_what_hangs_on_something_idle_is_idle_too(upside_down: bool) -> None:
+    space = chain(upside_down=upside_down)
+    classes = {space.canonicalize(architecture) for architecture in space.enumerate()}
+    assert len(classes) == 3 + 1 + 1  # a and b yes: c counts; a yes, b no; a no
+    assert all(space.canonicalize(each) == each for each in classes)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "message"),
+    [
+        (Forbid({"a": ("poool",)}), "must list options of a"),
+        (Forbid({"a": "x"}), "must list options of a"),  # type: ignore[dict-item]  # a text is no tuple
+        (Forbid({"b": 2}), "must list options of b"),  # type: ignore[dict-item]  # nor is a number
+        (Forbid({}), "at least one dimension"),
+        (ActiveIf("b", "a", ("X",)), "must list options of a"),
+        (AtMost({"a": 1.0}, 3), "AtMost sums numbers"),
+        (AtMost({"b": 1.0}, float("nan")), "AtMost sums numbers"),
+    ],
+)
+def test_a_constraint_that_cannot_do_what_it_says_is_refused(constraint: object, message: str) -> None:
+    with pytest.raises(SearchSpaceError, match=message):
+        Space((Choice("a", ("x", "y")), Int("b", 0, 3)), (constraint,))  # type: ignore[arg-type]  # one of them
+
+
+def test_constraints_do_not_go_round_in_a_circle() -> None:
+    with pytest.raises(SearchSpaceError, match="circle"):
+        Space((Choice("a", ("x", "y")), Choice("b", ("x", "y"))), (ActiveIf("a", "b", ("x",)), ActiveIf("b", "a", ("x",))))
+
+
+@pytest.mark.parametrize("options", ["abc", (None, "relu"), (("a", "b"), "c"), (float("inf"),), 3])
+def test_options_are_plain_values(options: object) -> None:
+    with pytest.raises(SearchSpaceError, match="options of a must be a tuple"):
+        Choice("a", options)  # type: ignore[arg-type]  # the point
+
+
+def test_lists_and_numbers_of_numpy_become_plain_options() -> None:
+    space = Space((Ordinal("a", [np.int64(1), np.int64(2)]),))  # type: ignore[arg-type]  # the point
+    assert space.dimensions[0].options == (1, 2) and Space.from_json(space.to_json()) == space
+
+
+@pytest.mark.parametrize("wrong", [(0, 4, 0), (0.5, 4, 1), (0, 4, -1)])
+def test_a_range_is_of_whole_numbers(wrong: tuple[int, int, int]) -> None:
+    with pytest.raises(SearchSpaceError, match="from one whole number to another"):
+        Int("a", *wrong)
+
+
+def test_a_space_whose_constraints_leave_little_is_sampled_all_the_same() -> None:
+    space = Space((Int("a", 0, 999), Int("b", 0, 999)), (AtMost({"a": 1.0, "b": 1.0}, 3),))
+    random = np.random.default_rng(0)
+    drawn = {space.sample(random) for _ in range(100)}
+    assert len(drawn) == 10 and all(space.allows(each) for each in drawn)
+    assert space.mutate((0, 0), random) in drawn
+
+
+def test_dimensions_and_constraints_stand_in_tuples() -> None:
+    with pytest.raises(SearchSpaceError, match="dimensions must be a tuple of Choice, Ordinal, Int"):
+        Space(Choice("a", ("x",)))  # type: ignore[arg-type]  # the point

@@ -1,6 +1,7 @@
 """Shared weights: what the sandwich trains, what a subnet inherits, and what its evaluation leaves alone."""
 
 import copy
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
+import paredown
 from paredown.core.effort import Effort
 from paredown.core.errors import OutputError
 from paredown.core.steps import Widths
+from paredown.core.subnets import Subnets, SubnetSpace
 from paredown.core.training import Resume, Training
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.nas.elastic import Elastic, elastic
@@ -157,3 +161,28 @@ def test_an_evaluator_goes_to_another_process(task: Task, space: Elastic) -> Non
     again = pickle.loads(pickle.dumps(evaluator))
     values = space.space.values(space.smallest)
     assert run_job(again, Job((), values)).metrics == run_job(evaluator, Job((), values)).metrics
+
+
+def test_batches_for_statistics_are_drawn_by_the_jobs_seed(task: Task, space: Elastic) -> None:
+    x, y = (torch.cat(column) for column in zip(*task.train, strict=True))
+    shuffling = DataLoader(TensorDataset(x, y), 16, shuffle=True)
+    evaluator = SupernetEvaluator(space, space.model, dataclasses.replace(task, train=shuffling), batches=1)
+    values = space.space.values(space.smallest)
+    torch.manual_seed(0)
+    first = run_job(evaluator, Job((), values, seed=1)).metrics
+    now = torch.get_rng_state()
+    torch.manual_seed(5)
+    assert run_job(evaluator, Job((), values, seed=1)).metrics == first
+    torch.manual_seed(0)
+    assert torch.equal(torch.get_rng_state(), now)
+
+
+def test_an_elastic_space_ranks_channels_by_its_seed(task: Task) -> None:
+    x, y = (torch.cat(column) for column in zip(*task.train, strict=True))
+    shuffling = dataclasses.replace(task, train=DataLoader(TensorDataset(x, y), 16, shuffle=True))
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        found.append(paredown.elastic_space(shuffling, Subnets(macs="0.5x", space=SubnetSpace(varies=()))))
+    manifests = [each.manifest(each.space.values(each.smallest)) for each in found]
+    assert manifests[0] == manifests[1]

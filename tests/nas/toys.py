@@ -5,9 +5,10 @@ import pathlib
 import signal
 from dataclasses import dataclass
 
+from paredown.nas.dimensions import Choice, Int
 from paredown.nas.evaluators.evaluator import Job, Outcome, Values
 from paredown.nas.problem import Source
-from paredown.nas.space import Choice, Int, Space
+from paredown.nas.space import Space
 
 
 def toy() -> Space:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import paredown
-from paredown.core.errors import ArtifactError, RecipeError, SearchError
+from paredown.core.errors import ArtifactError, OutputError, RecipeError, SearchError, TaskError
 from paredown.core.measurement import Measurement
 from paredown.core.subnets import Subnets, SubnetSpace
 from paredown.core.training import Resume
@@ -21,6 +21,7 @@ from paredown.measure.cost import count_macs
 from paredown.measure.latency import PairedLatency
 from paredown.nas.evaluators import supernet as supernet_module
 from paredown.nas.strategies.random import Random
+from paredown.nas.strategies.regularized_evolution import RegularizedEvolution
 from paredown.pipeline import architecture, subnet_clock
 from paredown.pipeline.architecture import SubnetResult, search_subnets
 from tests.conftest import SmallResNet, same_weights
@@ -126,6 +127,27 @@ def test_a_stopped_search_goes_on_from_its_folder(task: paredown.Task, tmp_path:
     assert json.loads((tmp_path / "run" / "result.json").read_text())["candidates"]
     with pytest.raises(ArtifactError, match="one search"):
         search_subnets(task, config, strategy=Random, out=tmp_path / "run", seed=5)
+    other = search_subnets(task, config, strategy=functools.partial(RegularizedEvolution, population=3), out=tmp_path / "run")
+    assert count_macs(other.best.model, task.inputs) == other.best.found.validation["macs"]
+
+
+def test_bad_input_is_told_before_the_supernet_is_trained(
+    task: paredown.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(architecture, "train_supernet", refuse)
+    with pytest.raises(TaskError):
+        search_subnets(task.model, CONFIG)  # type: ignore[arg-type]  # the point
+    with pytest.raises(RecipeError, match="config must be a Subnets"):
+        search_subnets(task, {"macs": "0.5x"})  # type: ignore[arg-type]  # the point
+    with pytest.raises(SearchError, match="strategy must be a class"):
+        search_subnets(task, CONFIG, strategy="ppo")  # type: ignore[arg-type]  # the point
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="out must be a folder"):
+        search_subnets(task, CONFIG, out=tmp_path / "file")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "search.json").write_text("{")
+    with pytest.raises(ArtifactError, match="one search"):
+        search_subnets(task, CONFIG, out=tmp_path / "run")
 
 
 def timed_by_macs(

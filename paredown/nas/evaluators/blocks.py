@@ -23,10 +23,11 @@ from torch import nn
 from paredown.core.errors import ArtifactError, MeasurementError
 from paredown.core.progress import Progress, silent
 from paredown.measure.latency_table import LatencyTable
+from paredown.nas.dimensions import ActiveIf
 from paredown.nas.elastic import Elastic
 from paredown.nas.evaluators.evaluator import Values
 from paredown.nas.problem import Vector
-from paredown.nas.space import ActiveIf, Space
+from paredown.nas.space import Space
 
 Latency = Callable[[nn.Module], float]  # ms of a model in the target's runtime
 TIMED = 10  # subnets that are timed as a whole, for the fit

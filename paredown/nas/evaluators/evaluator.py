@@ -1,19 +1,21 @@
 """What evaluates an architecture: a job goes in, an outcome comes out, both plain data, so that any process can do it.
 
-A user's evaluator is a module-level function of the values, `def accuracy(values): ... return 0.93` (or a dict of metrics); or,
-with
-fidelities of its own, anything that holds to `Evaluator`. It must pickle where other processes run it.
+A user's evaluator is a module-level function of the values, `def accuracy(values): ... return 0.93` (or a dict of metrics);
+or, with fidelities of its own, anything that holds to `Evaluator`. It must pickle where other processes run it.
 """
 
+import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, cast, runtime_checkable
+from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 from paredown.core.errors import SearchError
+from paredown.nas.dimensions import Value
 from paredown.nas.problem import Result, Source
-from paredown.nas.space import Architecture, Value
+from paredown.nas.space import Architecture
 
 Values: TypeAlias = Mapping[str, Value]
 Function: TypeAlias = Callable[[Values], "float | Mapping[str, float]"]
@@ -77,15 +79,23 @@ class FunctionEvaluator:
 
     @property
     def name(self) -> str:
-        return (
-            f"{getattr(self.function, '__module__', '')}.{getattr(self.function, '__qualname__', type(self.function).__name__)}"
-        )
+        return named(self.function)
 
     def evaluate(self, job: Job) -> Outcome:
         start = time.perf_counter()
         found = self.function(job.values)
-        metrics = dict(found) if isinstance(found, Mapping) else {self.metric: float(found)}
+        metrics = dict(found) if isinstance(found, Mapping) else {self.metric: found}
         return Outcome(metrics, time.perf_counter() - start)
+
+
+def named(function: Callable[..., Any]) -> str:
+    """The name of a function, or of an object that is called, and a digest of its code and of the values that it holds."""
+    from paredown.task.described import described  # imports torch, which a worker that only calls a function needs not
+
+    inner = function.func if isinstance(function, functools.partial) else function
+    own = getattr(inner, "__qualname__", type(inner).__qualname__)
+    digest = hashlib.blake2b(described(function).encode(), digest_size=4).hexdigest()
+    return f"{getattr(inner, '__module__', '')}.{own} {digest}"
 
 
 def as_evaluator(value: "Evaluator | Function", metric: str = "accuracy") -> Evaluator:
@@ -100,16 +110,35 @@ def as_evaluator(value: "Evaluator | Function", metric: str = "accuracy") -> Eva
 
 
 def run_job(evaluator: Evaluator, job: Job) -> Result:
-    """The job's result; an exception of the evaluator, or a metric that isn't finite, makes a failed one."""
+    """The job's result; an exception of the evaluator, or a metric that is no finite number, makes a failed one.
+
+    Its seconds are the evaluator's own; what it takes where it says none, or fails: a budget in seconds has to end.
+    """
+    start = time.perf_counter()
     try:
         outcome = evaluator.evaluate(job)
+        metrics, deviation = _numbers(outcome.metrics), _numbers(outcome.deviation)
+        stated = _finite("seconds", outcome.seconds)
     except Exception as error:  # the user's code: whatever it raises, the search goes on
-        return failure(job, evaluator.source, f"{type(error).__name__}: {error}")
-    wrong = [name for name, value in outcome.metrics.items() if not math.isfinite(value)]
-    if wrong:
-        return failure(job, evaluator.source, f"{wrong[0]} is not finite", outcome.seconds)
-    metrics, deviation = dict(outcome.metrics), dict(outcome.deviation)
-    return Result(job.architecture, job.fidelity, metrics, outcome.seconds, evaluator.source, deviation=deviation)
+        why = str(error) if isinstance(error, SearchError) else f"{type(error).__name__}: {error}"
+        return failure(job, evaluator.source, why, time.perf_counter() - start)
+    seconds = stated if stated > 0 else time.perf_counter() - start
+    return Result(job.architecture, job.fidelity, metrics, seconds, evaluator.source, deviation=deviation)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Plain numbers, of numpy's and torch's too."""
+    return {name: _finite(name, value) for name, value in values.items()}
+
+
+def _finite(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise SearchError(f"{name} must be a number", got=repr(value), remedy="leave out what is none") from None
+    if not math.isfinite(number):
+        raise SearchError(f"{name} must be finite", got=number, remedy="raise an error where nothing can be measured")
+    return number
 
 
 def failure(job: Job, source: Source, why: str, seconds: float = 0.0) -> Result:

@@ -6,6 +6,7 @@ worker, and after `attempts` it is a failed result. Workers start anew (spawn), 
 
 import multiprocessing
 import pickle
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -17,7 +18,8 @@ from paredown.nas.evaluators.evaluator import Evaluator, Function, Job, as_evalu
 from paredown.nas.problem import Result
 
 Done: TypeAlias = Callable[[Result], None]
-Initializer: TypeAlias = Callable[[], None]
+
+_LAST_WORDS = 5.0  # seconds that a process whose pipe has ended has to end as well
 
 
 class Executor(Protocol):
@@ -54,10 +56,15 @@ class _Worker:
     def __init__(self, evaluator: Evaluator) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, evaluator), daemon=True)
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, evaluator))  # it may have children: data loaders
         self.process.start()
         theirs.close()
         self.place: int | None = None
+
+    def died_with(self) -> int | None:
+        """The exit code of a process whose pipe has ended."""
+        self.process.join(_LAST_WORDS)
+        return self.process.exitcode
 
     def end(self) -> None:
         self.pipe.close()
@@ -69,11 +76,15 @@ class Processes:
     """`workers` processes; a context manager, or `close()` it. attempts: how often a job whose worker died is tried in all."""
 
     def __init__(self, evaluate: Evaluator | Function, *, workers: int = 2, attempts: int = 3) -> None:
-        if workers < 1 or attempts < 1:
-            raise SearchError("workers and attempts are at least 1", got=(workers, attempts), remedy="write workers=2")
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (workers, attempts))
+        if not whole or workers < 1 or attempts < 1:
+            raise SearchError(
+                "workers and attempts are whole numbers of at least 1", got=(workers, attempts), remedy="write workers=2"
+            )
         self.evaluator = as_evaluator(evaluate)
         self.capacity, self.attempts = workers, attempts
         self.workers: list[_Worker] = []
+        weakref.finalize(self, _end, self.workers)  # also when Python ends, which else waits for them
         try:
             pickle.dumps(self.evaluator)
         except Exception as error:  # pickle raises its own, AttributeError or TypeError
@@ -84,19 +95,21 @@ class Processes:
     def run(self, jobs: Sequence[Job], done: Done) -> list[Result]:
         results: dict[int, Result] = {}
         todo, tries = deque(range(len(jobs))), [0] * len(jobs)
-        while len(results) < len(jobs):
-            self._hand_out(jobs, todo)
-            busy = [worker for worker in self.workers if worker.place is not None]
-            wait([worker.pipe for worker in busy])
-            for worker in busy:
-                if worker.pipe.poll():
-                    self._take(worker, jobs, todo, tries, results, done)
+        try:
+            while len(results) < len(jobs):
+                self._hand_out(jobs, todo)
+                busy = [worker for worker in self.workers if worker.place is not None]
+                wait([worker.pipe for worker in busy])
+                for worker in busy:
+                    if worker.pipe.poll():
+                        self._take(worker, jobs, todo, tries, results, done)
+        except BaseException:  # what workers still have to say must not answer the next jobs
+            self.close()
+            raise
         return [results[i] for i in range(len(jobs))]
 
     def close(self) -> None:
-        for worker in self.workers:
-            worker.end()
-        self.workers = []
+        _end(self.workers)
 
     def __enter__(self) -> "Processes":
         return self
@@ -127,18 +140,24 @@ class Processes:
         try:
             result: Result = worker.pipe.recv()
         except (EOFError, OSError):
+            code = worker.died_with()
             worker.end()
             self.workers.remove(worker)
             tries[place] += 1
             if tries[place] < self.attempts:
                 todo.append(place)
                 return
-            code = worker.process.exitcode
             result = failure(
                 jobs[place], self.evaluator.source, f"its worker died {self.attempts} times, last with exit code {code}"
             )
         results[place] = result
         done(result)
+
+
+def _end(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.end()
+    workers.clear()
 
 
 def _serve(pipe: Connection, evaluator: Evaluator) -> None:
@@ -148,4 +167,7 @@ def _serve(pipe: Connection, evaluator: Evaluator) -> None:
             job = pipe.recv()
         except EOFError:
             return
-        pipe.send(run_job(evaluator, job))
+        try:
+            pipe.send(run_job(evaluator, job))
+        except OSError:  # nobody waits for it any more
+            return

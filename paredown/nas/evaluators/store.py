@@ -1,11 +1,12 @@
 """Results on disk as JSON lines: a search that was stopped runs again, and what is in the store isn't evaluated twice.
 
-The first line says which search it belongs to; a last line that was cut off is dropped.
+The first line says which search it belongs to; a last line that was cut off is dropped. A failed result stands in it, and is
+tried again: what it failed of may have passed.
 """
 
 import json
+import math
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 from paredown.core.errors import ArtifactError
@@ -17,13 +18,13 @@ _VERSION = 1
 
 
 class Store:
-    """One file. identity: of space, evaluator and seed. Raises ArtifactError where the file belongs to another search."""
+    """One file. identity: of space, evaluator and seed. Raises ArtifactError where the file is another search's, or is none."""
 
     def __init__(self, path: str | pathlib.Path, identity: str) -> None:
         self.path = pathlib.Path(path)
         self.found: dict[tuple[tuple[int, ...], float], Result] = {}
         header = {"paredown_search": _VERSION, "identity": identity}
-        rows = list(self._rows()) if self.path.exists() else []
+        rows = self._rows() if self.path.exists() else []
         if rows and rows[0] != header:
             raise ArtifactError(
                 "a store belongs to one search (same space, evaluator and seed)", got=self.path.name,
@@ -35,7 +36,8 @@ class Store:
         self._rewrite([header, *rows[1:]])
 
     def get(self, job: Job) -> Result | None:
-        return self.found.get((job.architecture, job.fidelity))
+        found = self.found.get((job.architecture, job.fidelity))
+        return None if found is None or found.failed else found
 
     def add(self, result: Result) -> None:
         """On disk before it returns."""
@@ -43,19 +45,31 @@ class Store:
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dump([result])[0]) + "\n")
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                return
-            yield row if isinstance(row, dict) else {}
+    def _rows(self) -> list[dict[str, Any]]:
+        """Every whole line. Raises ArtifactError where one isn't ours: the file may be anything of the user's."""
+        try:
+            *whole, last = self.path.read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in whole]
+        except (OSError, ValueError) as error:
+            raise self._foreign(error) from error
+        if not all(isinstance(row, dict) for row in rows) or (last and not rows):
+            raise self._foreign("lines of another kind")
+        return rows
 
     def _results(self, rows: list[dict[str, Any]]) -> list[Result]:
         try:
-            return restore(rows)
-        except (TypeError, KeyError) as error:
-            raise ArtifactError("a store holds results, one a line", got=self.path.name, remedy="delete it") from error
+            results = restore(rows)
+            numbers = [[*result.metrics.values(), *result.deviation.values(), result.seconds] for result in results]
+            if not all(math.isfinite(number) for each in numbers for number in each):
+                raise ValueError("a metric that isn't finite")
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise self._foreign(error) from error
+        return results
+
+    def _foreign(self, why: object) -> ArtifactError:
+        return ArtifactError(
+            "a store is a file that holds results, one a line", got=f"{self.path.name}: {why}", remedy="name another file"
+        )
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         """Whole lines only, so that what is appended starts on a line of its own."""

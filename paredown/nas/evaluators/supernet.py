@@ -34,6 +34,7 @@ from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_
 from paredown.train.layout import trains_channels_last
 from paredown.train.loop import fit_
+from paredown.train.seeds import seeded
 from paredown.train.state import Keeping, model_digest
 
 Hard: TypeAlias = Callable[[nn.Module, Batch, Any], Tensor]  # (model, batch, its output) -> scalar
@@ -99,7 +100,8 @@ def train_supernet(
 
 def _key(elastic: Elastic, seed: int) -> str:
     """Of all that the training depends on but the batches and the losses."""
-    return f"supernet {model_digest(elastic.model)} {elastic.space.to_json()} {seed}"
+    smallest = elastic.manifest(elastic.space.values(elastic.smallest))  # of each group the channels that rank highest
+    return f"supernet {model_digest(elastic.model)} {elastic.space.to_json()} {smallest} {seed}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,8 @@ class SupernetEvaluator:
 
     def evaluate(self, job: Job) -> Outcome:
         start = time.perf_counter()
-        subnet = self.subnet(job.values)
+        with seeded(job.seed):  # the batches for its batch norms may be drawn
+            subnet = self.subnet(job.values)
         with evaluating(subnet):
             quality = score(self.finish(subnet, self.task), self.task, "validation")
         costs = {name: float(cost(subnet)) for name, cost in self.costs.items()}

@@ -61,7 +61,9 @@ class Table:
         """The title, and a digest of what the table holds."""
         digest = hashlib.blake2b(digest_size=6)
         for fidelity in self.fidelities:
-            for metric, column in self.columns[fidelity].items():
+            held = {**self.columns[fidelity], "seconds": self.seconds[fidelity]}
+            held |= {f"{metric} deviation": column for metric, column in self.deviations.get(fidelity, {}).items()}
+            for metric, column in held.items():
                 digest.update(f"{fidelity} {metric}".encode() + column.tobytes())
         return f"{self.title} {digest.hexdigest()}"
 

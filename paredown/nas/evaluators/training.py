@@ -18,7 +18,7 @@ from paredown.core.effort import Effort
 from paredown.core.errors import SearchError
 from paredown.core.steps import Training
 from paredown.measure.cost import count_parameters
-from paredown.nas.evaluators.evaluator import Job, Outcome, Values
+from paredown.nas.evaluators.evaluator import Job, Outcome, Values, named
 from paredown.nas.problem import Source
 from paredown.task.batches import Batch, Batches, Inputs, batch_size, call, each, evaluating
 from paredown.task.metric import Metric, top1
@@ -50,7 +50,8 @@ class TrainingEvaluator:
 
     training: the full training, fidelity 1; a lower fidelity shortens its effort, schedule and all. metric: per sample.
     finish: what takes the inputs in the trained network's place, such as its quantization.
-    Metrics: "accuracy" (mean of the metric on validation), "params".
+    Metrics: "accuracy" (mean of the metric on validation; of one whose lower values are better under its own name, so that no
+    objective takes it for the other kind), "params".
     """
 
     build: Callable[[Values], nn.Module]
@@ -63,19 +64,23 @@ class TrainingEvaluator:
 
     @property
     def name(self) -> str:
-        build, data = (f"{f.__module__}.{f.__qualname__}" for f in (self.build, self.data))
-        return f"{build} on {data}, {self.training}{'' if self.finish is unfinished else f', {self.finish}'}"
+        parts = [f"{named(self.build)} on {named(self.data)}", str(self.training)]
+        parts += [] if self.metric == top1 else [f"{self.metric} by {named(self.metric.fn)}"]
+        parts += [] if self.finish is unfinished else [str(self.finish)]
+        return ", ".join(parts)
 
     def evaluate(self, job: Job) -> Outcome:
-        """Building and training start from the job's seed."""
+        """Data, building and training start from the job's seed."""
         start = time.perf_counter()
-        data = self.data()
+        with seeded(job.seed):
+            data = self.data()
         model = self.trained(job.values, data, job.fidelity, job.seed)
         with evaluating(model):
             predict = functools.partial(call, model) if self.finish is unfinished else self.finish(model, self.task(model, data))
             values = per_sample(predict, data.validation, self.metric)
-        metrics = {"accuracy": float(values.mean()), "params": float(count_parameters(model))}
-        return Outcome(metrics, time.perf_counter() - start, {"accuracy": standard_error(values)})
+        name = "accuracy" if self.metric.higher_is_better else str(self.metric)
+        metrics = {name: float(values.mean()), "params": float(count_parameters(model))}
+        return Outcome(metrics, time.perf_counter() - start, {name: standard_error(values)})
 
     def trained(self, values: Values, data: Data, fidelity: float = 1.0, seed: int = 0) -> nn.Module:
         """The network of an architecture, trained, in evaluation mode: the search's winner as a plain module."""

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from paredown.core.errors import MissingExtraError
+from paredown.nas.dimensions import Choice
 from paredown.nas.problem import Problem, Proposal, Result
-from paredown.nas.space import Architecture, Choice
+from paredown.nas.space import Architecture
 from paredown.nas.strategies.memory import Memory, dump, restore
 from paredown.nas.strategies.strategy import State
 
@@ -21,7 +22,6 @@ class Optuna:
             import optuna
         except ImportError as error:
             raise MissingExtraError("this strategy needs optuna", remedy="pip install optuna") from error
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna = optuna
         self.memory = Memory(problem)
         names = [dimension.name for dimension in problem.space.dimensions]
@@ -31,10 +31,13 @@ class Optuna:
             else optuna.distributions.IntDistribution(0, size - 1)
             for name, dimension, size in zip(names, problem.space.dimensions, problem.space.sizes, strict=True)
         }
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             directions=["minimize"] * len(problem.objectives),
             sampler=sampler or optuna.samplers.TPESampler(seed=problem.seed, **self._constrained()),
         )
+        optuna.logging.set_verbosity(verbosity)
         self.told: list[Result] = []
 
     def ask(self, n: int) -> list[Proposal]:

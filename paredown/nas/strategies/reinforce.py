@@ -34,6 +34,8 @@ class Reinforce:
     def tell(self, results: Sequence[Result]) -> None:
         self.memory.note(results)
         self.known += results
+        if not results:
+            return
         for result, reward in zip(results, self._rewards(results), strict=True):
             self._update(result.architecture, reward)
 

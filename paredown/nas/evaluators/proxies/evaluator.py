@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from paredown.core.errors import SearchError
 from paredown.measure.cost import count_macs, count_parameters
-from paredown.nas.evaluators.evaluator import Job, Outcome, Values
+from paredown.nas.evaluators.evaluator import Job, Outcome, Values, named
 from paredown.nas.evaluators.proxies.jacov import jacov
 from paredown.nas.evaluators.proxies.naswot import naswot
 from paredown.nas.evaluators.proxies.synflow import synflow
@@ -58,7 +58,7 @@ class ProxyEvaluator:
 
     @property
     def name(self) -> str:
-        return f"{', '.join(self.proxies)} of {self.build.__module__}.{self.build.__qualname__}"
+        return f"{', '.join(self.proxies)} of {named(self.build)}"
 
     def evaluate(self, job: Job) -> Outcome:
         start = time.perf_counter()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paredown.pipeline.described import described, described_model
+from paredown.task.described import described, described_model
 
 
 def above(output: Tensor, target: Tensor, threshold: float) -> Tensor:

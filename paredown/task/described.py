@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ def described(value: Any, depth: int = _DEPTH) -> str:  # noqa: PLR0911 (one for
     inner = functools.partial(described, depth=depth - 1)
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {value.dtype} {tensor_digest(value)}"
+    if isinstance(value, np.ndarray | np.generic):
+        return f"{value.shape} {value.dtype} {hashlib.sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(inner, value))}]"
     if isinstance(value, set | frozenset):
