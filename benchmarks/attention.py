@@ -62,7 +62,7 @@ def latency(task: paredown.Task, goal: str = "0.6x") -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name, known in (("widths by a latency table", table), ("widths by MACs", None)):
         model = prune_model(task.model, task, config, latency=measure, table=known)
-        student = paredown.distill(task, Distill(training=Training(learning_rate=0.05)), model=model)
+        student = paredown.distill(task, Distill(training=Training(effort="1 epochs", learning_rate=0.05)), model=model)
         macs = round(count_macs(student, task.inputs) / count_macs(task.model, task.inputs), 4)
         with tempfile.TemporaryDirectory() as folder:
             files = [pathlib.Path(folder) / f"{kind}.onnx" for kind in ("whole", "pruned")]

@@ -24,6 +24,7 @@ from paredown.nas.strategies.random import Random
 from paredown.nas.strategies.regularized_evolution import RegularizedEvolution
 from paredown.pipeline import architecture, subnet_clock
 from paredown.pipeline.architecture import SubnetResult, search_subnets
+from paredown.pipeline.demo import DigitsNet, digits_task
 from tests.conftest import SmallResNet, same_weights
 
 SHORT = paredown.Training(effort="30 steps", learning_rate=0.05)
@@ -91,6 +92,19 @@ def test_the_winner_goes_into_prune_quantize_and_export_unchanged(
     quantized = paredown.quantize(task, paredown.Quantize(), model=found.best.model)
     assert paredown.export(quantized, task, path=tmp_path / "q.onnx").size_bytes < artifact.size_bytes
     assert all(torch.equal(value, before[name]) for name, value in found.best.model.state_dict().items())
+
+
+def test_the_digits_net_ends_in_a_file_that_gives_what_the_module_gives(tmp_path: Path) -> None:
+    task, short = digits_task(epochs=3), paredown.Training(effort="6 steps", learning_rate=0.05)
+    space = SubnetSpace(paredown.Widths(floor=0.25))
+    config = Subnets(macs="0.6x", space=space, supernet=short, evaluations=5, keep=1, recover=paredown.Distill(training=short))
+    best = search_subnets(task, config, strategy=Random).best
+    assert best.macs <= 0.6 * count_macs(task.model, task.inputs)
+    paredown.save_checkpoint(best.model, tmp_path / "c")
+    loaded = paredown.load_checkpoint(tmp_path / "c", DigitsNet())
+    artifact = paredown.export(loaded, task, path=tmp_path / "m.onnx")
+    (x,) = task.example_inputs
+    assert np.allclose(paredown.load(artifact.path)(x.numpy()), best.model(x).detach().numpy(), atol=1e-4)
 
 
 def refuse(*_arguments: object, **_options: object) -> nn.Module:
