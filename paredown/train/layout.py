@@ -12,7 +12,8 @@ _BLOCK = 16  # channels that oneDNN takes at once with AVX-512; 8 with AVX2
 
 
 def layout_for(model: nn.Module, batches: Batches) -> torch.memory_format:
-    """Channels last where that is safe and the model runs so; `x.view(len(x), -1)` behind a convolution, say, doesn't.
+    """Channels last where that is safe, but for a model that runs in the ordinary layout alone: with `x.view(len(x), -1)` behind a
+    convolution, say.
 
     Looks at the first batch of a model with convolutions; the global generators are left as they were.
     """
@@ -20,18 +21,19 @@ def layout_for(model: nn.Module, batches: Batches) -> torch.memory_format:
         return torch.contiguous_format
     with seeded(0):
         inputs, _ = next(each(batches, "train", device_of(model)))
-    trial = copy.deepcopy(model).eval()
-    lay_out_(trial, torch.channels_last)
-    few, _ = laid_out((first_samples(inputs, 2), None), torch.channels_last)
-    return torch.channels_last if runs(trial, few) else torch.contiguous_format
+    trial, few = copy.deepcopy(model).eval(), first_samples(inputs, 2)
+    if not _runs(trial, few, torch.channels_last) and _runs(trial, few, torch.contiguous_format):
+        return torch.contiguous_format
+    return torch.channels_last
 
 
 @torch.no_grad()
-def runs(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether a model takes the inputs, in the layout that they have."""
+def _runs(model: nn.Module, inputs: Inputs, memory_format: torch.memory_format) -> bool:
+    """Whether a model takes the inputs in this layout. It is laid out so."""
+    lay_out_(model, memory_format)
     try:
-        call(model, inputs)
-    except RuntimeError:
+        call(model, laid_out((inputs, None), memory_format)[0])
+    except Exception:  # whatever it raises: how the loss calls the model is the user's
         return False
     return True
 

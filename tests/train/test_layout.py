@@ -101,3 +101,17 @@ def test_the_layout_is_found_without_a_draw_of_the_callers() -> None:
     assert layout_for(model, batches) is torch.channels_last
     assert torch.equal(torch.rand(1), expected)
     assert layout_for(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), batches) is torch.contiguous_format
+
+
+def test_a_model_that_only_its_loss_can_call_trains_channels_last() -> None:
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return F.cross_entropy(self.conv(x).mean((2, 3)), y)
+
+    batches = [(torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    assert layout_for(Labelled(), batches) is torch.channels_last
+    assert not fit_(Labelled(), batches, lambda m, batch: m(*batch), Training("1 steps")).training
