@@ -12,8 +12,8 @@ _BLOCK = 16  # channels that oneDNN takes at once with AVX-512; 8 with AVX2
 
 
 def layout_for(model: nn.Module, batches: Batches) -> torch.memory_format:
-    """Channels last where that is safe, but for a model that runs in the ordinary layout alone: with `x.view(len(x), -1)` behind a
-    convolution, say.
+    """Channels last where that is safe, but for a model that runs in the ordinary layout alone: with `x.view(len(x), -1)` behind
+    a convolution, say.
 
     Looks at the first batch of a model with convolutions; the global generators are left as they were.
     """
