@@ -1,5 +1,6 @@
 """What the CIFAR-10 benchmarks share: students that survive a killed run, and scores over the 10,000 official test images."""
 
+import copy
 import dataclasses
 import hashlib
 import pathlib
@@ -12,6 +13,7 @@ from torch import nn
 
 import paredown
 from benchmarks.record import row
+from examples.cifar10_resnet20 import Augmented
 from paredown.core.measurement import Measurement
 from paredown.core.target import Target
 from paredown.measure.cost import count_macs
@@ -40,8 +42,10 @@ def seeds(task: paredown.Task, case: str, recipe: paredown.Recipe) -> list[dict[
 def recovered(task: paredown.Task, recipe: paredown.Recipe, seed: int) -> nn.Module:
     """The model after the recipe; kept under runs/bench, so that a killed benchmark goes on where it stopped.
 
-    All students of one model are trained on the same augmented images, so that the teacher is asked only for the first one's.
+    The seed is that of the order and the augmentation of the images too. Students of one seed are trained on the same, so that
+    the teacher is asked only for the first one's.
     """
+    task = reseeded(task, seed)
     digest = hashlib.sha256(f"{recipe!r} {seed}".encode()).hexdigest()[:12]
     folder = FOLDER / digest
     if not folder.exists():
@@ -49,6 +53,14 @@ def recovered(task: paredown.Task, recipe: paredown.Recipe, seed: int) -> nn.Mod
         paredown.save_checkpoint(paredown.apply(task, recipe, seed=seed, resume=place), folder)
         shutil.rmtree(place.folder)
     return paredown.load_checkpoint(folder, task.model)
+
+
+def reseeded(task: paredown.Task, seed: int) -> paredown.Task:
+    """The task with its training images in the order, and with the augmentation, of another seed."""
+    assert isinstance(task.train, Augmented)  # what the example's task has
+    train = copy.copy(task.train)
+    train.seed = seed
+    return dataclasses.replace(task, train=train)
 
 
 def official_test(task: paredown.Task, file: pathlib.Path, target: Target) -> Scores:
