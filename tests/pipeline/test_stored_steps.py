@@ -131,5 +131,5 @@ def test_the_next_training_of_a_schedule_asks_the_teacher_nothing_again(
 
     monkeypatch.setattr(Teacher, "compute", counted)
     run(pattern_task, STEPWISE, Stopping(), Resume(tmp_path / "run"))
-    assert asked == [64] * 5 + [1]  # the samples of one pass; then one of them, to hold against what is on disk
+    assert asked == [64] * 5 + [64]  # the samples of one pass; then those of one batch, to hold against what is on disk
     assert not (tmp_path / "run").exists()
