@@ -8,7 +8,7 @@ feature losses: no teacher is asked, a plain fine-tuning; with a `train_step` th
 import contextlib
 import copy
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -28,12 +28,12 @@ from paredown.distillation.reconstruct import reconstruct_
 from paredown.distillation.teacher import Asked
 from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, teacher_of
 from paredown.distillation.uncut import before_the_cut
-from paredown.task.batches import Batches, device_of, each
+from paredown.task.batches import device_of, each
 from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_, require_two_samples
 from paredown.train.freeze import require_modules
 from paredown.train.loop import Loss, fit_
-from paredown.train.schedule import length
+from paredown.train.schedule import known_length
 from paredown.train.seeds import seeded
 from paredown.train.state import Keeping, model_digest
 
@@ -160,7 +160,7 @@ def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, 
         teacher,
         student,
         task.model,
-        batches_per_pass=_known_length(task.train),
+        batches_per_pass=known_length(task.train),
         folder=None if resume is None else resume.teacher or resume.folder / _OUTPUTS,
         lasting=resume is not None and resume.teacher is not None,
     )
@@ -170,11 +170,6 @@ def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, 
     inputs, _ = next(each(task.train, "train", device_of(student)))
     attended = attend(config, asked.model, student, inputs)
     return Objective(task, config, asked, compare(config, asked, student, inputs), attended, writer)
-
-
-def _known_length(batches: Batches) -> int | None:
-    """None where it would take a pass through them, which may have no end."""
-    return length(batches) if isinstance(batches, Sized) else None
 
 
 def _writer(asked: Asked, config: Distill) -> Writer | None:

@@ -33,6 +33,7 @@ from paredown.pipeline.evaluate import scratch_folder, writing
 from paredown.task.batches import each, tensors
 from paredown.task.described import described, described_model, tensor_digest
 from paredown.task.task import Task
+from paredown.train.schedule import known_length
 from paredown.train.state import model_digest
 
 Existing = Literal["refuse", "resume", "replace"]
@@ -190,17 +191,9 @@ def digest_of(task: Task, asked: Sequence[Any]) -> str:
     functions = [described(f) for f in (task.scorer.fn, task.loss, task.train_step, task.recover)]
     functions += [*described_model(task.model), described([(tuple(t.shape), t.dtype) for t in tensors(task.inputs)])]
     settings = [*asked, sorted(task.protect), task.dynamic, functions]
-    scorer, length = task.scorer, _length(task.train)
+    scorer, length = task.scorer, known_length(task.train)
     digest.update(json.dumps([*settings, scorer.name, scorer.kind.value, scorer.higher_is_better, length], default=str).encode())
     return digest.hexdigest()
-
-
-def _length(batches: Any) -> int | None:
-    """None where they can't tell; a DataLoader over a stream has a length that raises."""
-    try:
-        return len(batches)
-    except TypeError:
-        return None
 
 
 def read_report(out: str | Path) -> Report:

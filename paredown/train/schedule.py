@@ -43,11 +43,17 @@ def clock_of(effort: Effort, batches: Batches, processes: int = 1) -> Clock:
 
 
 def length(batches: Batches) -> int:
-    """Batches in one pass."""
+    """Batches in one pass, which is gone through where they can't tell."""
+    known = known_length(batches)
+    return sum(1 for _ in batches) if known is None else known
+
+
+def known_length(batches: Batches) -> int | None:
+    """None where they can't tell; a DataLoader over a stream has a length that raises."""
     try:
         return len(batches)  # type: ignore[arg-type]  # not every iterable has a length: that is what is tried
     except TypeError:
-        return sum(1 for _ in batches)
+        return None
 
 
 def rate(fraction: float, warmup: float) -> float:

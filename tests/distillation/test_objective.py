@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import paredown
 from paredown import Distill, Prune, Task, Training
@@ -309,13 +310,15 @@ def test_dkd_names_class_numbers_that_are_none(target: Tensor) -> None:
         soft_loss("dkd", torch.randn(32, 10), [torch.randn(32, 10)], target, 4.0)
 
 
-def test_batches_without_an_end_train_for_an_effort_in_steps(small_resnet: SmallResNet) -> None:
-    class Endless:
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-            while True:
-                yield X, Y
+class Endless(IterableDataset[tuple[Tensor, Tensor]]):
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield X, Y
 
-    task = Task(small_resnet, (X[:2],), Endless(), [(X, Y)])
+
+@pytest.mark.parametrize("batches", [Endless(), DataLoader(Endless(), batch_size=None)], ids=["an iterable", "a DataLoader"])
+def test_batches_without_an_end_train_for_an_effort_in_steps(small_resnet: SmallResNet, batches: Any) -> None:
+    task = Task(small_resnet, (X[:2],), batches, [(X, Y)])
     found = paredown.distill(task, Distill(recalibrate=False, training=Training("2 steps")))
     assert not torch.equal(found(X), small_resnet(X))
 
