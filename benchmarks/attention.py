@@ -6,11 +6,7 @@
 
 Learning the gates takes an epoch in which the weights train as well, so L1 is shown with an epoch more of recovery too.
 
-The rows of 2026-11-29 are of one seed. There gates lose to L1. What was tried with 200 steps of gates and 100 of recovery on
-12,800 images, top-1 of the 5,000 validation images, one seed: L1 84.8. Gates trained on the task's loss 81.8. On soft labels,
-with a penalty that grows up to 1,000 while more is open than the goal of 0.5, 84.0 (0.66 stayed open); with one that grows up to
-50, 81.1 (0.79 open), and 81.4 on the weights from before the gates; with every group cut alike 81.9, and 82.9 on those weights;
-with frozen weights 80.9. All but those cut alike leave the residual stream whole, of which L1 takes a part.
+The rows of 2026-11-29 are of the first seed of three cases, from a run that was stopped; there gates lose to L1.
 """
 
 import pathlib

@@ -29,7 +29,7 @@ from paredown.core.target import Target
 from paredown.deploy.onnx import OPSET, Built
 from paredown.deploy.ports import Array
 from paredown.deploy.session import load
-from paredown.graph.trace import as_call, module_path, source_line
+from paredown.graph.trace import as_call, module_path, path_of, source_line
 from paredown.task.batches import Inputs
 
 Stretch = tuple[list[int], dict[str, str]]
@@ -284,7 +284,7 @@ def _described(graph: Graph, twin: Built, value: str, error: float, *, fine: boo
     origin = origins.get(twin.renamed.get(named, named))
     module = module_of_weight(graph, node) or (module_path(origin) if origin is not None else "")
     if module.startswith("quantizers."):  # a quantizer is no module of the user's: its key begins with the one that it serves
-        module = module.removeprefix("quantizers.").partition("@")[0].replace("/", ".")
+        module = path_of(module.removeprefix("quantizers."))
     return Divergence(node.op_type, node.name, module, source_line(origin) if origin is not None else "", error, verdict)
 
 

@@ -14,7 +14,7 @@ from onnx import ModelProto, NodeProto, helper
 from onnx.defs import OpSchema
 
 from paredown.deploy.constants import Constants
-from paredown.deploy.nodes import attribute, is_plain, originating, rewrite_
+from paredown.deploy.nodes import attribute, is_plain, order_of, originating, rewrite_
 
 DOMAIN, PLACEHOLDER = "paredown", "DynamicQuantize"
 _PRODUCTS = ("MatMul", "Gemm")
@@ -85,7 +85,7 @@ def _integers(name: str, made: dict[str, NodeProto], constants: Constants) -> np
     if moved is None or moved.op_type != "Transpose":
         return constants.get(name)
     value = constants.get(moved.input[0])
-    return None if value is None else value.transpose(list(attribute(moved, "perm", None) or range(value.ndim)[::-1]))
+    return None if value is None else value.transpose(order_of(moved, value.ndim))
 
 
 def _written(node: NodeProto, x: tuple[str, str, str], matrix: str, scale: str, bias: str | None) -> list[NodeProto]:

@@ -14,6 +14,11 @@ def attribute(node: NodeProto, name: str, default: Any) -> Any:
     return default
 
 
+def order_of(transpose: NodeProto, dimensions: int) -> list[int]:
+    """The order in which a Transpose puts the dimensions; reversed where it doesn't say."""
+    return list(attribute(transpose, "perm", range(dimensions)[::-1]))
+
+
 def replace_nodes_(model: ModelProto, nodes: Iterable[NodeProto]) -> None:
     """Makes these the nodes of the graph, in this order; some may be in it already."""
     ordered = [NodeProto.FromString(node.SerializeToString()) for node in nodes]

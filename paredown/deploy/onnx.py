@@ -167,7 +167,7 @@ def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
     packed.gemms_as_matmuls_(proto)
     qdq.transpose_weights_(proto)
     dynamic.integer_products_(proto)
-    passes.drop_dead_(proto)
+    passes.drop_dead_(proto)  # what products read before is no reader any more
     packed.fold_at_load_(proto)
     qdq.quantize_biases_(proto)
     kept_floats.keep_floats_(proto)

@@ -15,7 +15,7 @@ from onnx.defs import OpSchema
 from paredown.core.errors import ExportError
 from paredown.deploy import packed
 from paredown.deploy.constants import Constants
-from paredown.deploy.nodes import attribute, originating, replace_nodes_, rewrite_
+from paredown.deploy.nodes import attribute, order_of, originating, replace_nodes_, rewrite_
 
 DOMAIN, PLACEHOLDER = "paredown", "FakeQuantize"
 _TYPES: tuple[Any, ...] = (np.uint8, np.int8, np.int32)
@@ -198,7 +198,7 @@ def _transposed_weight(
     node: NodeProto, weight: NodeProto, value: npt.NDArray[Any], constants: Constants, *, shared: bool
 ) -> list[NodeProto]:
     """value: of the constant that `weight` dequantizes; `node` transposes the result."""
-    order = list(attribute(node, "perm", list(range(value.ndim))[::-1]))
+    order = order_of(node, value.ndim)
     axis, block = attribute(weight, "axis", 1) % value.ndim, attribute(weight, "block_size", 0)
     along = {"axis": order.index(axis)} if constants.rank(weight.input[1]) > 0 else {}
     grids = list(weight.input[1:])

@@ -57,7 +57,7 @@ class Objective:
     attended: Sequence[Attended] = ()
     writer: Writer | None = None
     scales: list[float] | None = None
-    spread: Spread | None = None  # of the teacher's outputs, for soft="regression"
+    spread: Spread = field(default_factory=Spread)  # of the teacher's outputs, for soft="regression"
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
         if self.teacher is None:
@@ -86,8 +86,6 @@ class Objective:
 
     def take_up_(self, kept: Mapping[str, Tensor]) -> None:
         self.scales = kept["scales"].tolist() if "scales" in kept else None
-        if self.config.soft == "regression" and self.teacher is not None:
-            self.spread = Spread()
         for name, part in self._parts():
             if part is not None:
                 part.take_up_(under(f"{name}/", kept))
@@ -135,10 +133,7 @@ class Objective:
             case None:
                 raise AssertionError("without a soft loss none is asked for")
             case kind:
-                variances = None
-                if kind == "regression":
-                    self.spread = self.spread or Spread()
-                    variances = self.spread(wanted)
+                variances = self.spread(wanted) if kind == "regression" else None
                 return soft_loss(kind, output, wanted, batch[1], self.config.temperature, variances)
 
     def _asked(self, teacher: Asked, inputs: Inputs) -> tuple[list[Tensor], dict[str, Tensor]]:

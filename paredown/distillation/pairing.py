@@ -115,12 +115,11 @@ def stage_ends(seen: Sequence[Seen], count: int) -> list[Seen]:
     if not seen or count < 1:
         return []
     ends = [i for i, each in enumerate(seen) if i + 1 == len(seen) or seen[i + 1].space != each.space]
-    ends = [i for i in ends if seen[i].space] or ends  # with a resolution: the classifier's logits have losses of their own
-    ends = ends[-count:]
-    wanted = min(count, len(seen))
-    open_to = [i for i, each in enumerate(seen) if each.space] or list(range(len(seen)))
-    wanted = min(wanted, len(open_to))
-    evenly = [open_to[round((i + 1) * len(open_to) / wanted) - 1] for i in range(wanted)]
+    # With a resolution, where any has one: the classifier's logits have losses of their own.
+    taken = [i for i, each in enumerate(seen) if each.space] or list(range(len(seen)))
+    ends = [i for i in ends if i in taken][-count:]
+    wanted = min(count, len(taken))
+    evenly = [taken[round((i + 1) * len(taken) / wanted) - 1] for i in range(wanted)]
     for i in evenly:
         if len(ends) < wanted and i not in ends:
             ends.append(i)

@@ -41,8 +41,8 @@ def reconstruct_(
 
     Left alone: a student that was not cut; convolutions that are grouped, depthwise or not in two dimensions; layers that run
     several times or share their weight, that need no gradient, that are sparse (a solution has no zeros), or have more than 5,000
-    inputs. Where the
-    outputs get no closer to the teacher's on samples that were not used, everything stays as it was, and 0 is returned.
+    inputs. Where the outputs get no closer to the teacher's on samples that were not used, everything stays as it was, and 0 is
+    returned.
     frozen: names of modules that stay as they are. samples: of the batches, about as many. seed: of the choice of positions,
     20,000 of a layer at most.
     """

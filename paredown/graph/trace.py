@@ -108,6 +108,11 @@ def module_stack(node: fx.Node) -> tuple[str, ...]:
     return tuple(re.sub(r"@\d+$", "", path) if "@" in path else path for path in reversed(paths))
 
 
+def path_of(key: str) -> str:
+    """The module that a quantizer's key begins with: "layer1/0/conv1@0:weight" -> "layer1.0.conv1"."""
+    return key.partition("@")[0].replace("/", ".")
+
+
 def source_line(node: fx.Node) -> str:
     """Where a node stands in the user's code: "model.py:12, in forward"; "" where unknown."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")

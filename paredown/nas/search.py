@@ -8,7 +8,7 @@ what is stored instead of evaluating it.
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from paredown.core.errors import SearchError
 from paredown.core.progress import Progress, silent
@@ -25,8 +25,7 @@ from paredown.nas.space import Space
 from paredown.nas.strategies.strategy import Strategy, StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
 
-_T = TypeVar("_T")
-
+_REMEDY = "write strategy=PPO, or functools.partial(PPO, rollout=16)"
 _IDLE = 3  # batches in a row from which nothing came: then the strategy has run dry
 
 
@@ -45,8 +44,8 @@ def search(
     names a metric that isn't there; ArtifactError for the store of another search.
     """
     executor = as_executor(evaluate)
-    wanted, kept_within = _several(objectives, Objective), _several(limits, Limit)
-    problem = Problem(space, wanted, kept_within, SearchEffort.parse(effort), executor.evaluator.fidelities, seed)
+    effort, fidelities = SearchEffort.parse(effort), executor.evaluator.fidelities
+    problem = Problem(space, _several(objectives), _several(limits), effort, fidelities, seed)
     asking = strategy_of(strategy, problem)
     kept = None if store is None else Store(store, identity(problem, executor.evaluator))
     history = run(problem, asking, executor, kept)
@@ -55,16 +54,20 @@ def search(
 
 def strategy_of(strategy: StrategyFactory, problem: Problem) -> Strategy:
     """Raises SearchError where that isn't a strategy, or not with these options."""
-    remedy = "write strategy=PPO, or functools.partial(PPO, rollout=16)"
-    if not callable(strategy):
-        raise SearchError("strategy must be a class of strategies, or a partial of one", got=repr(strategy), remedy=remedy)
+    require_strategy(strategy)
     try:
         found = strategy(problem)
     except TypeError as error:
-        raise SearchError("a strategy is made of the problem and its own options", got=str(error), remedy=remedy) from error
+        raise SearchError("a strategy is made of the problem and its own options", got=str(error), remedy=_REMEDY) from error
     if not all(hasattr(found, name) for name in ("ask", "tell")):
-        raise SearchError("a strategy asks and is told", got=type(found).__name__, remedy=remedy)
+        raise SearchError("a strategy asks and is told", got=type(found).__name__, remedy=_REMEDY)
     return found
+
+
+def require_strategy(strategy: object) -> None:
+    """Raises SearchError for what can't make a strategy, before there is a problem."""
+    if not callable(strategy):
+        raise SearchError("strategy must be a class of strategies, or a partial of one", got=repr(strategy), remedy=_REMEDY)
 
 
 def run(
@@ -162,9 +165,9 @@ def _tested(problem: Problem, result: Result, worth: Result, test: Callable[[Val
     return as_found(problem.space, result, worth, None if test is None else test(values))
 
 
-def _several(value: Any, kind: type[_T]) -> tuple[_T, ...]:
+def _several(value: Any) -> tuple[Any, ...]:
     """One alone is taken as a tuple of it."""
-    return (value,) if isinstance(value, kind) else tuple(value)
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _nothing(_result: Result) -> None:

@@ -47,7 +47,7 @@ from paredown.nas.evaluators.training import unfinished
 from paredown.nas.outcome import Found, SearchResult
 from paredown.nas.page import search_report
 from paredown.nas.problem import Limit, Objective, Problem, SearchEffort
-from paredown.nas.search import conclude, identity, run, strategy_of
+from paredown.nas.search import conclude, identity, require_strategy, run, strategy_of
 from paredown.nas.strategies.strategy import StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
 from paredown.pipeline.after_quantization import AfterQuantization
@@ -164,10 +164,7 @@ def search_subnets(
     require_task(task)
     if not isinstance(config, Subnets):
         raise RecipeError("config must be a Subnets", got=type(config).__name__, remedy="write Subnets(macs='0.5x')")
-    if not callable(strategy):
-        raise SearchError(
-            "strategy must be a class of strategies, or a partial of one", got=repr(strategy), remedy="write strategy=PPO"
-        )
+    require_strategy(strategy)
     seed_number(seed)
     task.require_trainable()
     if config.latency is not None and target is None:

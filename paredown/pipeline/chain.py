@@ -12,14 +12,14 @@ from pathlib import Path
 
 from torch import nn
 
-from paredown.core.errors import RecipeError, TrainingDivergedError
+from paredown.core.errors import RecipeError
 from paredown.core.fields import seed_number
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill
 from paredown.core.training import Resume
 from paredown.distillation.recover import forget_training
 from paredown.distillation.teachers import One, Panel
-from paredown.pipeline.steps import distill_resumable
+from paredown.pipeline.steps import distill_resumable, not_diverged
 from paredown.task.task import Task, require_task
 
 
@@ -51,12 +51,8 @@ def distill_chain(
     for i, (model, each, where) in enumerate(zip(models, configs, places, strict=True)):
         asked = Panel(tuple(before)) if dense else before[-1]
         told = _numbered(progress, i, len(models))
-        try:
+        with not_diverged(where, forget_training):
             found = distill_resumable(task, each, model, asked, seed=seed, progress=told, resume=where)
-        except TrainingDivergedError:  # it would diverge again from there
-            if where is not None:
-                forget_training(where.folder)
-            raise
         trained.append(found)
         before.append(found)
     for where in filter(None, [*places, place]):

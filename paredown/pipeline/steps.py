@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
@@ -64,12 +64,8 @@ def prune(
     _check(task, config, Prune, model, seed)
     place = None if resume is None else Resume.of(resume).within(_PRUNING)
     source = task.model if model is None else unwrapped(model)
-    try:
+    with not_diverged(place, forget):
         found = prune_resumable(task, config, source, target, seed=seed, progress=progress, resume=place)
-    except TrainingDivergedError:  # it would diverge again from there
-        if place is not None:
-            forget(place.folder)
-        raise
     if place is not None:
         forget(place.folder)
     return found
@@ -125,18 +121,22 @@ def distill(
     given = Panel(tuple(teacher), combine) if several else teacher  # type: ignore[arg-type]  # a sequence
     place = None if resume is None else Resume.of(resume)
     source = task.model if model is None else unwrapped(model)
-    try:
+    with not_diverged(place, forget_training):
         found = distill_resumable(task, config, source, given, seed=seed, progress=progress, resume=place)
-    except TrainingDivergedError:  # it would diverge again from there
-        _forget(place)
-        raise
-    _forget(place)
+    if place is not None:
+        forget_training(place.folder)
     return found
 
 
-def _forget(place: Resume | None) -> None:
-    if place is not None:
-        forget_training(place.folder)
+@contextmanager
+def not_diverged(place: Resume | None, forget: Callable[[Path], None]) -> Iterator[None]:
+    """What a training that diverges has left is forgotten: it would diverge again from there."""
+    try:
+        yield
+    except TrainingDivergedError:
+        if place is not None:
+            forget(place.folder)
+        raise
 
 
 def distill_resumable(

@@ -9,12 +9,12 @@ from torch import Tensor, fx, nn
 
 from paredown.core.steps import Quantize
 from paredown.graph import dynamic_quantize as _operator  # noqa: F401 (importing it registers the operator)
-from paredown.graph.trace import module_path
+from paredown.graph.trace import module_path, path_of
 from paredown.quantization.grid import BIASES
 from paredown.quantization.model import Codebook, FakeQuantizer, HalfFloat
 from paredown.quantization.nodes import argument, constant, name_of, value_of
 from paredown.quantization.placement import Placement, Site
-from paredown.quantization.scheme import BitWidths, Scheme, activation_grid, path_of, weight_grid
+from paredown.quantization.scheme import BitWidths, Scheme, activation_grid, weight_grid
 
 _SMALLEST_BLOCK = 32
 

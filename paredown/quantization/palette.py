@@ -13,8 +13,8 @@ from paredown.core.errors import RecipeError
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Quantize
 from paredown.graph.stored_weight import nearest_code
+from paredown.graph.trace import path_of
 from paredown.quantization.model import Codebook, QuantizedModel
-from paredown.quantization.scheme import path_of
 from paredown.quantization.static import prepare_for, stored_weights
 from paredown.task.task import Task
 

@@ -89,11 +89,6 @@ def scheme_of(config: Quantize, edges: Collection[str] = ()) -> Scheme:
     return Scheme(widths, dict.fromkeys(edges, edge) if widths != edge else {})
 
 
-def path_of(key: str) -> str:
-    """ "layer1/0/conv1@0:weight" -> "layer1.0.conv1"."""
-    return key.partition("@")[0].replace("/", ".")
-
-
 def weight_grid(widths: BitWidths, config: Weights | None = None, *, reduced: bool) -> Grid:
     """8 bits symmetric: [-127, 127], reduced [-63, 63]. Otherwise the whole n-bit range, signed where symmetric or two-sided."""
     config = config or Weights()

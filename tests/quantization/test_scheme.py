@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from paredown.core.errors import RecipeError
 from paredown.core.steps import Quantize
+from paredown.graph.trace import path_of
 from paredown.quantization.grid import WEIGHTS, WEIGHTS_REDUCED
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import BitWidths, Scheme, activation_grid, path_of, weight_grid
+from paredown.quantization.scheme import BitWidths, Scheme, activation_grid, weight_grid
 from paredown.quantization.static import prepare, quantize_model, set_weight_scales_
 from paredown.task.task import Task
 from tests.conftest import SmallResNet, make_small_resnet
