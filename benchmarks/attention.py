@@ -32,7 +32,7 @@ _SMOKE = Effort(2, "steps")
 
 def recipes(*, smoke: bool = False) -> dict[str, paredown.Recipe]:
     """The cases, by name: the same goal, widths and recovery; only the importance differs."""
-    gates = Training(effort=_SMOKE if smoke else Effort(1, "epochs"))
+    gates = Training(effort=_SMOKE if smoke else Effort(1, "epochs"), learning_rate=0.05)
 
     def recipe(importance: Any, epochs: int = 1) -> paredown.Recipe:
         training = Training(effort=_SMOKE if smoke else Effort(epochs, "epochs"), learning_rate=0.05)

@@ -2,8 +2,9 @@
 
     python examples/resnet18_channel_attention.py
 
-A gate is put on every set of channels that live or die together, trained with a penalty on open gates, read, and folded
-into the weights; the least important channels are removed, and distillation from the original recovers the accuracy.
+A gate is put on every set of channels that live or die together. Gates and weights are trained together, and gates close, those
+that the loss can best do without first, until half of the MACs are left. They are folded into the weights, the closed channels
+are removed, and distillation from the original recovers the accuracy.
 Runs a few minutes on two cores, on CIFAR-10 from ../shared/data, or on generated patterns where that is absent.
 """
 
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 
 import paredown
 from paredown.core.effort import Effort
-from paredown.core.steps import ChannelAttention, Distill, Prune, Training
-from paredown.graph.groups import dependency_groups
+from paredown.core.steps import ChannelAttention, Distill, Training
+from paredown.graph.groups import Groups, dependency_groups
+from paredown.graph.surgery import cut
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.pruning.attention import channel_attention
+from paredown.pruning.closing import Goal
+from paredown.pruning.select import select
 from paredown.train.loop import fit_
 
 DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "load.py"
@@ -105,24 +109,30 @@ def describe(name: str, model: nn.Module, task: paredown.Task) -> None:
     print(f"{name:28} {accuracy(model, task):6.1%} of the validation images, {macs:5.1f} M MACs, {parameters:5.0f} k parameters")
 
 
+def half_of(groups: Groups) -> Goal:
+    """The gates that stay open are the most open ones of all, as many as half of the MACs allow; each group keeps one."""
+    goal, counts = groups.macs(groups.all_kept()) / 2, [range(1, group.size + 1) for group in groups.groups]
+    return Goal(0.5, lambda _model, gates: select(gates, groups.macs, goal, counts))
+
+
 def main(samples: int = 5000, epochs: int = 4) -> None:
     task = make_task(samples, epochs)
     describe("trained", task.model, task)
 
-    print("\n1. a gate on every dependency group, trained together with the weights of a copy")
+    print("\n1. a gate on every dependency group; while the weights of a copy train, gates close until half of the MACs are left")
     groups = dependency_groups(task.model, task.inputs)
-    config = ChannelAttention(gate="static", training=Training(effort=Effort(1, "epochs")))
-    attended = channel_attention(task.model, task, groups, config)
-    for group, gates in zip(groups.groups, attended.scores, strict=True):
-        print(f"   {group.name:24} {group.size:4} channels, gates {gates.min():.2f} to 1, median {np.median(gates):.2f}")
+    config = ChannelAttention(gate="static", training=Training(effort=Effort(1, "epochs"), learning_rate=0.05))
+    attended = channel_attention(task.model, task, groups, config, goal=half_of(groups))
+    assert attended.keep is not None  # there was a goal
+    for group, gates, keep in zip(groups.groups, attended.scores, attended.keep, strict=True):
+        print(f"   {group.name:24} {group.size:4} channels, gates {gates.min():.2f} to {gates.max():.2f}, {keep.sum():4} open")
 
     print("\n2. the gates are folded into the weights, and cost nothing from here on")
     print(f"   loss with gates {attended.before:.4f}, folded {attended.after:.4f}")
     describe("gated and folded", attended.model, task)
 
-    print("\n3. the channels with the lowest gates are removed, until half of the MACs are gone")
-    scores = Prune(ratio=0.5, importance=lambda _model, _task, _groups: attended.scores)
-    pruned = paredown.prune(task, scores, model=attended.model)
+    print("\n3. the channels whose gates are closed are removed: they are 0 by now, so nothing is lost by it")
+    pruned = cut(attended.model, groups.manifest(attended.keep))
     describe("pruned", pruned, task)
 
     print("\n4. distillation from the original")

@@ -50,22 +50,24 @@ class ChannelAttention:
     """An importance that is learned: a gate on every dependency group, trained with a penalty on open gates.
 
     gate: "static" (one number a channel) or "squeeze_excite" (computed from the input, averaged over calibration data).
-    penalty: weight of the mean gate in the loss. temperature: of the gates' sigmoid at the end; it falls from 1.
-    training: of the gates and the weights together.
+    penalty: weight of the mean gate in the loss. None: as much as the goal in MACs or latency takes, and gates close for good
+    while the weights adapt, so that the cut itself removes nothing but zeros; where the goal is a threshold or branches, 0.1.
+    temperature: of the gates' sigmoid at the end; it falls from 1. training: of the gates and the weights together.
     """
 
     __pydantic_config__: ClassVar = _FORBID
     kind: Literal["channel_attention"] = "channel_attention"
     gate: Gate = "static"
-    penalty: float = 0.1
+    penalty: float | None = None
     temperature: float = 0.3
-    training: Training = field(default_factory=lambda: Training(effort=Effort(1, "epochs")))
+    training: Training = field(default_factory=lambda: Training(effort=Effort(1, "epochs"), learning_rate=0.05))
 
     def __post_init__(self) -> None:
         instance("training", self.training, Training)
         self.training.require_names("gates")
         choice("gate", self.gate, Gate)
-        within("penalty", self.penalty, 0, 1e3)
+        if self.penalty is not None:
+            within("penalty", self.penalty, 0, 1e3)
         positive("temperature", self.temperature)
 
 

@@ -76,7 +76,7 @@ def distill_model(
     if task.recover is not None:
         return _recovered(task.recover, student)
     with seeded(seed):
-        loss = _objective(task, config, student, teacher, resume)
+        loss = objective_of(task, config, student, teacher, resume)
     with attached(student, loss.compared), (learning or _unchanged)(student) as changed:
         fit_(
             student,
@@ -152,8 +152,10 @@ def _frozen(model: nn.Module, original: nn.Module, task: Task, config: Distill) 
     return require_modules(model, config.training)
 
 
-def _objective(task: Task, config: Distill, student: nn.Module, teacher: Given, resume: Resume | None) -> Objective:
-    """The loss; a teacher is made only where it will be asked. resume: where its outputs are kept."""
+def objective_of(
+    task: Task, config: Distill, student: nn.Module, teacher: Given = None, resume: Resume | None = None
+) -> Objective:
+    """The loss that a Distill stands for; a teacher is made only where it will be asked. resume: where its outputs are kept."""
     if not config.features and (config.soft is None or config.hard_weight == 1):
         return Objective(task, config)
     asked = teacher_of(

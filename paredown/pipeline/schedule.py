@@ -10,13 +10,13 @@ from paredown.core.progress import Progress, silent
 from paredown.core.steps import Distill, Prune, Training
 from paredown.core.target import Target
 from paredown.core.training import Resume
-from paredown.distillation.recover import distill_model
+from paredown.distillation.recover import distill_model, objective_of
 from paredown.distillation.suited import suited
 from paredown.graph.manifest import manifest_of
 from paredown.pipeline.evaluate import latency_of
 from paredown.pipeline.stored_steps import Work, in_order, key_of
 from paredown.pipeline.timings import group_latencies, latency_at, preferred_width
-from paredown.pruning.prune import Latency, Part, prune_model
+from paredown.pruning.prune import Latency, Part, closes, prune_model
 from paredown.task.task import Task
 
 
@@ -57,6 +57,8 @@ def prune_by_schedule(
 
     def cut(part: Part, current: nn.Module, place: Resume | None) -> nn.Module:
         part = dataclasses.replace(part, resume=place)
+        if closes(config):
+            part = dataclasses.replace(part, objective=objective_of(task, suited(task), current, resume=place))
         return prune_model(current, task, config, latency=latency, table=table, part=part, seed=seed, progress=progress)
 
     def train(current: nn.Module, place: Resume | None) -> nn.Module:

@@ -1,11 +1,14 @@
 """Gates on dependency groups: one factor an atom, by which every consumer of the atom reads it.
 
     y = W diag(g) x        g (size,): one gate for all places that a group reaches, so a gate at 0 is the atom removed
-"static": g = sigmoid(logit / temperature). "squeeze_excite": g depends on the sample, as in a squeeze-and-excitation block
+"static": g = sigmoid(score / temperature). "squeeze_excite": g depends on the sample, as in a squeeze-and-excitation block
 (Hu et al., arXiv:1709.01507, eq. 2-3), z (batch, size) being the mean over positions of what the first consumer reads:
-    g = sigmoid((W2 relu(W1 z) + logit) / temperature)
+    g = sigmoid((score + W2 relu(W1 z)) / temperature)
 Both are divided by the most open gate of the group. A batch norm behind a consumer undoes whatever all gates of a group have
 in common, so that closing them all alike would cost nothing and say nothing.
+While gates close towards a goal (`closing.py`) they are 0 or 1 in the forward pass, and pass gradients on as if they were
+sigmoids (straight-through, Bengio et al., arXiv:1308.3432): half-closed gates would cost nothing, weights make up for them.
+Those that depend on the sample are 0, or 2 sigmoid(W2 relu(W1 z)) then; the mean of what is in the brackets adds to the score.
 Static gates multiply weights, which works for any model whose groups are known; the others multiply what consumers read.
 """
 
@@ -26,7 +29,8 @@ from paredown.task.batches import Batch, Inputs, batch_size, call, device_of, ev
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 
-_OPEN = 2.0  # the logit of every gate at first
+_OPEN = 2.0  # the score of every gate at first
+_MOMENTUM = 0.1  # of the running mean of what samples add
 _REDUCTION = 4  # of the squeeze-excite bottleneck
 
 
@@ -54,27 +58,42 @@ class Place:
         return tensor * self.factor(gates).to(tensor.dtype).view(shape)
 
 
+@dataclass(frozen=True, eq=False)
+class StraightThrough:
+    """Of all atoms, group by group: open (atoms,), 0 or 1; soft (atoms,), by which scores get their gradients."""
+
+    open: Tensor
+    soft: Tensor
+
+    @property
+    def applied(self) -> Tensor:
+        return self.open + (self.soft - self.soft.detach())
+
+
 class Gates(nn.Module):
     """A model with a gate on every group; the model is trained where it stands, so pass a copy. Call it inside `hooked`.
 
-    inputs: an example, that shows which modules run. scale: a logit is scale * sqrt(gates) times its parameter, so steps on it
-    are scale^2 * gates as long as on a weight: each gate's part of a penalty on their mean is only a share of it.
+    inputs: an example, that shows which modules run. scores (atoms,) float64, of all groups, is no parameter: weights and gates
+    learn by different rules. closing: None: gates are soft.
     A group whose consumers aren't all plain convolutions and linear layers, called as modules with the batch on dimension 0,
     has static gates whatever `kind` says.
     """
 
-    def __init__(self, model: nn.Module, groups: Groups, kind: Gate, inputs: Inputs, scale: float) -> None:
+    def __init__(self, model: nn.Module, groups: Groups, kind: Gate, inputs: Inputs) -> None:
         super().__init__()
         device = device_of(model)
-        sizes = [group.size for group in groups.groups]
-        self.body, self.scale, self.temperature = _Body(model), scale * sum(sizes) ** 0.5, 1.0
-        self.logits = nn.ParameterList(nn.Parameter(torch.zeros(size, device=device)) for size in sizes)
+        self.sizes = [group.size for group in groups.groups]
+        self.body, self.temperature = _Body(model), 1.0
+        self.closing: StraightThrough | None = None
+        self.scores = torch.full((sum(self.sizes),), _OPEN, dtype=torch.float64, device=device, requires_grad=True)
+        self.drift = torch.zeros(sum(self.sizes), dtype=torch.float64, device=device)  # mean of what samples add to the scores
         found = places(groups, device)
-        readers = _by_sample(model, found, len(sizes), inputs) if kind == "squeeze_excite" else set[int]()
-        self.excite = nn.ModuleDict({str(g): _Excite(sizes[g]).to(device) for g in readers})
-        self.static = _owned_by(found, set(range(len(sizes))) - readers)
+        readers = _by_sample(model, found, len(self.sizes), inputs) if kind == "squeeze_excite" else set[int]()
+        self.excite = nn.ModuleDict({str(g): _Excite(self.sizes[g]).to(device) for g in readers})
+        self.static = _owned_by(found, set(range(len(self.sizes))) - readers)
         self.dynamic = {_module(place.tensor): place for place in _owned_by(found, readers)}
         self._seen: dict[int, Tensor] = {}
+        self._acting = False  # whoever else calls the model meanwhile, to count its MACs for one, meets no gates
 
     def forward(self, objective: Objective, batch: Batch) -> Tensor:
         """The objective of the gated model on a batch; gates that depend on the sample are kept until the next call."""
@@ -84,15 +103,19 @@ class Gates(nn.Module):
         for place in self.static:
             gated[place.tensor] = place.applied(gated.get(place.tensor, parameters[place.tensor]), gates)
         swapped = {f"model.{name}": tensor for name, tensor in gated.items()}
-        result: Tensor = functional_call(self.body, swapped, (objective, batch))
+        self._acting = True
+        try:
+            result: Tensor = functional_call(self.body, swapped, (objective, batch))
+        finally:
+            self._acting = False
         return result
 
     def gates(self) -> list[Tensor]:
-        """(size,) float64 per group, in (0, 1], the largest 1: of the last batch, on its average."""
+        """(size,) float64 per group: of the last batch, on its average. Soft ones are in (0, 1], the largest 1."""
         gates = self._static_gates()
         for group, gate in self._seen.items():
             gates[group] = gate.mean(0)
-        return [gate / gate.max().clamp_min(1e-12) for gate in gates]
+        return gates if self.closing is not None else [gate / gate.max().clamp_min(1e-12) for gate in gates]
 
     @contextmanager
     def hooked(self) -> Iterator["Gates"]:
@@ -104,14 +127,21 @@ class Gates(nn.Module):
                 stack.callback(handle.remove)
             yield self
 
-    def _static_gates(self) -> list[Tensor]:
-        values = [torch.sigmoid((_OPEN + self.scale * logit.double()) / self.temperature) for logit in self.logits]
-        return [value / value.max() for value in values]
+    def by_group(self, atoms: Tensor) -> list[Tensor]:
+        """(atoms,) -> (size,) per group."""
+        return list(torch.split(atoms, self.sizes))
 
-    def _hook(self, place: Place) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def _static_gates(self) -> list[Tensor]:
+        if self.closing is not None:
+            return self.by_group(self.closing.applied)
+        return [value / value.max() for value in self.by_group(torch.sigmoid(self.scores / self.temperature))]
+
+    def _hook(self, place: Place) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
         groups = dict.fromkeys(group for group, _, _ in place.owners)
 
-        def gate(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        def gate(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not self._acting:
+                return None
             x = args[0]  # (batch, n, ...) of a convolution, (batch, ..., n) of a linear layer
             channel = _channel(module, x)
             for group in groups:
@@ -126,12 +156,16 @@ class Gates(nn.Module):
     def _excited(self, group: int, place: Place, x: Tensor, channel: int) -> Tensor:
         """(batch, size)"""
         pooled = x.mean([d for d in range(1, x.dim()) if d != channel]) if x.dim() > 2 else x  # (batch, n)
-        squeezed = pooled.new_zeros(len(x), len(self.logits[group]))
+        squeezed = pooled.new_zeros(len(x), self.sizes[group])
         for owner, atoms, positions in place.owners:
             if owner == group:
                 squeezed = squeezed.index_add(1, atoms, pooled.index_select(1, positions))
         change = self.excite[str(group)](squeezed).double()
-        value = torch.sigmoid((_OPEN + self.scale * self.logits[group].double() + change) / self.temperature)
+        if self.closing is not None:
+            drift = self.by_group(self.drift)[group]
+            drift += _MOMENTUM * (change.detach().mean(0) - drift)
+            return self.by_group(self.closing.applied)[group] * 2 * torch.sigmoid(change)
+        value = torch.sigmoid((self.by_group(self.scores)[group] + change) / self.temperature)
         return value / value.mean(0).max()
 
 
@@ -146,10 +180,19 @@ def places(groups: Groups, device: torch.device | str = "cpu") -> list[Place]:
     result = []
     for (tensor, dimension), owners in at.items():
         extent = groups.extents[tensor, dimension]
-        rounds = [(g, *part) for g, a, p in extent.owners if g in owners for part in _rounds(a, p)]
-        moved = tuple((g, torch.from_numpy(a).to(device), torch.from_numpy(p).to(device)) for g, a, p in rounds)
+        parts = [(g, *part) for g, a, p in extent.owners if g in owners for part in rounds(a, p)]
+        moved = tuple((g, torch.from_numpy(a).to(device), torch.from_numpy(p).to(device)) for g, a, p in parts)
         result.append(Place(tensor, dimension, extent.size, moved))
     return result
+
+
+def rounds(atoms: Array, positions: Array) -> list[tuple[Array, Array]]:
+    """The pairs in as few parts as it takes that no position stands twice in one."""
+    order = np.argsort(positions, kind="stable")
+    _, first, count = np.unique(positions[order], return_index=True, return_counts=True)
+    occurrence = np.empty(len(positions), dtype=np.int64)
+    occurrence[order] = np.arange(len(positions)) - np.repeat(first, count)
+    return [(atoms[occurrence == n], positions[occurrence == n]) for n in range(int(occurrence.max()) + 1)]
 
 
 @torch.no_grad()
@@ -173,7 +216,7 @@ class _Body(nn.Module):
 
 
 class _Excite(nn.Module):
-    """z (batch, size) -> change of the logits (batch, size), 0 at first."""
+    """z (batch, size) -> what is added to the scores (batch, size), 0 at first."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -199,15 +242,6 @@ def _flat_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for module, weights in zip(recurrent, before, strict=True):
             module._flat_weights = weights
-
-
-def _rounds(atoms: Array, positions: Array) -> list[tuple[Array, Array]]:
-    """The pairs in as few parts as it takes that no position stands twice in one."""
-    order = np.argsort(positions, kind="stable")
-    _, first, count = np.unique(positions[order], return_index=True, return_counts=True)
-    occurrence = np.empty(len(positions), dtype=np.int64)
-    occurrence[order] = np.arange(len(positions)) - np.repeat(first, count)
-    return [(atoms[occurrence == n], positions[occurrence == n]) for n in range(int(occurrence.max()) + 1)]
 
 
 def _owned_by(found: Sequence[Place], groups: set[int]) -> list[Place]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from paredown.core.budget import Limit
 from paredown.core.errors import NothingToPruneError, RecipeError
 from paredown.core.steps import ChannelAttention, Prune
 from paredown.core.training import Resume
@@ -19,6 +20,7 @@ from paredown.measure.latency_table import LatencyTable
 from paredown.pruning.latency import losses, savings, select_widths
 from paredown.pruning.scores import ADDITIVE
 from paredown.pruning.select import Keep, Scores, below, select
+from paredown.task.batches import Batch
 from paredown.task.task import Task
 
 _LATENCY_TRIALS = 7  # each cuts a model and measures it in its runtime
@@ -31,11 +33,13 @@ class Part:
 
     fraction: of what the goal removes, in (0, 1], by this cut and those before it. original: what relative goals, floors and
     ceilings refer to; None: the model that is cut. resume: where it is kept how far the training of a learned importance got.
+    objective: (model, batch) -> scalar tensor, what gates that close towards a goal are trained on; None: the task's own loss.
     """
 
     fraction: float = 1.0
     original: nn.Module | None = None
     resume: Resume | None = None
+    objective: Callable[[nn.Module, Batch], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 1:
@@ -86,11 +90,7 @@ def choose(job: Job) -> list[Keep]:
     scope: Literal["global", "uniform"] = "uniform" if config.scope == "uniform" else "global"
     macs = functools.partial(_macs, job, count_macs(job.model, job.task.inputs) - job.groups.macs(job.groups.all_kept()))
     pick = functools.partial(select, _worth(job, macs), macs, allowed=allowed, scope=scope)
-    cost = job.latency if config.latency is not None else functools.partial(count_macs, inputs=job.task.inputs)
-    assert cost is not None  # prune_model checks it
-    now = cost(job.model)
-    whole = now if job.part.original is None else cost(job.original)
-    goal = whole - job.part.fraction * (whole - limit.absolute(whole))
+    goal, now, whole = _costs(job, limit)
     if goal >= now:
         return _as_it_is(job, now)
     if config.latency is None:
@@ -98,6 +98,24 @@ def choose(job: Job) -> list[Keep]:
     if job.table is not None:
         return _by_table(job, job.table, allowed, macs, (goal, now, whole))
     return _by_bisection(job, pick, allowed, macs, (goal, now, whole))
+
+
+def share_of(job: Job) -> float | None:
+    """Of the present MACs, or latency, what the goal leaves; None where the goal is a threshold."""
+    limit = job.config.limit()
+    if limit is None:
+        return None
+    goal, now, _ = _costs(job, limit)
+    return goal / now
+
+
+def _costs(job: Job, limit: Limit) -> tuple[float, float, float]:
+    """MACs, or ms: the goal, the model as it is, and the original."""
+    cost = job.latency if job.config.latency is not None else functools.partial(count_macs, inputs=job.task.inputs)
+    assert cost is not None  # prune_model checks it
+    now = cost(job.model)
+    whole = now if job.part.original is None else cost(job.original)
+    return whole - job.part.fraction * (whole - limit.absolute(whole)), now, whole
 
 
 def _per_atom(units: Units) -> list[Scores]:

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import nn
@@ -18,11 +18,12 @@ from paredown.graph.surgery import cut
 from paredown.graph.units import Units
 from paredown.measure.latency_table import LatencyTable
 from paredown.pruning.attention import channel_attention
+from paredown.pruning.closing import Goal
 from paredown.pruning.depth import prune_depth, require_depth_goal
-from paredown.pruning.goals import Job, Latency, Part, choose
+from paredown.pruning.goals import Job, Latency, Part, choose, share_of
 from paredown.pruning.latency import measure_table
 from paredown.pruning.scores import scores
-from paredown.pruning.select import Scores
+from paredown.pruning.select import Keep, Scores
 from paredown.pruning.slimming import slim
 from paredown.task.batches import Batch, device_of, each
 from paredown.task.task import Task
@@ -32,6 +33,7 @@ from paredown.train.state import Keeping, model_digest
 __all__ = ["Latency", "Part", "latency_table", "prune_model"]
 
 WHOLE = Part()
+JobOf = Callable[[nn.Module, Sequence[Scores]], Job]
 
 
 def prune_model(
@@ -58,13 +60,17 @@ def prune_model(
     _check_config(model, config, latency)
     progress("dependency groups", 0.0)
     groups = _groups(model, task, config)
+
+    def job_of(source: nn.Module, found: Sequence[Scores]) -> Job:
+        return Job(source, task, config, groups, Units(groups, found), latency, table, part)
+
     progress("importance", 0.2)
     with seeded(seed):  # a loader that shuffles hands out the same batches
-        source, found = _importance(model, task, groups, config, _keeping(model, config, part, seed), seed, progress)
+        source, found, keep = _importance(model, task, groups, config, job_of, part, seed, progress)
     if config.scope == "depth":
         pruned = prune_depth(source, task, config, groups, found, part, seed)
     else:
-        pruned = _checked_cut(Job(source, task, config, groups, Units(groups, found), latency, table, part), found, seed)
+        pruned = _checked_cut(job_of(source, found), found, keep, seed)
     with seeded(seed):
         _require_step(task, source, pruned, groups)
     progress("surgery", 1.0)
@@ -100,36 +106,70 @@ def _importance(
     task: Task,
     groups: Groups,
     config: Prune,
-    keeping: Keeping | None,
+    job_of: JobOf,
+    part: Part,
     seed: int,
     progress: Progress,
-) -> tuple[nn.Module, list[Scores]]:
-    """What is cut, `model` itself or a copy that was trained to tell what it can do without, and scores (size,) per group."""
+) -> tuple[nn.Module, list[Scores], list[Keep] | None]:
+    """What is cut, `model` itself or a copy that was trained to tell what it can do without; scores (size,) per group; which
+    atoms stay, where the training chose them already.
+    """
+    keeping = _keeping(model, config, part, seed)
     match config.importance:
         case ChannelAttention():
-            attended = channel_attention(model, task, groups, config.importance, seed=seed, progress=progress, keeping=keeping)
+            goal = _goal(model, groups, config, job_of) if closes(config) else None
+            objective = task if part.objective is None else dataclasses.replace(task, train_step=part.objective)
+            attended = channel_attention(
+                model, objective, groups, config.importance, goal=goal, seed=seed, progress=progress, keeping=keeping
+            )
             progress(f"gates folded, loss {attended.before:.4g} -> {attended.after:.4g}", 0.9)
-            return attended.model, attended.scores
+            return attended.model, attended.scores, attended.keep
         case Slimming():
             trained = slim(model, task, groups, config.importance, seed=seed, progress=progress, keeping=keeping)
-            return trained, scores(trained, task, groups, "bn_scale", seed=seed)
+            return trained, scores(trained, task, groups, "bn_scale", seed=seed), None
         case _:
             whole = config.scope == "depth"
-            return model, scores(model, task, groups, config.importance, whole=whole, seed=seed)
+            return model, scores(model, task, groups, config.importance, whole=whole, seed=seed), None
+
+
+def closes(config: Prune) -> bool:
+    """Whether the importance is learned by gates that close until the goal is met."""
+    learned = isinstance(config.importance, ChannelAttention) and config.importance.penalty is None
+    return learned and config.scope != "depth" and config.limit() is not None
+
+
+def _goal(model: nn.Module, groups: Groups, config: Prune, job_of: JobOf) -> Goal | None:
+    """What gates close to. A goal in MACs that is out of reach, or met, is told before anything is trained."""
+    untrained = job_of(model, [np.zeros(group.size) for group in groups.groups])
+    share = share_of(untrained)
+    assert share is not None  # `closes` was asked
+    if config.latency is None or share >= 1:
+        choose(untrained)
+    if share >= 1:
+        return None
+
+    def chosen(gated: nn.Module, found: Sequence[Scores]) -> list[Keep]:
+        job = job_of(gated, found)
+        return job.units.spread(choose(job))
+
+    return Goal(share, chosen)
 
 
 def _keeping(model: nn.Module, config: Prune, part: Part, seed: int) -> Keeping | None:
     """Of the training of a learned importance."""
     if part.resume is None or not isinstance(config.importance, ChannelAttention | Slimming):
         return None
-    return Keeping(part.resume.within("importance"), f"{model_digest(model)} {config.importance!r} {seed}")
+    return Keeping(part.resume.within("importance"), f"{model_digest(model)} {config!r} {part.fraction} {seed}")
 
 
-def _checked_cut(job: Job, found: Sequence[Scores], seed: int) -> nn.Module:
-    """Selects, cuts and checks. Where the class can't take this choice, its culprits stay whole and the rest is chosen anew."""
+def _checked_cut(job: Job, found: Sequence[Scores], keep: list[Keep] | None, seed: int) -> nn.Module:
+    """Selects, cuts and checks. Where the class can't take this choice, its culprits stay whole and the rest is chosen anew.
+
+    keep: what a training chose already.
+    """
     while True:
         groups, inputs = job.groups, job.task.inputs
-        chosen = job.units.spread(choose(job))
+        chosen, keep = job.units.spread(choose(job)) if keep is None else keep, None
         try:
             manifest = groups.manifest(chosen)
             if not job.may_stay:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors.torch
 import torch
@@ -29,6 +29,7 @@ _FILE = "training.safetensors"
 _PAUSE = 20  # times as long as a write took, until the next one
 
 
+@runtime_checkable
 class Carried(Protocol):
     """What a loss knows beside the model, and learns while the training goes on."""
 

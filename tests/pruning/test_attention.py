@@ -85,18 +85,6 @@ def test_the_users_training_step_runs_on_the_users_class(pattern_task: Task) -> 
     assert classes == {SmallResNet}
 
 
-def test_an_objective_of_the_callers_own_replaces_the_loss(pattern_task: Task) -> None:
-    called: list[int] = []
-
-    def objective(model: nn.Module, batch: Any) -> Tensor:
-        called.append(1)
-        return model(batch[0]).square().mean()
-
-    groups = dependency_groups(pattern_task.model, pattern_task.inputs)
-    channel_attention(pattern_task.model, pattern_task, groups, config(steps=2), objective=objective)
-    assert len(called) >= 2 + 2 * len(list(pattern_task.train))
-
-
 def test_shares_of_macs_sum_to_one_and_are_larger_where_a_channel_costs_more(pattern_task: Task) -> None:
     groups = dependency_groups(pattern_task.model, pattern_task.inputs)
     shares = shares_of(groups)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,9 +25,9 @@ def output(model: nn.Module, batch: Any) -> Tensor:
 def opened(model: nn.Module, groups: Groups, x: Tensor, kind: Gate = "static") -> Gates:
     """Gates at random values."""
     torch.manual_seed(0)
-    gates = Gates(model, groups, kind, x, 1.0).eval()
+    gates = Gates(model, groups, kind, x).eval()
     with torch.no_grad():
-        for parameter in [*gates.logits, *gates.excite.parameters()]:
+        for parameter in [gates.scores, *gates.excite.parameters()]:
             parameter.copy_(torch.randn(parameter.shape))
     return gates
 
@@ -62,7 +61,7 @@ def test_a_gate_at_zero_is_the_channel_removed() -> None:
     stream = max(range(len(groups.groups)), key=lambda g: len(groups.groups[g].slices))
     gated = opened(model, groups, x)
     with torch.no_grad():
-        gated.logits[stream][0] = -1e9
+        gated.by_group(gated.scores)[stream][0] = -1e9
     with gated.hooked(), torch.no_grad():
         before = gated(output, (x, None))
         parameters = dict(model.named_parameters())
@@ -146,9 +145,9 @@ def test_gates_reach_the_weights_of_recurrent_layers() -> None:
     """An LSTM computes with a list of its own, which swapping parameters doesn't reach by itself."""
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(5, 6), nn.LSTM(6, 4, batch_first=True)), torch.randn(3, 7, 5)
-    gated = Gates(model, Groups((), (), {}, ()), "static", x, 1.0)
+    gated = Gates(model, Groups((), (), {}, ()), "static", x)
     gated.static = [Place("1.weight_ih_l0", 1, 6, ((0, torch.arange(6), torch.arange(6)),))]
-    gated.logits = nn.ParameterList([torch.tensor(np.linspace(-3, 3, 6), dtype=torch.float32)])
+    gated.sizes, gated.scores = [6], torch.linspace(-3, 3, 6, dtype=torch.float64)
     with torch.no_grad():
         before = gated(lambda m, b: m(b[0])[0], (x, None))
         fold_(model, gated.static, gated.gates())
