@@ -190,7 +190,7 @@ class _Learning:
         self._learn_()  # so that no gradient has to be kept
         spent = 0.0 if self.clock is None else self.clock.spent()
         kept = {f"{_OPTIMIZER}{name}": value for name, value in self.optimizer.state[self.gated.scores].items()}
-        kept |= {"scores": self.gated.scores.detach(), "drift": self.gated.drift}
+        kept["scores"] = self.gated.scores.detach()
         if self.rule.chosen() is not None and self.gated.closing is not None:
             kept["open"] = self.gated.closing.open
         if isinstance(self.task.train_step, Carried):
@@ -200,7 +200,6 @@ class _Learning:
     def take_up_(self, kept: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             self.gated.scores.copy_(kept["scores"])
-        self.gated.drift.copy_(kept["drift"])
         self.optimizer.state[self.gated.scores] = under(_OPTIMIZER, kept)
         if isinstance(self.task.train_step, Carried):
             self.task.train_step.take_up_(under(_STEP, kept))
@@ -210,10 +209,15 @@ class _Learning:
         self.clock = clock_of(self.config.training.effort, self.task.train).after(float(kept["spent"]))
 
     def _learn_(self) -> None:
-        """One step of the scores, by the gradient of the last loss."""
-        if self.gated.scores.grad is not None:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+        """One step of the scores, by the gradient of the last loss, which of several processes is their mean."""
+        gradient = self.gated.scores.grad
+        if gradient is None:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(gradient)
+            gradient /= torch.distributed.get_world_size()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 @torch.no_grad()

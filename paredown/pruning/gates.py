@@ -79,6 +79,8 @@ class Gates(nn.Module):
     has static gates whatever `kind` says.
     """
 
+    drift: Tensor
+
     def __init__(self, model: nn.Module, groups: Groups, kind: Gate, inputs: Inputs) -> None:
         super().__init__()
         device = device_of(model)
@@ -86,7 +88,7 @@ class Gates(nn.Module):
         self.body, self.temperature = _Body(model), 1.0
         self.closing: StraightThrough | None = None
         self.scores = torch.full((sum(self.sizes),), _OPEN, dtype=torch.float64, device=device, requires_grad=True)
-        self.drift = torch.zeros(sum(self.sizes), dtype=torch.float64, device=device)  # mean of what samples add to the scores
+        self.register_buffer("drift", torch.zeros_like(self.scores))  # mean of what samples add to the scores
         found = places(groups, device)
         readers = _by_sample(model, found, len(self.sizes), inputs) if kind == "squeeze_excite" else set[int]()
         self.excite = nn.ModuleDict({str(g): _Excite(self.sizes[g]).to(device) for g in readers})

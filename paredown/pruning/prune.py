@@ -25,7 +25,7 @@ from paredown.pruning.latency import measure_table
 from paredown.pruning.scores import scores
 from paredown.pruning.select import Keep, Scores
 from paredown.pruning.slimming import slim
-from paredown.task.batches import Batch, device_of, each
+from paredown.task.batches import Batch, device_of, each, evaluating
 from paredown.task.task import Task
 from paredown.train.seeds import seeded
 from paredown.train.state import Keeping, model_digest
@@ -149,8 +149,9 @@ def _goal(model: nn.Module, groups: Groups, config: Prune, job_of: JobOf) -> Goa
         return None
 
     def chosen(gated: nn.Module, found: Sequence[Scores]) -> list[Keep]:
-        job = job_of(gated, found)
-        return job.units.spread(choose(job))
+        with evaluating(gated):  # what is measured is not a model in training
+            job = job_of(gated, found)
+            return job.units.spread(choose(job))
 
     return Goal(share, chosen)
 
