@@ -5,8 +5,6 @@
     python -m benchmarks.attention latency   widths chosen by measured latency against widths ordered by MACs
 
 Learning the gates takes an epoch in which the weights train as well, so L1 is shown with an epoch more of recovery too.
-
-The rows of 2026-11-29 are of the first seed of three cases, from a run that was stopped; there gates lose to L1.
 """
 
 import pathlib

@@ -51,7 +51,8 @@ class ChannelAttention:
 
     gate: "static" (one number a channel) or "squeeze_excite" (computed from the input, averaged over calibration data).
     penalty: weight of the mean gate in the loss. None: as much as the goal in MACs or latency takes, and gates close for good
-    while the weights adapt, so that the cut itself removes nothing but zeros; where the goal is a threshold or branches, 0.1.
+    while the weights adapt, so that the cut itself removes nothing but zeros (norms over channels counted them until then); where
+    the goal is a threshold or branches, 0.1.
     temperature: of the gates' sigmoid at the end; it falls from 1. training: of the gates and the weights together.
     """
 

@@ -225,8 +225,8 @@ def _is_channels_last(model: nn.Module) -> bool:
 
 
 def floating(output: Any) -> list[Tensor]:
-    """The floating-point tensors in a nest, in order."""
-    return [tensor for tensor in tensors(output) if tensor.is_floating_point()]
+    """The floating-point tensors in a nest, in order, without those of no dimension: a loss beside the outputs, for one."""
+    return [tensor for tensor in tensors(output) if tensor.is_floating_point() and tensor.dim() > 0]
 
 
 def frozen(model: nn.Module) -> nn.Module:

@@ -30,7 +30,7 @@ from paredown.graph.groups import Groups
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import cut
 from paredown.measure.cost import count_macs
-from paredown.pruning.closing import Closing, Goal, SoftMacs
+from paredown.pruning.closing import Closing, Goal, SoftMacs, from_first, processes
 from paredown.pruning.gates import Gates, Objective, fold_, places
 from paredown.pruning.goals import macs_per_atom
 from paredown.pruning.select import Keep, Scores
@@ -148,9 +148,6 @@ class _Penalty:
     def chosen(self) -> list[Keep] | None:
         return None
 
-    def choose_as_(self, open_: Tensor) -> None:
-        """Nothing is ever chosen here."""
-
 
 @dataclasses.dataclass(eq=False)
 class _Learning:
@@ -169,9 +166,9 @@ class _Learning:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         if self.clock is None:
-            self.clock = clock_of(self.config.training.effort, self.task.train)
+            self.clock = self._clock()
         self._learn_()
-        fraction = self.clock.fraction(self.step)
+        fraction = float(from_first(self.gated.scores.new_tensor(self.clock.fraction(self.step))))
         for group in self.optimizer.param_groups:
             group["lr"] = self.rule.rate(fraction)
         self.gated.temperature = self.config.temperature**fraction
@@ -182,6 +179,7 @@ class _Learning:
 
     def end(self) -> None:
         """After the last step."""
+        self._learn_()
         self.gated.temperature = self.config.temperature
         self.rule.set_(1.0)
 
@@ -190,32 +188,30 @@ class _Learning:
         self._learn_()  # so that no gradient has to be kept
         spent = 0.0 if self.clock is None else self.clock.spent()
         kept = {f"{_OPTIMIZER}{name}": value for name, value in self.optimizer.state[self.gated.scores].items()}
-        kept["scores"] = self.gated.scores.detach()
-        if self.rule.chosen() is not None and self.gated.closing is not None:
-            kept["open"] = self.gated.closing.open
         if isinstance(self.task.train_step, Carried):
             kept |= {f"{_STEP}{name}": value for name, value in self.task.train_step.keep().items()}
         return kept | {"step": torch.tensor(self.step), "spent": torch.tensor(spent, dtype=torch.float64)}
 
     def take_up_(self, kept: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            self.gated.scores.copy_(kept["scores"])
-        self.optimizer.state[self.gated.scores] = under(_OPTIMIZER, kept)
+        device = self.gated.scores.device
+        moments = {name: value.to(device) if value.dim() else value for name, value in under(_OPTIMIZER, kept).items()}
+        self.optimizer.state[self.gated.scores] = moments
         if isinstance(self.task.train_step, Carried):
             self.task.train_step.take_up_(under(_STEP, kept))
-        if "open" in kept:
-            self.rule.choose_as_(kept["open"])
         self.step = int(kept["step"])
-        self.clock = clock_of(self.config.training.effort, self.task.train).after(float(kept["spent"]))
+        self.clock = self._clock().after(float(kept["spent"]))
+
+    def _clock(self) -> Clock:
+        return clock_of(self.config.training.effort, self.task.train, processes())
 
     def _learn_(self) -> None:
         """One step of the scores, by the gradient of the last loss, which of several processes is their mean."""
         gradient = self.gated.scores.grad
         if gradient is None:
             return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if processes() > 1:
             torch.distributed.all_reduce(gradient)
-            gradient /= torch.distributed.get_world_size()
+            gradient /= processes()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

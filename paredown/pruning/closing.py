@@ -10,7 +10,7 @@ what else is closed by then. The target falls:
     step       up to 0.1   0.1 to 0.5 of the effort       from 0.5 on
     MACs left  all         goal + (1 - goal) (1 - u)^3    the goal: what stays is chosen, and is trained
 u: from 0 to 1; the cubic schedule of Zhu and Gupta (arXiv:1710.01878). So what is cut in the end is closed by then, and the
-second half of the training already recovers from it.
+second half of the training already recovers from it. (A norm over channels counts closed ones too, until they are cut.)
 """
 
 import itertools
@@ -30,6 +30,7 @@ _WHOLE, _CHOSEN = 0.1, 0.5  # of the effort: until then nothing is closed; from 
 _MOST = 0.95  # of the MACs that soft gates leave: where all are open, none would have a gradient
 _RATE = 0.05  # of the scores: a gate opens or shuts within about a hundred steps
 _STEPS = 40  # of a bisection
+_ROUNDING = 1e-9  # all MACs may add up to a little more than 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,6 @@ class Closing:
     gated: Gates
     goal: Goal
     macs: SoftMacs
-    _chosen: list[Keep] | None = None
     _settled: bool = False
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -115,10 +115,11 @@ class Closing:
             return
         scores = (self.gated.scores + self.gated.drift).detach()
         soft = soft_gates(scores, self.macs, min(self.goal.share, _MOST), 1.0)
-        if self._chosen is None:
+        if not self.gated.open.any():  # else it was chosen before an interruption
             by_group = [each.cpu().numpy() for each in self.gated.by_group(soft)]
-            self._chosen = self.goal.choose(self.gated.body.model, by_group)
-        self.gated.closing = StraightThrough(torch.from_numpy(np.concatenate(self._chosen)).to(soft), soft)
+            chosen = torch.from_numpy(np.concatenate(self.goal.choose(self.gated.body.model, by_group)))
+            self.gated.open.copy_(from_first(chosen.to(soft)).bool())
+        self.gated.closing = StraightThrough(self.gated.open.to(soft), soft)
         self._settled = True
 
     def _best(self, scores: Tensor) -> Tensor:
@@ -132,11 +133,19 @@ class Closing:
         return self.gated.scores.new_zeros(())
 
     def chosen(self) -> list[Keep] | None:
-        return self._chosen
+        return [each.cpu().numpy() for each in self.gated.by_group(self.gated.open)]
 
-    def choose_as_(self, open_: Tensor) -> None:
-        """open_ (atoms,): of 0 and 1, the choice that was made before an interruption."""
-        self._chosen = [each.bool().cpu().numpy() for each in self.gated.by_group(open_)]
+
+def processes() -> int:
+    """That train together."""
+    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+
+
+def from_first(value: Tensor) -> Tensor:
+    """The first process's value, in all of them."""
+    if processes() > 1:
+        torch.distributed.broadcast(value, 0)
+    return value
 
 
 def target_at(fraction: float, share: float) -> float:
@@ -155,7 +164,8 @@ def soft_gates(scores: Tensor, macs: SoftMacs, target: float, temperature: float
         margin = 40 * temperature
         found = _bisected(lambda tau: float(macs(gates(tau))), scores, target, margin)
     tau = torch.tensor(found, dtype=scores.dtype, device=scores.device, requires_grad=True)
-    (slope,) = torch.autograd.grad(macs(torch.sigmoid((scores.detach() - tau) / temperature)), tau)
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(macs(torch.sigmoid((scores.detach() - tau) / temperature)), tau)
     cost = macs(gates(found))
     return gates(found - (cost - cost.detach()) / slope.clamp(max=-1e-9))  # tau moves with the scores so that the cost stays
 
@@ -173,6 +183,7 @@ def hard_gates(scores: Tensor, macs: SoftMacs, target: float, best: Tensor) -> T
 def _bisected(cost: Callable[[float], float], scores: Tensor, target: float, margin: float) -> float:
     """A threshold, up to `margin` beyond the scores, at which the cost is at most the target."""
     low, high = float(scores.min()) - margin, float(scores.max()) + margin
+    target += _ROUNDING
     if cost(low) <= target:
         return low
     for _ in range(_STEPS):

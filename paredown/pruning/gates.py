@@ -74,12 +74,15 @@ class Gates(nn.Module):
     """A model with a gate on every group; the model is trained where it stands, so pass a copy. Call it inside `hooked`.
 
     inputs: an example, that shows which modules run. scores (atoms,) float64, of all groups, is no parameter: weights and gates
-    learn by different rules. closing: None: gates are soft.
+    learn by different rules. It is a buffer, as drift and open are, so it lives as long as what is kept of the training.
+    closing: None: gates are soft.
     A group whose consumers aren't all plain convolutions and linear layers, called as modules with the batch on dimension 0,
     has static gates whatever `kind` says.
     """
 
+    scores: Tensor
     drift: Tensor
+    open: Tensor
 
     def __init__(self, model: nn.Module, groups: Groups, kind: Gate, inputs: Inputs) -> None:
         super().__init__()
@@ -87,8 +90,10 @@ class Gates(nn.Module):
         self.sizes = [group.size for group in groups.groups]
         self.body, self.temperature = _Body(model), 1.0
         self.closing: StraightThrough | None = None
-        self.scores = torch.full((sum(self.sizes),), _OPEN, dtype=torch.float64, device=device, requires_grad=True)
+        self.register_buffer("scores", torch.full((sum(self.sizes),), _OPEN, dtype=torch.float64, device=device))
         self.register_buffer("drift", torch.zeros_like(self.scores))  # mean of what samples add to the scores
+        self.register_buffer("open", torch.zeros_like(self.scores, dtype=torch.bool))  # what stays, once that is chosen
+        self.scores.requires_grad_(True)
         found = places(groups, device)
         readers = _by_sample(model, found, len(self.sizes), inputs) if kind == "squeeze_excite" else set[int]()
         self.excite = nn.ModuleDict({str(g): _Excite(self.sizes[g]).to(device) for g in readers})
@@ -124,6 +129,7 @@ class Gates(nn.Module):
         """The gates that depend on the sample are in effect inside; no hook is left behind, whatever happens."""
         modules = dict(self.body.model.named_modules())
         with ExitStack() as stack:
+            stack.callback(self.body.model.register_forward_pre_hook(lambda *_: self._seen.clear()).remove)  # other samples
             for path, place in self.dynamic.items():
                 handle = modules[path].register_forward_pre_hook(self._hook(place))
                 stack.callback(handle.remove)
@@ -147,7 +153,7 @@ class Gates(nn.Module):
             x = args[0]  # (batch, n, ...) of a convolution, (batch, ..., n) of a linear layer
             channel = _channel(module, x)
             for group in groups:
-                if group not in self._seen:
+                if len(self._seen.get(group, ())) != len(x):
                     self._seen[group] = self._excited(group, place, x, channel)
             factor = place.factor(self._seen)  # (batch, n)
             shape = [len(x), *(x.shape[d] if d == channel else 1 for d in range(1, x.dim()))]
@@ -162,10 +168,11 @@ class Gates(nn.Module):
         for owner, atoms, positions in place.owners:
             if owner == group:
                 squeezed = squeezed.index_add(1, atoms, pooled.index_select(1, positions))
-        change = self.excite[str(group)](squeezed).double()
+        change = self.excite[str(group)](squeezed.float()).double()
         if self.closing is not None:
-            drift = self.by_group(self.drift)[group]
-            drift += _MOMENTUM * (change.detach().mean(0) - drift)
+            if self.training and not self.open.any():
+                drift = self.by_group(self.drift)[group]
+                drift += _MOMENTUM * (change.detach().mean(0) - drift)
             return self.by_group(self.closing.applied)[group] * 2 * torch.sigmoid(change)
         value = torch.sigmoid((self.by_group(self.scores)[group] + change) / self.temperature)
         return value / value.mean(0).max()

@@ -16,6 +16,7 @@ from paredown.graph.manifest import Manifest
 from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
 from paredown.graph.units import Units
+from paredown.measure.cost import count_macs
 from paredown.measure.latency_table import LatencyTable
 from paredown.pruning.attention import channel_attention
 from paredown.pruning.closing import Goal
@@ -114,13 +115,21 @@ def _importance(
     """What is cut, `model` itself or a copy that was trained to tell what it can do without; scores (size,) per group; which
     atoms stay, where the training chose them already.
     """
-    keeping = _keeping(model, config, part, seed)
+    keeping = _keeping(model, task, config, part, seed)
     match config.importance:
         case ChannelAttention():
             goal = _goal(model, groups, config, job_of) if closes(config) else None
-            objective = task if part.objective is None else dataclasses.replace(task, train_step=part.objective)
+            if goal is not None and goal.share >= 1:  # an earlier cut of a schedule went further than it had to
+                return model, [np.ones(group.size) for group in groups.groups], groups.all_kept()
             attended = channel_attention(
-                model, objective, groups, config.importance, goal=goal, seed=seed, progress=progress, keeping=keeping
+                model,
+                _trained_on(task, part),
+                groups,
+                config.importance,
+                goal=goal,
+                seed=seed,
+                progress=progress,
+                keeping=keeping,
             )
             progress(f"gates folded, loss {attended.before:.4g} -> {attended.after:.4g}", 0.9)
             return attended.model, attended.scores, attended.keep
@@ -145,8 +154,9 @@ def _goal(model: nn.Module, groups: Groups, config: Prune, job_of: JobOf) -> Goa
     assert share is not None  # `closes` was asked
     if config.latency is None or share >= 1:
         choose(untrained)
-    if share >= 1:
-        return None
+    whole, narrowest = count_macs(model, untrained.task.inputs), [counts[0] for counts in untrained.allowed()]
+    removable = groups.macs(groups.all_kept()) - groups.macs(untrained.units.spread(untrained.units.best(narrowest)))
+    share = max(share, 1 - removable / whole)  # of a latency a share may be asked that MACs can't follow
 
     def chosen(gated: nn.Module, found: Sequence[Scores]) -> list[Keep]:
         with evaluating(gated):  # what is measured is not a model in training
@@ -156,11 +166,22 @@ def _goal(model: nn.Module, groups: Groups, config: Prune, job_of: JobOf) -> Goa
     return Goal(share, chosen)
 
 
-def _keeping(model: nn.Module, config: Prune, part: Part, seed: int) -> Keeping | None:
+def _trained_on(task: Task, part: Part) -> Task:
+    """The task with the part's objective in place of its own loss."""
+    if part.objective is None:
+        return task
+    changed = copy.copy(task)  # not made anew: what __post_init__ checks is checked
+    object.__setattr__(changed, "train_step", part.objective)
+    return changed
+
+
+def _keeping(model: nn.Module, task: Task, config: Prune, part: Part, seed: int) -> Keeping | None:
     """Of the training of a learned importance."""
     if part.resume is None or not isinstance(config.importance, ChannelAttention | Slimming):
         return None
-    return Keeping(part.resume.within("importance"), f"{model_digest(model)} {config!r} {part.fraction} {seed}")
+    goal = (config.ratio, config.macs, config.scope, config.widths, config.protect, part.fraction)  # a latency is measured anew
+    key = [model_digest(model), model_digest(task.model), repr(config.importance), repr(goal), str(seed)]
+    return Keeping(part.resume.within("importance"), " ".join(key))
 
 
 def _checked_cut(job: Job, found: Sequence[Scores], keep: list[Keep] | None, seed: int) -> nn.Module:

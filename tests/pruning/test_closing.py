@@ -1,6 +1,7 @@
 """Gates that close towards a goal: what they cost, how scores pull, and that the cut removes nothing but zeros."""
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from paredown.graph.surgery import cut
 from paredown.measure.cost import count_macs
 from paredown.pruning.attention import channel_attention
 from paredown.pruning.closing import Goal, SoftMacs, hard_gates, soft_gates, target_at
-from paredown.pruning.prune import closes, prune_model
+from paredown.pruning.prune import Part, closes, prune_model
 from paredown.task.task import Task
 from tests.conftest import make_small_resnet
 from tests.graph import nets
@@ -50,6 +51,18 @@ def test_soft_macs_of_gates_at_0_and_1_are_those_of_the_cut(make: Any) -> None:
     whole = other + groups.macs(groups.all_kept())
     assert float(macs(torch.ones_like(scores))) == pytest.approx(1)
     assert float(macs((scores > 0).double())) == pytest.approx((other + groups.macs(keep)) / whole)
+
+
+def test_nothing_is_closed_where_all_macs_are_left() -> None:
+    """Although scores are all equal at first, and the sum of all parts may be a little more than 1."""
+    for width in range(4, 24):
+        model, x = (
+            nn.Sequential(nn.Linear(width, 7), nn.ReLU(), nn.Linear(7, width + 1), nn.ReLU(), nn.Linear(width + 1, 3)),
+            torch.randn(2, width),
+        )
+        groups, whole = dependency_groups(model, x), count_macs(model, x)
+        scores = torch.full((sum(group.size for group in groups.groups),), 2.0, dtype=torch.float64)
+        assert hard_gates(scores, SoftMacs(groups, whole * (1 - 1e-15)), 1.0, torch.tensor([0])).min() == 1
 
 
 def test_gates_stand_at_the_cost_that_is_asked_and_hard_ones_just_under_it() -> None:
@@ -163,3 +176,83 @@ def test_a_schedule_closes_gates_part_by_part(pattern_task: Task) -> None:
     x = pattern_task.inputs
     assert 0.35 < count_macs(pruned, x) / count_macs(pattern_task.model, x) <= 0.5
     assert manifest_of(pruned) is not None
+
+
+@pytest.mark.parametrize("gate", BOTH)
+def test_a_training_that_had_ended_when_it_was_killed_keeps_its_choice(
+    pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
+) -> None:
+    config = Prune(ratio=0.5, importance=attention(gate), widths=Widths(round_to=1))
+    whole = paredown.prune(pattern_task, config)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(paredown.pruning.attention, "_read", killed)
+        with pytest.raises(KeyboardInterrupt):
+            paredown.prune(pattern_task, config, resume=tmp_path / "run")
+    resumed = paredown.prune(pattern_task, config, resume=tmp_path / "run")
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("penalty", [None, 1.0])
+def test_saving_changes_nothing(pattern_task: Task, tmp_path: Path, penalty: float | None) -> None:
+    config = Prune(ratio=0.5, importance=attention(steps=5, penalty=penalty), widths=Widths(round_to=1))
+    plain = paredown.prune(pattern_task, config)
+    saved = paredown.prune(pattern_task, config, resume=paredown.Resume(tmp_path / "run", steps=1))
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), saved.state_dict().values(), strict=True))
+
+
+def test_a_training_step_may_run_the_model_on_other_samples(pattern_task: Task) -> None:
+    """Each call has the gates of its own samples."""
+
+    def step(model: nn.Module, batch: Any) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(model(x[:5]), y[:5]) + nn.functional.cross_entropy(
+            model(torch.cat([x, x])), torch.cat([y, y])
+        )
+
+    task = Task(pattern_task.model, pattern_task.example_inputs, pattern_task.train, pattern_task.validation, train_step=step)
+    pruned = paredown.prune(task, Prune(ratio=0.5, importance=attention("squeeze_excite", 4), widths=Widths(round_to=1)))
+    assert count_macs(pruned, task.inputs) <= 0.5 * count_macs(task.model, task.inputs)
+
+
+class WithLoss(nn.Module):
+    """Gives a number beside its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = make_small_resnet()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        logits = self.body(x)
+        return {"logits": logits, "aux": logits.square().mean()}
+
+
+class OwnTask(Task):
+    """Made in a way of its own."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        def loss(output: Any, target: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(output["logits"], target) + 0 * output["aux"]
+
+        def metric(output: Any, target: Tensor) -> Tensor:
+            return (output["logits"].argmax(1) == target).float()
+
+        super().__init__(model, task.example_inputs, task.train, task.validation, loss=loss, metric=metric)
+
+
+def test_a_number_beside_the_outputs_is_not_distilled_and_a_task_of_another_class_serves(pattern_task: Task) -> None:
+    task = OwnTask(WithLoss(), pattern_task)
+    pruned = paredown.prune(task, Prune(ratio=0.5, importance=attention(steps=4), widths=Widths(round_to=1)))
+    assert count_macs(pruned, task.inputs) <= 0.5 * count_macs(task.model, task.inputs)
+
+
+def test_a_cut_of_a_schedule_that_has_nothing_left_to_do_trains_nothing(pattern_task: Task) -> None:
+    """Widths in steps of 8 make the first cut go too far for the second to remove anything."""
+    config = Prune(ratio=0.2, importance=attention(steps=4), widths=Widths(round_to=8))
+    first = prune_model(pattern_task.model, pattern_task, config, part=Part(0.5, pattern_task.model))
+    already = 1 - count_macs(first, pattern_task.inputs) / count_macs(pattern_task.model, pattern_task.inputs)
+    again = prune_model(first, pattern_task, config, part=Part(already * 0.99 / 0.2, pattern_task.model))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
