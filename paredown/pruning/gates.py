@@ -168,7 +168,7 @@ class Gates(nn.Module):
         for owner, atoms, positions in place.owners:
             if owner == group:
                 squeezed = squeezed.index_add(1, atoms, pooled.index_select(1, positions))
-        change = self.excite[str(group)](squeezed.float()).double()
+        change = self.excite[str(group)](squeezed).double()
         if self.closing is not None:
             if self.training and not self.open.any():
                 drift = self.by_group(self.drift)[group]
@@ -235,6 +235,7 @@ class _Excite(nn.Module):
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, z: Tensor) -> Tensor:
+        z = z.to(self.inner.weight.dtype)  # whatever the model computes in
         result: Tensor = self.outer(torch.relu(self.inner(self.norm(z))))
         return result
 

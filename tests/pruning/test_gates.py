@@ -153,3 +153,12 @@ def test_gates_reach_the_weights_of_recurrent_layers() -> None:
         fold_(model, gated.static, gated.gates())
         after = model(x)[0]
     assert torch.allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_gates_by_sample_work_in_whatever_the_model_computes_in(dtype: torch.dtype) -> None:
+    model, x = make_small_resnet().to(dtype), torch.randn(6, 1, 8, 8, dtype=dtype)
+    gated = Gates(model, dependency_groups(model, x), "squeeze_excite", x)
+    with gated.hooked():
+        found = gated(output, (x, None))
+    assert found.dtype is dtype and bool(found.isfinite().all())
