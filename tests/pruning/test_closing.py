@@ -256,3 +256,27 @@ def test_a_cut_of_a_schedule_that_has_nothing_left_to_do_trains_nothing(pattern_
     already = 1 - count_macs(first, pattern_task.inputs) / count_macs(pattern_task.model, pattern_task.inputs)
     again = prune_model(first, pattern_task, config, part=Part(already * 0.99 / 0.2, pattern_task.model))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_latency_that_was_measured_anew_is_the_same_goal(
+    pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A goal for int8 files is written in ms by each process that works on it."""
+
+    def run(ms: float) -> nn.Module:
+        config = Prune(latency=f"{ms:.6g} ms", importance=attention(steps=4), widths=Widths(round_to=1))
+        part = Part(resume=paredown.Resume(tmp_path / "run", steps=1))
+        return prune_model(pattern_task.model, pattern_task, config, latency=latency, part=part)
+
+    def latency(model: nn.Module) -> float:
+        return count_macs(model, pattern_task.inputs) / 1e6
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    whole = latency(pattern_task.model)
+    with monkeypatch.context() as patched:
+        patched.setattr(paredown.pruning.attention, "_read", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(0.5 * whole)
+    assert latency(run(0.501 * whole)) <= 0.501 * whole
