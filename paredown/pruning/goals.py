@@ -100,13 +100,35 @@ def choose(job: Job) -> list[Keep]:
     return _by_bisection(job, pick, allowed, macs, (goal, now, whole))
 
 
-def share_of(job: Job) -> float | None:
-    """Of the present MACs, or latency, what the goal leaves; None where the goal is a threshold."""
+def share_of(job: Job) -> float:
+    """Of the present MACs, or latency, what the goal leaves; 1 or more where a schedule got there already.
+
+    Raises NothingToPruneError where the goal is met already otherwise, or out of reach, for which a latency is measured.
+    """
     limit = job.config.limit()
-    if limit is None:
-        return None
-    goal, now, _ = _costs(job, limit)
+    assert limit is not None  # a threshold leaves what it leaves
+    goal, now, whole = _costs(job, limit)
+    if goal >= now:
+        _as_it_is(job, now)
+    elif job.config.latency is None:
+        choose(job)
+    else:
+        _fastest(job, job.allowed(), goal, whole)
     return goal / now
+
+
+def _fastest(job: Job, allowed: Sequence[Sequence[int]], goal: float, whole: float) -> list[Keep]:
+    """The choice of the lowest counts. Raises NothingToPruneError where it takes longer than the goal."""
+    assert job.latency is not None  # prune_model checks it
+    best = job.units.best([counts[0] for counts in allowed])
+    fastest = job.latency(job.candidate(best))
+    if fastest > goal:
+        raise NothingToPruneError(
+            "the latency must be within reach of what may be removed",
+            got=f"{goal / whole:.3g}x asked, {fastest / whole:.3g}x reachable",
+            remedy="ask for less, lower floor or round_to, or protect less",
+        )
+    return best
 
 
 def _costs(job: Job, limit: Limit) -> tuple[float, float, float]:
@@ -200,15 +222,8 @@ def _by_bisection(
     """Bisects over MACs, since a measurement is dear and noisy: the largest of the models tried that is fast enough."""
     assert job.latency is not None  # prune_model checks it
     goal, _, whole = cost
-    low, high = macs(job.units.best([a[0] for a in allowed])), float(count_macs(job.model, job.task.inputs))
-    best = pick(low)
-    fastest = job.latency(job.candidate(best))
-    if fastest > goal:
-        raise NothingToPruneError(
-            "the latency must be within reach of what may be removed",
-            got=f"{goal / whole:.3g}x asked, {fastest / whole:.3g}x reachable",
-            remedy="ask for less, lower floor or round_to, or protect less",
-        )
+    best = _fastest(job, allowed, goal, whole)
+    low, high = macs(best), float(count_macs(job.model, job.task.inputs))
     for _ in range(_LATENCY_TRIALS - 1):
         middle = (low + high) / 2
         keep = pick(middle)

@@ -118,7 +118,7 @@ def _importance(
     keeping = _keeping(model, task, config, part, seed)
     match config.importance:
         case ChannelAttention():
-            goal = _goal(model, groups, config, job_of) if closes(config) else None
+            goal = _goal(model, groups, job_of) if closes(config) else None
             if goal is not None and goal.share >= 1:  # an earlier cut of a schedule went further than it had to
                 return model, [np.ones(group.size) for group in groups.groups], groups.all_kept()
             attended = channel_attention(
@@ -147,13 +147,10 @@ def closes(config: Prune) -> bool:
     return learned and config.scope != "depth" and config.limit() is not None
 
 
-def _goal(model: nn.Module, groups: Groups, config: Prune, job_of: JobOf) -> Goal | None:
-    """What gates close to. A goal in MACs that is out of reach, or met, is told before anything is trained."""
+def _goal(model: nn.Module, groups: Groups, job_of: JobOf) -> Goal:
+    """What gates close to. A goal that is out of reach, or met, is told before anything is trained."""
     untrained = job_of(model, [np.zeros(group.size) for group in groups.groups])
     share = share_of(untrained)
-    assert share is not None  # `closes` was asked
-    if config.latency is None or share >= 1:
-        choose(untrained)
     whole, narrowest = count_macs(model, untrained.task.inputs), [counts[0] for counts in untrained.allowed()]
     removable = groups.macs(groups.all_kept()) - groups.macs(untrained.units.spread(untrained.units.best(narrowest)))
     share = max(share, 1 - removable / whole)  # of a latency a share may be asked that MACs can't follow

@@ -146,8 +146,12 @@ def test_a_goal_out_of_reach_is_told_before_anything_is_trained(pattern_task: Ta
         raise AssertionError("trained")
 
     task = Task(pattern_task.model, pattern_task.example_inputs, pattern_task.train, pattern_task.validation, train_step=step)
+    floor = Widths(floor=0.9)
     with pytest.raises(NothingToPruneError, match="reachable"):
-        prune_model(task.model, task, Prune(ratio=0.9, importance=attention(), widths=Widths(floor=0.9)))
+        prune_model(task.model, task, Prune(ratio=0.9, importance=attention(), widths=floor))
+    by_latency = Prune(latency="0.1x", importance=attention(), widths=floor)
+    with pytest.raises(NothingToPruneError, match="reachable"):
+        prune_model(task.model, task, by_latency, latency=lambda model: float(count_macs(model, task.inputs)))
 
 
 @pytest.mark.parametrize(
