@@ -52,13 +52,12 @@ def prune_by_schedule(
         latency = latency_at(config.precision, task, where, own)
         config = _of_the_float_model(config, own, model)
         table = group_latencies(task, model, config, where, latency, progress)
-    between = Distill() if config.schedule.steps == 1 else suited(task)
-    between = dataclasses.replace(between, training=Training(effort=config.schedule.between))
+    recovery = suited(task) if config.schedule.steps > 1 or closes(config) else Distill()
+    between = dataclasses.replace(recovery, training=Training(effort=config.schedule.between))
 
     def cut(part: Part, current: nn.Module, place: Resume | None) -> nn.Module:
-        part = dataclasses.replace(part, resume=place)
-        if closes(config):
-            part = dataclasses.replace(part, objective=objective_of(task, suited(task), current, resume=place))
+        objective = objective_of(task, recovery, current, resume=place) if closes(config) else None
+        part = dataclasses.replace(part, resume=place, objective=objective)
         return prune_model(current, task, config, latency=latency, table=table, part=part, seed=seed, progress=progress)
 
     def train(current: nn.Module, place: Resume | None) -> nn.Module:

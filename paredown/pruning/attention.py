@@ -30,7 +30,7 @@ from paredown.graph.groups import Groups
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import cut
 from paredown.measure.cost import count_macs
-from paredown.pruning.closing import Closing, Goal, SoftMacs, from_first, processes
+from paredown.pruning.closing import Closing, Goal, SoftMacs
 from paredown.pruning.gates import Gates, Objective, fold_, places
 from paredown.pruning.goals import macs_per_atom
 from paredown.pruning.select import Keep, Scores
@@ -38,13 +38,14 @@ from paredown.task.batches import Batch, call, device_of, each, evaluating, tens
 from paredown.task.task import Task
 from paredown.train.freeze import require_modules
 from paredown.train.loop import fit_
+from paredown.train.processes import averaged_, from_first, processes
 from paredown.train.schedule import Clock, clock_of, rate
 from paredown.train.seeds import seeded
 from paredown.train.state import Carried, Keeping, under
 
 PENALTY = 0.1  # where neither the user nor a goal says one
 _RATE = 0.2  # of the scores under a penalty, a gate
-_OPTIMIZER, _STEP = "optimizer.", "train_step."  # what belongs to them, of what is kept
+_OPTIMIZER, _OBJECTIVE = "optimizer.", "objective."  # what belongs to them, of what is kept
 BATCHES = 10  # of training data, at which gates that depend on the sample are read
 
 
@@ -75,17 +76,20 @@ def channel_attention(
     """Gates on every group of `model`, trained together with a copy of its weights, read, and folded. `model` is not touched.
 
     goal: what gates close to where `config.penalty` is None; without either, the penalty is PENALTY.
-    What is minimized is the task's training step or loss, and where a batch has no target the distance to the output of `model`.
+    What is minimized is the goal's objective, or else the task's training step or loss, and where a batch has no target the
+    distance to the output of `model`.
     keeping: as `fit_` takes it.
     Raises NotTrainableError, TrainingDivergedError, TaskError, BatchError, and what `goal.choose` does.
     """
     task.require_trainable(model)
     copy = cut(model, Manifest()).eval()
-    loss = _objective(task, model)
+    if config.penalty is not None:
+        goal = None
+    loss = _objective(task, model) if goal is None or goal.objective is None else goal.objective
     with seeded(seed):
         gated = Gates(copy, groups, config.gate, task.inputs)
     rule: _Penalty | Closing
-    if goal is not None and config.penalty is None:
+    if goal is not None:
         rule = Closing(gated, goal, SoftMacs(groups, count_macs(model, task.inputs), gated.scores.device))
     else:
         shares = torch.from_numpy(np.concatenate(shares_of(groups))).to(gated.scores.device)
@@ -188,16 +192,16 @@ class _Learning:
         self._learn_()  # so that no gradient has to be kept
         spent = 0.0 if self.clock is None else self.clock.spent()
         kept = {f"{_OPTIMIZER}{name}": value for name, value in self.optimizer.state[self.gated.scores].items()}
-        if isinstance(self.task.train_step, Carried):
-            kept |= {f"{_STEP}{name}": value for name, value in self.task.train_step.keep().items()}
+        if isinstance(self.objective, Carried):
+            kept |= {f"{_OBJECTIVE}{name}": value for name, value in self.objective.keep().items()}
         return kept | {"step": torch.tensor(self.step), "spent": torch.tensor(spent, dtype=torch.float64)}
 
     def take_up_(self, kept: Mapping[str, Tensor]) -> None:
         device = self.gated.scores.device
         moments = {name: value.to(device) if value.dim() else value for name, value in under(_OPTIMIZER, kept).items()}
         self.optimizer.state[self.gated.scores] = moments
-        if isinstance(self.task.train_step, Carried):
-            self.task.train_step.take_up_(under(_STEP, kept))
+        if isinstance(self.objective, Carried):
+            self.objective.take_up_(under(_OBJECTIVE, kept))
         self.step = int(kept["step"])
         self.clock = self._clock().after(float(kept["spent"]))
 
@@ -206,14 +210,10 @@ class _Learning:
 
     def _learn_(self) -> None:
         """One step of the scores, by the gradient of the last loss, which of several processes is their mean."""
-        gradient = self.gated.scores.grad
-        if gradient is None:
-            return
-        if processes() > 1:
-            torch.distributed.all_reduce(gradient)
-            gradient /= processes()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.gated.scores.grad is not None:
+            averaged_(self.gated.scores.grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
 @torch.no_grad()

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from paredown.graph.collect import Keep
 from paredown.graph.groups import Extent, Groups
-from paredown.pruning.gates import Gates, StraightThrough, rounds
+from paredown.pruning.gates import Gates, Objective, StraightThrough, rounds
 from paredown.pruning.select import Scores
+from paredown.train.processes import from_first
 
 _WHOLE, _CHOSEN = 0.1, 0.5  # of the effort: until then nothing is closed; from then on it is settled what stays
 _MOST = 0.95  # of the MACs that soft gates leave: where all are open, none would have a gradient
@@ -35,10 +36,14 @@ _ROUNDING = 1e-9  # all MACs may add up to a little more than 1
 
 @dataclass(frozen=True, eq=False)
 class Goal:
-    """share: of the present MACs, what may stay. choose: (model, scores (size,) per group) -> which atoms of each group stay."""
+    """share: of the present MACs, what may stay. choose: (model, scores (size,) per group) -> which atoms of each group stay.
+
+    objective: (model, batch) -> scalar tensor, what is minimized on the way, a distillation loss for one; None: the task's own.
+    """
 
     share: float
     choose: Callable[[nn.Module, Sequence[Scores]], list[Keep]]
+    objective: Objective | None = None
 
 
 class SoftMacs:
@@ -50,9 +55,7 @@ class SoftMacs:
 
     def __init__(self, groups: Groups, whole: float, device: torch.device | str = "cpu") -> None:
         self._other = 1 - groups.macs(groups.all_kept()) / whole
-        first = [0]
-        for group in groups.groups:
-            first.append(first[-1] + group.size)
+        first = [*itertools.accumulate((group.size for group in groups.groups), initial=0)]
         extents = {id(extent): extent for _, several in groups.products for extent in several}
         number = {key: n for n, key in enumerate(extents)}
         start, owned = 0, list[list[tuple[Tensor, Tensor]]]()
@@ -134,18 +137,6 @@ class Closing:
 
     def chosen(self) -> list[Keep] | None:
         return [each.cpu().numpy() for each in self.gated.by_group(self.gated.open)]
-
-
-def processes() -> int:
-    """That train together."""
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
-
-
-def from_first(value: Tensor) -> Tensor:
-    """The first process's value, in all of them."""
-    if processes() > 1:
-        torch.distributed.broadcast(value, 0)
-    return value
 
 
 def target_at(fraction: float, share: float) -> float:

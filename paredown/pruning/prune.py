@@ -118,18 +118,11 @@ def _importance(
     keeping = _keeping(model, task, config, part, seed)
     match config.importance:
         case ChannelAttention():
-            goal = _goal(model, groups, job_of) if closes(config) else None
+            goal = _goal(model, groups, job_of, part) if closes(config) else None
             if goal is not None and goal.share >= 1:  # an earlier cut of a schedule went further than it had to
                 return model, [np.ones(group.size) for group in groups.groups], groups.all_kept()
             attended = channel_attention(
-                model,
-                _trained_on(task, part),
-                groups,
-                config.importance,
-                goal=goal,
-                seed=seed,
-                progress=progress,
-                keeping=keeping,
+                model, task, groups, config.importance, goal=goal, seed=seed, progress=progress, keeping=keeping
             )
             progress(f"gates folded, loss {attended.before:.4g} -> {attended.after:.4g}", 0.9)
             return attended.model, attended.scores, attended.keep
@@ -147,7 +140,7 @@ def closes(config: Prune) -> bool:
     return learned and config.scope != "depth" and config.limit() is not None
 
 
-def _goal(model: nn.Module, groups: Groups, job_of: JobOf) -> Goal:
+def _goal(model: nn.Module, groups: Groups, job_of: JobOf, part: Part) -> Goal:
     """What gates close to. A goal that is out of reach, or met, is told before anything is trained."""
     untrained = job_of(model, [np.zeros(group.size) for group in groups.groups])
     share = share_of(untrained)
@@ -160,16 +153,7 @@ def _goal(model: nn.Module, groups: Groups, job_of: JobOf) -> Goal:
             job = job_of(gated, found)
             return job.units.spread(choose(job))
 
-    return Goal(share, chosen)
-
-
-def _trained_on(task: Task, part: Part) -> Task:
-    """The task with the part's objective in place of its own loss."""
-    if part.objective is None:
-        return task
-    changed = copy.copy(task)  # not made anew: what __post_init__ checks is checked
-    object.__setattr__(changed, "train_step", part.objective)
-    return changed
+    return Goal(share, chosen, part.objective)
 
 
 def _keeping(model: nn.Module, task: Task, config: Prune, part: Part, seed: int) -> Keeping | None:

@@ -22,6 +22,7 @@ from paredown.train.batchnorm import needing_two_samples
 from paredown.train.layout import laid_out, lay_out_, layout_for
 from paredown.train.masks import Masks
 from paredown.train.passes import Passes, announce
+from paredown.train.processes import from_first
 from paredown.train.schedule import Clock, clock_of, rate
 from paredown.train.seeds import seeded
 from paredown.train.state import Keeping, Point, State, named_tensors
@@ -198,9 +199,7 @@ def _agreed(clock: Clock, step: int, accelerator: Any) -> float:
     fraction = clock.fraction(step)
     if clock.steps is not None or accelerator.num_processes == 1:
         return fraction
-    from accelerate.utils import broadcast
-
-    return float(broadcast(torch.tensor(fraction, dtype=torch.float64, device=accelerator.device)))
+    return float(from_first(torch.tensor(fraction, dtype=torch.float64, device=accelerator.device)))
 
 
 def _middle(clock: Clock, fraction: float) -> float:

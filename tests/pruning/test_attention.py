@@ -15,6 +15,7 @@ from paredown.core.steps import ChannelAttention, Gate, Prune, Training, Widths
 from paredown.graph.groups import dependency_groups
 from paredown.measure.cost import count_macs
 from paredown.pruning.attention import channel_attention, shares_of
+from paredown.pruning.closing import Goal
 from paredown.pruning.prune import prune_model
 from paredown.task.task import Task
 from tests.conftest import SmallResNet
@@ -83,6 +84,19 @@ def test_the_users_training_step_runs_on_the_users_class(pattern_task: Task) -> 
     task = Task(pattern_task.model, pattern_task.example_inputs, pattern_task.train, pattern_task.validation, train_step=step)
     channel_attention(task.model, task, dependency_groups(task.model, task.inputs), config("squeeze_excite", 2))
     assert classes == {SmallResNet}
+
+
+def test_an_objective_of_the_callers_own_replaces_the_loss(pattern_task: Task) -> None:
+    called: list[int] = []
+
+    def objective(model: nn.Module, batch: Any) -> Tensor:
+        called.append(1)
+        return model(batch[0]).square().mean()
+
+    groups = dependency_groups(pattern_task.model, pattern_task.inputs)
+    goal = Goal(0.5, lambda _model, gates: [gate >= np.median(gate) for gate in gates], objective)
+    channel_attention(pattern_task.model, pattern_task, groups, config(steps=2, penalty=None), goal=goal)
+    assert len(called) >= 2 + 2 * len(list(pattern_task.train))
 
 
 def test_shares_of_macs_sum_to_one_and_are_larger_where_a_channel_costs_more(pattern_task: Task) -> None:

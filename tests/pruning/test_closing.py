@@ -1,6 +1,8 @@
 """Gates that close towards a goal: what they cost, how scores pull, and that the cut removes nothing but zeros."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,20 +184,24 @@ def test_a_schedule_closes_gates_part_by_part(pattern_task: Task) -> None:
     assert manifest_of(pruned) is not None
 
 
+@contextmanager
+def killed_before_gates_are_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(paredown.pruning.attention, "_read", killed)
+        yield
+
+
 @pytest.mark.parametrize("gate", BOTH)
 def test_a_training_that_had_ended_when_it_was_killed_keeps_its_choice(
     pattern_task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate
 ) -> None:
     config = Prune(ratio=0.5, importance=attention(gate), widths=Widths(round_to=1))
     whole = paredown.prune(pattern_task, config)
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(paredown.pruning.attention, "_read", killed)
-        with pytest.raises(KeyboardInterrupt):
-            paredown.prune(pattern_task, config, resume=tmp_path / "run")
+    with killed_before_gates_are_read(monkeypatch):
+        paredown.prune(pattern_task, config, resume=tmp_path / "run")
     resumed = paredown.prune(pattern_task, config, resume=tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
 
@@ -275,12 +281,7 @@ def test_a_latency_that_was_measured_anew_is_the_same_goal(
     def latency(model: nn.Module) -> float:
         return count_macs(model, pattern_task.inputs) / 1e6
 
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     whole = latency(pattern_task.model)
-    with monkeypatch.context() as patched:
-        patched.setattr(paredown.pruning.attention, "_read", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(0.5 * whole)
+    with killed_before_gates_are_read(monkeypatch):
+        run(0.5 * whole)
     assert latency(run(0.501 * whole)) <= 0.501 * whole
