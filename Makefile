@@ -35,6 +35,12 @@ bench: $(VENV)/.bench ## the figures that the documents state, into benchmarks/r
 	$(BIN)/python -m benchmarks.digits
 	$(BIN)/python -m benchmarks.resnet20
 	$(BIN)/python -m benchmarks.resnet56
+	$(BIN)/python -m benchmarks.resnet18_sensitivity
+	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.attention latency
+	$(BIN)/python -m benchmarks.analysis
+	$(BIN)/python -m benchmarks.criteria
+	$(BIN)/python -m benchmarks.sparsity
 	$(BIN)/python -m benchmarks.reconstruction
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.train_steps

@@ -2,8 +2,9 @@
 
     python -m benchmarks.resnet18_sensitivity         about 40 minutes on one core; a killed run goes on where it stopped
 
-A CIFAR ResNet-18 of quarter width is trained once (kept under runs/bench), then pruned by the sensitivity |w dL/dw|: single
-weights become zero, or whole channels go until as many parameters are gone; each is recovered by one epoch of distillation.
+A CIFAR ResNet-18 of quarter width is trained once (kept under runs/bench), then pruned by sensitivity: single weights become zero
+by |w g|, g the gradient of the output along a random direction, or whole channels go by |w g|, g that of the loss, until as many
+parameters are gone; each is recovered by one epoch of distillation.
 Top-1 is over the 10,000 official test images, of the exported file.
 """
 

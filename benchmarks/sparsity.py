@@ -9,7 +9,7 @@ the error of the layers (relative norm of the change of each linear layer's outp
 import itertools
 import pathlib
 import tempfile
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from paredown.core.target import Target
 from paredown.measure.cost import compressed_bytes, size_bytes
 from paredown.pipeline.evaluate import compare_latency
 
-METHODS: tuple[SparseMethod, ...] = ("magnitude", "sensitivity", "wanda", "sparsegpt")
+METHODS: tuple[SparseMethod, ...] = get_args(SparseMethod)
 GOALS: tuple[dict[str, Any], ...] = ({"ratio": 0.5}, {"pattern": "2:4"}, {"pattern": "4:8"})
 _ROWS = 64
 

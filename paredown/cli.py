@@ -46,7 +46,7 @@ Runtime = Annotated[str, typer.Option("--target", help="onnxruntime or openvino"
 BatchSize = Annotated[int, typer.Option("--batch", help="samples per call when latency is measured")]
 Threads = Annotated[int, typer.Option("--threads", help="of the runtime")]
 Sensitivity = Annotated[
-    bool, typer.Option("--sensitivity", help="also evaluate the model with more and more of each group masked; takes a while")
+    bool, typer.Option("--sensitivity", help="also mask more and more of each group and each layer, and evaluate; takes a while")
 ]
 _THREADS = Target().threads
 _STOPPED = 130

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import pydantic
 
@@ -16,6 +16,7 @@ from paredown.core.page import write_page
 from paredown.core.recipe import Recipe
 from paredown.core.target import Target
 
+Masked: TypeAlias = Literal["channels", "weights"]
 _T = TypeVar("_T")
 _FORBID = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -131,7 +132,7 @@ class SensitivityCurve:
 
     ratios: fractions masked, ascending; the first is 0, the unchanged model. metric, loss: measured at each ratio.
     estimate: the loss as first derivatives predict it. All on the same samples, the first `samples` of the validation split.
-    size: atoms of the group.
+    masked: "channels" of a group, or single "weights" of a layer. group: its name. size: how many of them it has.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -143,6 +144,7 @@ class SensitivityCurve:
     estimate: tuple[float, ...]
     higher_is_better: bool = True
     samples: int = 0
+    masked: Masked = "channels"
 
     @property
     def drops(self) -> tuple[float, ...]:
@@ -176,7 +178,8 @@ class Profile:
 
     quality: the metric on validation data. latency: in ms, of the exported fp32 file in the target's runtime, whose size is
     `size_bytes`. macs: for one sample. groups: what can be pruned; barriers: what can't. seconds: what the analysis took.
-    sensitivity: one curve per group, where it was asked for. quantization: likewise, one row per layer, the noisiest first.
+    sensitivity: one curve per group and one per layer, where it was asked for. quantization: likewise, one row per layer, the
+    noisiest first.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -233,6 +236,7 @@ class Stage:
     latency_ratio: against the stage before that was kept, paired. size_ratio: likewise.
     reason: why it was kept or rolled back, in words. seconds: what it took.
     compressed_ratio: of the files packed by gzip, likewise, where the stage makes weights zero; None elsewhere.
+    folds: of each of its cuts that was chosen by learned gates, the mean objective with gates, and once they were folded.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -245,6 +249,7 @@ class Stage:
     size_ratio: float
     seconds: float
     compressed_ratio: float | None = None
+    folds: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ class Report:
     """One run. met: whether `best` is within the budget; else `best` is the nearest point and `binding` names what binds.
 
     front: the Pareto-optimal candidates in drop, latency and size, the baseline among them. environment: machine, versions.
-    sensitivity: of the unchanged model, one curve per dependency group, where it was asked for.
+    sensitivity: of the unchanged model, one curve per dependency group and one per layer, where it was asked for.
     bits: of the result, layer by layer, where it is quantized. quantization: likewise, what that costs each layer on an integer
     grid by itself, the noisiest first.
     """

@@ -39,7 +39,8 @@ Criterion = Literal[
 Scope = Literal["global", "uniform", "depth"]
 Precision = Literal["fp32", "int8"]
 Gate = Literal["static", "squeeze_excite"]
-SparseMethod = Literal["magnitude", "sensitivity", "wanda", "sparsegpt"]
+LatencyBy = Literal["both", "macs", "table"]
+SparseMethod = Literal["magnitude", "sensitivity", "sensitivity_loss", "wanda", "sparsegpt"]
 Pattern = Literal["2:4", "4:8"]
 
 _FORBID = pydantic.ConfigDict(extra="forbid")
@@ -152,8 +153,11 @@ class Prune:
     Exactly one of the first four says how much:
     ratio: fraction of the MACs to remove, in (0, 1). macs: what may remain, "0.5x" or "20 M".
     latency: what may remain, measured in the target's runtime, "0.6x" (of the float model) or "3 ms", of files of the `precision`
-    that the model will have in the end: "int8" where it is quantized afterwards. threshold: remove what is less important; 1 is
-    the mean score of a channel, which most channels of a trained model lie below.
+    that the model will have in the end: "int8" where it is quantized afterwards. threshold: remove what is less important, in the
+    unit of the importance's scores; of most criteria 1 is the mean score of a channel, which most channels of a trained model lie
+    below (of learned gates: 0 is closed, 1 the most open; of "random" and of a callable: as they are).
+    latency_by: "macs" orders widths by what they lose per MAC; "table" chooses them exactly over a table of latencies, measured
+    group by group (minutes, remembered); "both" tries both, and takes what leaves the outputs better before any training.
     importance: a criterion by name (one file each in `pruning/importance/`), a learned one, or a callable of your own:
     `(model, task, groups) -> one array (size,) per group`.
     scope: "global" ranks all groups together, "uniform" removes the same fraction of each, "depth" drops whole residual branches.
@@ -167,6 +171,7 @@ class Prune:
     latency: str | None = None
     precision: Precision = "fp32"
     threshold: float | None = None
+    latency_by: LatencyBy = "both"
     importance: Criterion | ChannelAttention | Slimming | Callable[..., Any] = "taylor"
     scope: Scope = "global"
     schedule: Schedule = field(default_factory=Schedule)
@@ -190,12 +195,14 @@ class Prune:
         if self.latency is not None:
             parse_limit("latency", self.latency)
         choice("precision", self.precision, Precision)
-        if self.precision != "fp32" and self.latency is None:
-            raise RecipeError(
-                "precision says which files a latency is measured on",
-                got=f"{self.precision}, and no latency",
-                remedy="leave precision out",
-            )
+        choice("latency_by", self.latency_by, LatencyBy)
+        for name, default in (("precision", "fp32"), ("latency_by", "both")):
+            if getattr(self, name) != default and self.latency is None:
+                raise RecipeError(
+                    f"{name} says how a latency is reached",
+                    got=f"{getattr(self, name)}, and no latency",
+                    remedy=f"leave {name} out",
+                )
         if isinstance(self.importance, type):
             name = self.importance.__name__
             raise RecipeError("importance must be an object, not a class", got=name, remedy=f"write importance={name}()")
@@ -227,9 +234,9 @@ class Sparsify:
     ratio: fraction of those weights, in (0, 1). pattern: "2:4" or "4:8" along the input dimension.
     threshold: what scores less becomes zero. Of sensitivity, 1 is what a weight scores on the average; of the others it is in the
     unit of the score, |weight| of magnitude for one.
-    method: "magnitude", "sensitivity" (|weight * gradient|), "wanda" (|weight| * norm of its input),
-    "sparsegpt" (second order, updates what stays).
-    scope: read by magnitude and sensitivity under a ratio only: "global" ranks all layers together, "uniform" takes the same
+    method: "magnitude", "sensitivity" (|weight * gradient| of the output, without labels), "sensitivity_loss" (of the loss),
+    "wanda" (|weight| * norm of its input), "sparsegpt" (second order, updates what stays).
+    scope: read by magnitude and sensitivities under a ratio only: "global" ranks all layers together, "uniform" takes the same
     fraction of each. Whatever it says, wanda takes the same fraction of each row, sparsegpt of each block of 128 columns.
     samples: of the training data, for the methods that look at it. protect: module names.
     """

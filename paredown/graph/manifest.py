@@ -1,7 +1,7 @@
 """The manifest: which indices of which parameters and buffers a pruned model kept, relative to the original model.
 
-Two things go with the indices: factors, where a class would otherwise compute another attention scale from the smaller width,
-and whole numbers that a class keeps as attributes (`num_heads`).
+Three things go with the indices: factors, where a class would otherwise compute another attention scale from the smaller width,
+whole numbers that a class keeps as attributes (`num_heads`), and what folding the gates cost by which a cut was chosen.
 """
 
 import itertools
@@ -17,6 +17,7 @@ from paredown.graph.dropped import Dropped
 
 _RANKS = 16  # more dimensions than any tensor of a model has
 _ATTRIBUTE = "_paredown_manifest"
+_KEYS = {"kept", "scaled", "attributes", "dropped", "folds"}
 _ENTRY = re.compile(r"[^\W\d]\w*(\.\d+)?")  # an attribute, or an entry of a tuple or list
 
 
@@ -26,12 +27,14 @@ class Manifest:
     A tied tensor stands once, under the first of its names. Indices are those of the original model.
     scaled: {name: {dimension: a factor for each index kept}}. attributes: {module: {attribute: its value in the cut model}};
     entry 0 of a tuple or list `sizes` is called "sizes.0". dropped: modules of residual branches that were dropped whole.
+    folds: (mean objective with gates, and once they were folded into the weights), of each cut that was chosen by learned gates.
     """
 
     kept: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     scaled: dict[str, dict[int, tuple[float, ...]]] = field(default_factory=dict)
     attributes: dict[str, dict[str, int]] = field(default_factory=dict)
     dropped: tuple[Dropped, ...] = ()
+    folds: tuple[tuple[float, float], ...] = ()
 
     def then(self, later: "Manifest") -> "Manifest":
         """This cut, then `later`, whose indices are relative to what this one left; as one manifest of the original."""
@@ -43,7 +46,8 @@ class Manifest:
                 result.setdefault(name, {})[dimension] = after
         modules = dict.fromkeys((*self.attributes, *later.attributes))
         attributes = {m: self.attributes.get(m, {}) | later.attributes.get(m, {}) for m in modules}
-        return Manifest(result, self._scaled_then(later), attributes, (*self.dropped, *later.dropped))
+        dropped, folds = (*self.dropped, *later.dropped), (*self.folds, *later.folds)
+        return Manifest(result, self._scaled_then(later), attributes, dropped, folds)
 
     def beside(self, other: "Manifest") -> "Manifest":
         """This cut and `other`, both relative to the same model, as one; they cut different dimensions of it."""
@@ -55,6 +59,7 @@ class Manifest:
             {name: self.scaled.get(name, {}) | other.scaled.get(name, {}) for name in scaled},
             {m: self.attributes.get(m, {}) | other.attributes.get(m, {}) for m in modules},
             (*self.dropped, *other.dropped),
+            (*self.folds, *other.folds),
         )
 
     def _scaled_then(self, later: "Manifest") -> dict[str, dict[int, tuple[float, ...]]]:
@@ -77,13 +82,15 @@ class Manifest:
             data["scaled"] = {name: {str(d): list(f) for d, f in dims.items()} for name, dims in self.scaled.items()}
         if self.attributes:
             data["attributes"] = self.attributes
-        return data | ({"dropped": [_described(part) for part in self.dropped]} if self.dropped else {})
+        if self.dropped:
+            data["dropped"] = [_described(part) for part in self.dropped]
+        return data | ({"folds": [list(pair) for pair in self.folds]} if self.folds else {})
 
     @classmethod
     def from_dict(cls, data: Any) -> "Manifest":
         """The inverse. Raises CheckpointError where the data has another form."""
-        if not isinstance(data, dict) or "kept" not in data or not set(data) <= {"kept", "scaled", "attributes", "dropped"}:
-            raise _malformed("a mapping with the key kept, and maybe scaled, attributes and dropped")
+        if not isinstance(data, dict) or "kept" not in data or not set(data) <= _KEYS:
+            raise _malformed("a mapping with the key kept, and maybe scaled, attributes, dropped and folds")
         kept = {
             name: {d: _indices(name, v) for d, v in dims.items()} for name, dims in _by_dimension(data["kept"], "kept").items()
         }
@@ -91,7 +98,8 @@ class Manifest:
             name: {d: _factors(name, v) for d, v in dims.items()}
             for name, dims in _by_dimension(data.get("scaled", {}), "scaled").items()
         }
-        return cls(kept, scaled, _attributes(data.get("attributes", {})), _dropped(data.get("dropped", [])))
+        attributes, dropped = _attributes(data.get("attributes", {})), _dropped(data.get("dropped", []))
+        return cls(kept, scaled, attributes, dropped, _folds(data.get("folds", [])))
 
 
 def manifest_of(model: nn.Module) -> Manifest | None:
@@ -152,6 +160,17 @@ def _dropped(data: Any) -> tuple[Dropped, ...]:
     if not valid:
         raise _malformed("module, outputs, several and whole for each module that was dropped")
     return tuple(Dropped(part["module"], tuple(part["outputs"]), part["several"], part["whole"]) for part in data)
+
+
+def _folds(data: Any) -> tuple[tuple[float, float], ...]:
+    valid = isinstance(data, list) and all(isinstance(pair, list) and len(pair) == 2 and all(map(_finite, pair)) for pair in data)
+    if not valid:
+        raise _malformed("two numbers for each folding of gates")
+    return tuple((float(before), float(after)) for before, after in data)
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in {int, float} and math.isfinite(value)
 
 
 def _indices(name: str, values: Any) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from paredown.graph.groups import Groups, dependency_groups
 from paredown.measure.quality import Scores, samples_needed
 from paredown.pipeline.diagnose import diagnose
 from paredown.pipeline.evaluate import candidate_of, export_checked
-from paredown.pruning.sensitivity import sensitivity_curves
+from paredown.pruning.sensitivity import sensitivity_curves, weight_sensitivity_curves
+from paredown.pruning.sparsity.layers import sparse_layers
 from paredown.task.task import Task, require_task
 
 _POINT = 0.01  # the drop that the warning about small validation sets speaks of
@@ -32,7 +33,7 @@ def analyze(
 ) -> Profile:
     """Quality, latency, bytes and MACs of the task's model as an fp32 file, its dependency groups and its barriers.
 
-    sensitivity: also mask more and more of each group by itself, and evaluate (`group_sensitivity`).
+    sensitivity: also mask more and more of each group, and of each layer's weights, by itself, and evaluate (`sensitivity_of`).
     quantization: also quantize the model so, and tell what that costs each layer (`diagnose`).
     Raises TraceError, ExportError or ParityError where the model can't be exported rightly.
     """
@@ -43,7 +44,7 @@ def analyze(
     with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
         artifact, _ = export_checked(task.model, task, chosen, Path(folder) / "model.onnx")
         found, scores = candidate_of(task.model, task, artifact, recipe=Recipe(), baseline=None, confidence=_CONFIDENCE)
-    curves = group_sensitivity(task, groups, seed=seed, progress=progress) if sensitivity else ()
+    curves = sensitivity_of(task, groups, seed=seed, progress=progress) if sensitivity else ()
     noise = () if quantization is None else diagnose(task, quantization, chosen, progress=progress)
     return Profile(
         task=task.name,
@@ -69,12 +70,16 @@ def prunable(task: Task) -> tuple[tuple[GroupRow, ...], tuple[Barrier, ...]]:
     return _rows(groups), groups.barriers
 
 
-def group_sensitivity(task: Task, groups: Groups, *, seed: int = 0, progress: Progress = silent) -> tuple[SensitivityCurve, ...]:
-    """One curve per group of the task's own torch model, on the first validation samples; none where there is no group.
+def sensitivity_of(task: Task, groups: Groups, *, seed: int = 0, progress: Progress = silent) -> tuple[SensitivityCurve, ...]:
+    """Of the task's own torch model, on the first validation samples: one curve per group, as channels are masked, then one per
+    layer, as single weights are. None where there is no group, no layer.
 
-    Takes five passes over these samples for each group. Raises NotTrainableError where nothing requires a gradient.
+    Takes five passes over these samples for each curve. Raises NotTrainableError where nothing requires a gradient.
     """
-    return sensitivity_curves(task.model, task, groups, seed=seed, progress=progress) if groups.groups else ()
+    curves = sensitivity_curves(task.model, task, groups, seed=seed, progress=progress) if groups.groups else ()
+    if sparse_layers(task.model, task.protect):
+        curves += weight_sensitivity_curves(task.model, task, seed=seed, progress=progress)
+    return curves
 
 
 def _rows(groups: Groups) -> tuple[GroupRow, ...]:

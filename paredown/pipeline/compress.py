@@ -41,9 +41,10 @@ from paredown.core.training import Resume, Training
 from paredown.deploy.capabilities import environment
 from paredown.distillation.suited import suited
 from paredown.graph.groups import dependency_groups
+from paredown.graph.manifest import manifest_of
 from paredown.measure.cost import compressed_bytes
 from paredown.measure.quality import Scores, samples_needed, smallest_drop
-from paredown.pipeline.analyze import group_sensitivity
+from paredown.pipeline.analyze import sensitivity_of
 from paredown.pipeline.apply import apply
 from paredown.pipeline.checkpoint import load_checkpoint
 from paredown.pipeline.diagnose import INTEGER_KINDS, diagnosed
@@ -83,7 +84,8 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     recipe: a fixed one; None: planned from the budget. effort: of each recovery that the plan holds; a Training says how it
     trains, too.
     existing: what to do where `out` is not empty: refuse, resume (take up finished stages and the one that was running), replace.
-    sensitivity: put into the report what masking more and more of each dependency group costs (`group_sensitivity`).
+    sensitivity: put into the report what masking more and more of each dependency group, and of each layer's weights, costs
+    (`sensitivity_of`).
 
     Raises CertificationError where the validation set is too small for the drop asked; OutputError; and what a step raises.
     Not meeting the budget is no error: `report.met` is False, `report.best` the nearest point, `report.binding` says what binds.
@@ -100,7 +102,7 @@ def compress(  # noqa: PLR0913 (the public interface: what a run depends on)
     if existing == "replace":
         store.clear(keep=Recipe())
     groups = dependency_groups(task.model, task.inputs, dynamic=task.dynamic, protect=task.protect)
-    curves = group_sensitivity(task, groups, seed=seed, progress=progress) if sensitivity else ()
+    curves = sensitivity_of(task, groups, seed=seed, progress=progress) if sensitivity else ()
     barriers = groups.barriers
     if fixed is not None:
         _follow(run, fixed)
@@ -276,7 +278,7 @@ def _execute(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate) -> St
             confidence=run.budget.confidence,
             limit=run.budget.limit("latency"),
         )
-        stage = _judged(run, steps, candidate, previous, began)
+        stage = dataclasses.replace(_judged(run, steps, candidate, previous, began), folds=_folds(run, previous, model))
         rows = tuple(dataclasses.replace(row, candidate=candidate.name) for row in parity)
         run.progress(f"{label}: measure", 1.0)
         return run.store.save(whole, Stored(stage, rows), model, scratch / "model.onnx")
@@ -307,6 +309,15 @@ def _judged(run: _Run, steps: Recipe, candidate: Candidate, previous: Candidate,
     return Stage(
         str(steps), candidate.recipe, candidate, verdict.kept, verdict.reason, ratio, size_ratio, time.monotonic() - began, packed
     )
+
+
+def _folds(run: _Run, previous: Candidate, model: nn.Module) -> tuple[tuple[float, float], ...]:
+    """What folding gates cost, in the cuts that this stage made."""
+    manifest = manifest_of(model)
+    if manifest is None or not manifest.folds:
+        return ()
+    earlier = manifest_of(run.model_of(previous))
+    return manifest.folds if earlier is None else manifest.folds[len(earlier.folds) :]
 
 
 def _labelled(progress: Progress, stage: str) -> Progress:

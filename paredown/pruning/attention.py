@@ -20,10 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paredown.core.errors import TaskError
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import ChannelAttention
 from paredown.graph.groups import Groups
@@ -33,8 +31,10 @@ from paredown.measure.cost import count_macs
 from paredown.pruning.closing import Closing, Goal, SoftMacs
 from paredown.pruning.gates import Gates, Objective, fold_, places
 from paredown.pruning.goals import macs_per_atom
+from paredown.pruning.objective import mean_objective, own_objective
+from paredown.pruning.scores import BATCHES
 from paredown.pruning.select import Keep, Scores
-from paredown.task.batches import Batch, call, device_of, each, evaluating, tensors
+from paredown.task.batches import Batch, device_of, each, evaluating
 from paredown.task.task import Task
 from paredown.train.freeze import require_modules
 from paredown.train.loop import fit_
@@ -46,7 +46,6 @@ from paredown.train.state import Carried, Keeping, under
 PENALTY = 0.1  # where neither the user nor a goal says one
 _RATE = 0.2  # of the scores under a penalty, a gate
 _OPTIMIZER, _OBJECTIVE = "optimizer.", "objective."  # what belongs to them, of what is kept
-BATCHES = 10  # of training data, at which gates that depend on the sample are read
 
 
 class Attended(NamedTuple):
@@ -85,7 +84,7 @@ def channel_attention(
     copy = cut(model, Manifest()).eval()
     if config.penalty is not None:
         goal = None
-    loss = _objective(task, model) if goal is None or goal.objective is None else goal.objective
+    loss = own_objective(task, model) if goal is None or goal.objective is None else goal.objective
     with seeded(seed):
         gated = Gates(copy, groups, config.gate, task.inputs)
     rule: _Penalty | Closing
@@ -112,7 +111,7 @@ def channel_attention(
             before, gates = _read(gated, task, loss)
     fold_(copy, places(groups, device_of(copy)), gates)
     with seeded(seed):  # the same batches as before
-        after = _mean(copy, task, loss)
+        after = mean_objective(copy, task, loss)
     shown = gates if gated.closing is None else gated.by_group(gated.closing.soft)
     scores = [gate.detach().cpu().numpy().astype(np.float64) for gate in shown]
     return Attended(copy, scores, before, after, rule.chosen())
@@ -225,36 +224,3 @@ def _read(gated: Gates, task: Task, objective: Objective) -> tuple[float, list[T
             values.append(float(gated(objective, batch)))
             gates.append(gated.gates())
     return float(np.mean(values)), [torch.stack(each_gate).mean(0) for each_gate in zip(*gates, strict=True)]
-
-
-@torch.no_grad()
-def _mean(model: nn.Module, task: Task, objective: Objective) -> float:
-    batches = itertools.islice(each(task.train, "train", device_of(model)), BATCHES)
-    with evaluating(model):
-        return float(np.mean([float(objective(model, batch)) for batch in batches]))
-
-
-def _objective(task: Task, original: nn.Module) -> Objective:
-    def objective(model: nn.Module, batch: Batch) -> Tensor:
-        inputs, target = batch
-        if task.train_step is not None:
-            return task.train_step(model, batch)
-        output = call(model, inputs)
-        return task.loss(output, target) if target is not None else _distance(output, inputs, original)
-
-    return objective
-
-
-def _distance(output: object, inputs: object, original: nn.Module) -> Tensor:
-    """Mean square of the difference to the original's outputs, in units of their own mean square."""
-    with torch.no_grad(), evaluating(original):
-        wanted = [t for t in tensors(call(original, inputs)) if t.is_floating_point()]  # type: ignore[arg-type]
-    found = [t for t in tensors(output) if t.is_floating_point()]
-    if len(wanted) != len(found):
-        raise TaskError(
-            "a model must give the same outputs in training and in evaluation mode",
-            got=f"{len(found)} and {len(wanted)} floating-point tensors",
-            remedy="give train targets, so that the task's loss is used",
-        )
-    parts = [F.mse_loss(f, w) / w.square().mean().clamp_min(1e-12) for f, w in zip(found, wanted, strict=True)]
-    return torch.stack(parts).mean()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from paredown.core.budget import Limit
@@ -18,10 +19,13 @@ from paredown.graph.units import Units, original_sizes
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.latency_table import LatencyTable
 from paredown.pruning.latency import losses, savings, select_widths
-from paredown.pruning.scores import ADDITIVE
+from paredown.pruning.objective import mean_objective, own_objective
+from paredown.pruning.scores import ADDITIVE, BATCHES
 from paredown.pruning.select import Keep, Scores, below, select
 from paredown.task.batches import Batch
 from paredown.task.task import Task
+from paredown.train.batchnorm import recalibrate_
+from paredown.train.seeds import seeded
 
 _LATENCY_TRIALS = 7  # each cuts a model and measures it in its runtime
 Latency = Callable[[nn.Module], float]
@@ -33,7 +37,8 @@ class Part:
 
     fraction: of what the goal removes, in (0, 1], by this cut and those before it. original: what relative goals, floors and
     ceilings refer to; None: the model that is cut. resume: where it is kept how far the training of a learned importance got.
-    objective: (model, batch) -> scalar tensor, what gates that close towards a goal are trained on; None: the task's own loss.
+    objective: (model, batch) -> scalar tensor, what gates that close towards a goal are trained on, and what candidates of one
+    latency are judged by; None: the task's own loss.
     """
 
     fraction: float = 1.0
@@ -48,7 +53,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One cut: what is chosen from, and for what. table: latencies group by group; None: MACs order the candidates."""
+    """One cut: what is chosen from, and for what. table: latencies group by group, for a choice over them too."""
 
     model: nn.Module
     task: Task
@@ -79,6 +84,16 @@ class Job:
         """The model cut so, unchecked."""
         return cut(self.model, self.groups.manifest(self.units.spread(keep)))
 
+    def harm(self, keep: Sequence[Keep]) -> float:
+        """The mean objective over the first training batches of the model cut so, batch norms recalibrated on them. Scores summed
+        over what is removed tell little of it where most of a group goes.
+        """
+        model, objective = self.candidate(keep), self.part.objective or own_objective(self.task, self.original)
+        with seeded(0), torch.no_grad():  # the same batches for each candidate
+            recalibrate_(model, self.task.train, frozen=self.task.protect, batches_at_most=BATCHES)
+        with seeded(0), torch.no_grad():
+            return mean_objective(model, self.task, objective)
+
 
 def choose(job: Job) -> list[Keep]:
     """(size,) per unit. Raises NothingToPruneError where the goal is met already, or out of reach."""
@@ -95,9 +110,7 @@ def choose(job: Job) -> list[Keep]:
         return _as_it_is(job, now)
     if config.latency is None:
         return pick(goal)
-    if job.table is not None:
-        return _by_table(job, job.table, allowed, macs, (goal, now, whole))
-    return _by_bisection(job, pick, allowed, macs, (goal, now, whole))
+    return _fast_enough(job, pick, allowed, macs, (goal, now, whole))
 
 
 def share_of(job: Job) -> float:
@@ -189,6 +202,27 @@ def macs_per_atom(sizes: Sequence[int], macs: Callable[[Sequence[Keep]], float])
         left = np.arange(size) < size - gone
         result.append(max(full - macs([*whole[:u], left, *whole[u + 1 :]]), 1.0) / gone)
     return result
+
+
+def _fast_enough(
+    job: Job,
+    pick: Callable[[float], list[Keep]],
+    allowed: Sequence[Sequence[int]],
+    macs: Callable[[Sequence[Keep]], float],
+    cost: tuple[float, float, float],
+) -> list[Keep]:
+    """Widths ordered by MACs, or chosen over the table, as `latency_by` says; of both the one that leaves the model better."""
+    by = job.config.latency_by if job.table is not None else "macs"
+    if by == "macs":
+        return _by_bisection(job, pick, allowed, macs, cost)
+    assert job.table is not None  # as said
+    try:
+        by_table = _by_table(job, job.table, allowed, macs, cost)
+    except NothingToPruneError:  # of the few widths that were tried
+        if by == "table":
+            raise
+        return _by_bisection(job, pick, allowed, macs, cost)
+    return by_table if by == "table" else min(_by_bisection(job, pick, allowed, macs, cost), by_table, key=job.harm)
 
 
 def _by_table(

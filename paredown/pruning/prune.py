@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -12,7 +13,7 @@ from paredown.core.progress import Progress, silent
 from paredown.core.steps import ChannelAttention, Prune, Slimming
 from paredown.graph.equality import check_cut
 from paredown.graph.groups import Groups, dependency_groups
-from paredown.graph.manifest import Manifest
+from paredown.graph.manifest import Manifest, attach_, manifest_of
 from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
 from paredown.graph.units import Units
@@ -34,6 +35,19 @@ from paredown.train.state import Keeping, model_digest
 __all__ = ["Latency", "Part", "latency_table", "prune_model"]
 
 WHOLE = Part()
+
+
+class Learned(NamedTuple):
+    """model: what is cut, the one given or a copy that was trained to tell what it can do without. scores: (size,) per group.
+    keep: which atoms stay, where a training chose them already. fold: what folding its gates cost (`Manifest.folds`).
+    """
+
+    model: nn.Module
+    scores: list[Scores]
+    keep: list[Keep] | None = None
+    fold: tuple[float, float] | None = None
+
+
 JobOf = Callable[[nn.Module, Sequence[Scores]], Job]
 
 
@@ -51,7 +65,7 @@ def prune_model(
     """A smaller model of the same class; `model` is not touched. Accuracy is not recovered: that is distillation's work.
 
     latency: measures a model in ms, on the target; needed where the goal is a latency. table: latencies group by group
-    (`latency_table`), for which widths are chosen exactly; None: candidates are ordered by MACs.
+    (`latency_table`), for a choice over them too (`config.latency_by`); None: candidates are ordered by MACs.
     part: which part of the goal this cut of a schedule reaches, and where a learned importance is kept. A schedule is a
     loop of the caller's, with training in between.
     MACs end at the goal or just under it; a latency at most at the goal, in its best of a few trials.
@@ -67,15 +81,15 @@ def prune_model(
 
     progress("importance", 0.2)
     with seeded(seed):  # a loader that shuffles hands out the same batches
-        source, found, keep = _importance(model, task, groups, config, job_of, part, seed, progress)
+        learned = _importance(model, task, groups, config, job_of, part, seed, progress)
     if config.scope == "depth":
-        pruned = prune_depth(source, task, config, groups, found, part, seed)
+        pruned = prune_depth(learned.model, task, config, groups, learned.scores, part, seed)
     else:
-        pruned = _checked_cut(job_of(source, found), found, keep, seed)
+        pruned = _checked_cut(job_of(learned.model, learned.scores), learned.scores, learned.keep, seed)
     with seeded(seed):
-        _require_step(task, source, pruned, groups)
+        _require_step(task, learned.model, pruned, groups)
     progress("surgery", 1.0)
-    return pruned
+    return _recorded(pruned, learned)
 
 
 def latency_table(
@@ -111,27 +125,32 @@ def _importance(
     part: Part,
     seed: int,
     progress: Progress,
-) -> tuple[nn.Module, list[Scores], list[Keep] | None]:
-    """What is cut, `model` itself or a copy that was trained to tell what it can do without; scores (size,) per group; which
-    atoms stay, where the training chose them already.
-    """
+) -> Learned:
     keeping = _keeping(model, task, config, part, seed)
     match config.importance:
         case ChannelAttention():
             goal = _goal(model, groups, job_of, part) if closes(config) else None
             if goal is not None and goal.share >= 1:  # an earlier cut of a schedule went further than it had to
-                return model, [np.ones(group.size) for group in groups.groups], groups.all_kept()
+                return Learned(model, [np.ones(group.size) for group in groups.groups], groups.all_kept())
             attended = channel_attention(
                 model, task, groups, config.importance, goal=goal, seed=seed, progress=progress, keeping=keeping
             )
             progress(f"gates folded, loss {attended.before:.4g} -> {attended.after:.4g}", 0.9)
-            return attended.model, attended.scores, attended.keep
+            return Learned(attended.model, attended.scores, attended.keep, (attended.before, attended.after))
         case Slimming():
             trained = slim(model, task, groups, config.importance, seed=seed, progress=progress, keeping=keeping)
-            return trained, scores(trained, task, groups, "bn_scale", seed=seed), None
+            return Learned(trained, scores(trained, task, groups, "bn_scale", seed=seed))
         case _:
             whole = config.scope == "depth"
-            return model, scores(model, task, groups, config.importance, whole=whole, seed=seed), None
+            return Learned(model, scores(model, task, groups, config.importance, whole=whole, seed=seed))
+
+
+def _recorded(pruned: nn.Module, learned: Learned) -> nn.Module:
+    """With what folding the gates cost in its manifest."""
+    manifest = manifest_of(pruned)
+    if learned.fold is None or manifest is None:
+        return pruned
+    return attach_(pruned, dataclasses.replace(manifest, folds=(*manifest.folds, learned.fold)))
 
 
 def closes(config: Prune) -> bool:

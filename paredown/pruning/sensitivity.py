@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from paredown.core.errors import NothingToPruneError, RecipeError
 from paredown.core.progress import Progress, silent
-from paredown.core.report import SensitivityCurve
+from paredown.core.report import Masked, SensitivityCurve
 from paredown.core.steps import Criterion
 from paredown.graph.groups import Group, Groups
 from paredown.graph.manifest import Manifest
@@ -75,7 +75,7 @@ def sensitivity_curves(
     copy = cut(model, Manifest()).eval()
     weights = detached(copy)
     units = [_group_unit(group, s, weights) for group, s in zip(groups.groups, found, strict=True)]
-    return _curves(copy, task, units, ratios, samples, progress)
+    return _curves(copy, task, units, ratios, samples, progress, "channels")
 
 
 def weight_sensitivity_curves(
@@ -93,7 +93,7 @@ def weight_sensitivity_curves(
     with seeded(seed):
         ranked = weight_sensitivity(copy, task, layers, seed=seed)
     units = [_layer_unit(layer, s) for layer, s in zip(layers, ranked, strict=True)]
-    return _curves(copy, task, units, ratios, samples, progress)
+    return _curves(copy, task, units, ratios, samples, progress, "weights")
 
 
 def weight_sensitivity(model: nn.Module, task: Task, layers: Sequence[Sparse], *, seed: int = 0) -> list[Tensor]:
@@ -149,12 +149,19 @@ def _layer_unit(layer: Sparse, values: Tensor) -> _Unit:
 
 
 def _curves(
-    model: nn.Module, task: Task, units: Sequence[_Unit], ratios: Sequence[float], samples: int, progress: Progress
+    model: nn.Module,
+    task: Task,
+    units: Sequence[_Unit],
+    ratios: Sequence[float],
+    samples: int,
+    progress: Progress,
+    masked: Masked,
 ) -> tuple[SensitivityCurve, ...]:
     points = _checked(ratios)
     if not units:
         raise NothingToPruneError("sensitivity needs something to remove", got="no group", remedy="see `paredown doctor`")
-    progress("sensitivity", 0.0)
+    label = f"sensitivity to masked {masked}"
+    progress(label, 0.0)
     first = _first(task, samples)
     small = dataclasses.replace(task, model=model, validation=first, test=None)
     loss = task_loss(task, "sensitivity")
@@ -163,12 +170,13 @@ def _curves(
     changes = _estimates(model, small, units, points, loss)
     result: list[SensitivityCurve] = []
     for number, (unit, change) in enumerate(zip(units, changes, strict=True)):
-        progress("sensitivity", number / len(units))
+        progress(label, number / len(units))
         found = [base, *(_masked(model, small, loss, unit.masked(unit.order[:k])) for k in unit.counts(points))]
         estimate = (base[1], *(base[1] + c for c in change))
         metric, losses = tuple(m for m, _ in found), tuple(value for _, value in found)
-        result.append(SensitivityCurve(unit.name, len(unit.order), (0.0, *points), metric, losses, estimate, higher, n))
-    progress("sensitivity", 1.0)
+        curve = SensitivityCurve(unit.name, len(unit.order), (0.0, *points), metric, losses, estimate, higher, n, masked)
+        result.append(curve)
+    progress(label, 1.0)
     return tuple(result)
 
 

@@ -1,6 +1,6 @@
 """Sparsity that stays in shape: single weights become zero, in a copy; shapes, class and speed stay what they were.
 
-`magnitude` and `sensitivity` rank weights within the whole model or within each layer, as the scope says. `wanda` ranks within
+`magnitude` and sensitivities rank weights within the whole model or within each layer, as the scope says. `wanda` ranks within
 each row and `sparsegpt` within a block of columns, whatever the scope: that is what these methods are. A pattern (2:4) ranks
 within each run of inputs, with any of them.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from paredown.core.errors import NothingToPruneError, RecipeError
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Sparsify
-from paredown.pruning.importance.gradients import output_change, weight_means
+from paredown.pruning.importance.gradients import output_change, task_loss, weight_means
 from paredown.pruning.sparsity.choose import lowest, lowest_of_all, lowest_of_rows
 from paredown.pruning.sparsity.inputs import gram, mean_over_rows, samples, square_sum
 from paredown.pruning.sparsity.layers import Sparse, as_matrices, from_matrices, sparse_layers
@@ -63,9 +63,11 @@ def _scores(model: nn.Module, layers: Sequence[Sparse], task: Task, config: Spar
     """One score a weight, in the shape of the weights; what is lowest goes."""
     weights = [layer.weight.float() for layer in layers]
     match config.method:
-        case "sensitivity":
+        case "sensitivity" | "sensitivity_loss":
+            loss = config.method == "sensitivity_loss"
+            objective = task_loss(task, config.method, 'method="sensitivity"') if loss else output_change(task, seed)
             scratch = copy.deepcopy(model)  # of which all parameters will require a gradient
-            squares = weight_means(scratch, samples(task, config.samples), output_change(task, seed), torch.square)
+            squares = weight_means(scratch, samples(task, config.samples), objective, torch.square)
             return sensitivity(weights, [squares.get(layer.weight_name) for layer in layers])
         case "wanda":
             norms = mean_over_rows(model, layers, samples(task, config.samples), square_sum)

@@ -101,7 +101,18 @@ def why(stage: Stage) -> str:
     return stage.reason.removeprefix("kept: ").removeprefix("rolled back: ")
 
 
-def sparse_text(stage: Stage) -> str:
+def remarks(stage: Stage) -> tuple[str, ...]:
+    """What is to be known of a stage besides the gate's reason."""
+    return tuple(filter(None, (_sparse_text(stage), _folds_text(stage))))
+
+
+def _folds_text(stage: Stage) -> str:
+    """What folding learned gates cost; gates that don't depend on the sample fold exactly."""
+    pairs = ", ".join(f"{numbers.significant(before, 4)} → {numbers.significant(after, 4)}" for before, after in stage.folds)
+    return pairs and f"loss with its gates, and with them folded into the weights: {pairs}"
+
+
+def _sparse_text(stage: Stage) -> str:
     """What zeros in place are worth, in a stage that makes them; empty elsewhere."""
     if not any(isinstance(step, Sparsify) for step in stage.recipe.stages()[-1].steps):
         return ""

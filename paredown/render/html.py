@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paredown.core.artifact import Candidate
-from paredown.core.report import Report, Stage
+from paredown.core.report import Report, SensitivityCurve, Stage
 from paredown.render import bits, findings, numbers, plots, sensitivity
 
 
@@ -41,7 +41,7 @@ class StageRow:
     macs: str
     reason: str
     seconds: str
-    sparse: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def render_html(report: Report) -> str:
@@ -57,7 +57,7 @@ def render_html(report: Report) -> str:
         stages=tuple(_stage_row(report, number, stage) for number, stage in enumerate(report.stages, 1)),
         unchanged_widths=not any(width.before != width.after for width in report.widths),
         off_chart=plots.off_chart(report),
-        sensitivity=_sensitivity(report),
+        sensitivity=[_sensitivity(curves, report) for curves in sensitivity.sections(report.sensitivity)],
         bits=_bits(report),
         noise=bits.noise_rows(report.quantization),
         noise_summary=bits.noise_summary(report.quantization) if report.quantization else "",
@@ -184,7 +184,7 @@ def _stage_row(report: Report, number: int, stage: Stage) -> StageRow:
         macs=f"{numbers.count(before.macs)} → {numbers.count(now.macs)}",
         reason=findings.why(stage),
         seconds=numbers.seconds(stage.seconds),
-        sparse=findings.sparse_text(stage),
+        remarks=findings.remarks(stage),
     )
 
 
@@ -192,9 +192,10 @@ def _figures(report: Report) -> dict[str, plots.Figure]:
     figures = {"latency": plots.tradeoff(report, "latency"), "size": plots.tradeoff(report, "size")}
     if any(width.before != width.after for width in report.widths):
         figures["widths"] = plots.width_bars(report.widths)
-    if report.sensitivity:
-        figures["sensitivity"] = sensitivity.curve_figure(report.sensitivity, report.metric)
-        figures["sensitivity-map"] = sensitivity.map_figure(report.sensitivity)
+    for curves in sensitivity.sections(report.sensitivity):
+        name = _sensitivity_name(curves)
+        figures[name] = sensitivity.curve_figure(curves, report.metric)
+        figures[f"{name}-map"] = sensitivity.map_figure(curves)
     if any(row.cost is not None for row in report.bits):
         figures["bits"] = bits.size_figure(report.bits)
     if any(row.sensitivity is not None for row in report.bits):
@@ -218,14 +219,18 @@ def _bits(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _sensitivity(report: Report) -> dict[str, Any] | None:
-    """What the section on sensitivity shows; None where the run didn't ask for it."""
-    curves = report.sensitivity
-    if not curves:
-        return None
+def _sensitivity_name(curves: Sequence[SensitivityCurve]) -> str:
+    return f"sensitivity-{curves[0].masked}"
+
+
+def _sensitivity(curves: Sequence[SensitivityCurve], report: Report) -> dict[str, Any]:
+    """What one section on sensitivity shows."""
     return {
+        "name": _sensitivity_name(curves),
+        "noun": sensitivity.noun(curves),
+        "part": curves[0].masked,
         "summary": sensitivity.summary(curves, report.metric),
-        "basis": sensitivity.basis(curves),
+        "caption": sensitivity.caption(curves),
         "heads": sensitivity.ratio_heads(curves),
         "rows": sensitivity.rows(curves, report.metric),
         "unit": "points" if numbers.is_fraction(report.metric) else "its own units",

@@ -1,10 +1,13 @@
-"""The report's section on sensitivity: curves, heat maps and a table, from `SensitivityCurve`s. Plain data, as in `plots.py`."""
+"""The report's sections on sensitivity: curves, heat maps and a table, from `SensitivityCurve`s. Plain data, as in `plots.py`.
+
+One section for channels of groups, one for single weights of layers; each function takes the curves of one.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paredown.core.report import SensitivityCurve
+from paredown.core.report import Masked, SensitivityCurve
 from paredown.render import numbers
 from paredown.render.plots import Figure, layout, text_of
 
@@ -16,7 +19,7 @@ _SCALE = ((0.0, "rgba(59,125,216,0.06)"), (0.35, "rgba(59,125,216,0.55)"), (0.7,
 
 @dataclass(frozen=True)
 class SensitivityRow:
-    """One group in the table: at each ratio the drop, and the rise of the loss, measured and estimated."""
+    """One group, or layer, in the table: at each ratio the drop, and the rise of the loss, measured and estimated."""
 
     group: str
     size: int
@@ -25,18 +28,38 @@ class SensitivityRow:
     estimates: tuple[str, ...]
 
 
+def sections(curves: Sequence[SensitivityCurve]) -> list[list[SensitivityCurve]]:
+    """Curves of channels, then those of single weights; neither where there are none."""
+    kinds: tuple[Masked, ...] = ("channels", "weights")
+    found = [[curve for curve in curves if curve.masked == kind] for kind in kinds]
+    return [section for section in found if section]
+
+
+def noun(curves: Sequence[SensitivityCurve]) -> str:
+    """What a curve belongs to."""
+    return "group" if curves[0].masked == "channels" else "layer"
+
+
+def caption(curves: Sequence[SensitivityCurve]) -> str:
+    """What a figure shows, and what of it is no measurement."""
+    what, part = noun(curves), curves[0].masked
+    zeros = " A norm over channels still counts masked ones, which a cut model's doesn't." if part == "channels" else ""
+    first = f"Each line is one {what}, masked by itself, the least important {part} first."
+    return f"{first} Lines were measured; dotted lines are what first derivatives predict.{zeros} {basis(curves)}"
+
+
 def ranked(curves: Sequence[SensitivityCurve]) -> list[SensitivityCurve]:
     """The most sensitive first: by the mean rise of the loss over the ratios."""
     return sorted(curves, key=lambda curve: -sum(curve.loss))
 
 
 def summary(curves: Sequence[SensitivityCurve], metric: str) -> str:
-    """Which group suffers most and which least, at the ratio nearest to one half."""
-    order = ranked(curves)
+    """Which group, or layer, suffers most and which least, at the ratio nearest to one half."""
+    order, what = ranked(curves), noun(curves)
     parts = [_at_half(curve, metric) for curve in (order[0], order[-1])]
     if len(order) == 1:
-        return f"The one group is {parts[0]}."
-    return f"The most sensitive group is {parts[0]}; the least sensitive is {parts[1]}."
+        return f"The one {what} is {parts[0]}."
+    return f"The most sensitive {what} is {parts[0]}; the least sensitive is {parts[1]}."
 
 
 def basis(curves: Sequence[SensitivityCurve]) -> str:
@@ -78,7 +101,8 @@ def curve_figure(curves: Sequence[SensitivityCurve], metric: str) -> Figure:
     left = [_line(c, c.metric, colour, named, "x", "y") for c, colour, named in reversed(styles)]
     right = [_line(c, c.loss, colour, False, "x2", "y2") for c, colour, _ in reversed(styles)]
     dots = [_dots(c, colour) for c, colour, named in reversed(styles) if named]
-    ticks = {"tickformat": ".0%", "range": [0, 1], "title": {"text": "masked, of each group"}, "automargin": True}
+    title = {"text": f"masked, of each {noun(curves)}"}
+    ticks = {"tickformat": ".0%", "range": [0, 1], "title": title, "automargin": True}
     percent = ".0%" if numbers.is_fraction(metric) else ".4~g"
     return {
         "data": [*left, *right, *dots],
@@ -102,7 +126,8 @@ def map_figure(curves: Sequence[SensitivityCurve]) -> Figure:
     estimated = [[value - curve.loss[0] for value in curve.estimate[1:]] for curve in curves]
     top = max(max(row) for row in measured) or 1.0
     names = unique([text_of(curve.group) for curve in curves])
-    axis = {"type": "category", "showgrid": False, "title": {"text": "masked, of each group"}, "automargin": True}
+    title = {"text": f"masked, of each {noun(curves)}"}
+    axis = {"type": "category", "showgrid": False, "title": title, "automargin": True}
     return {
         "data": [
             _heat(curves, names, measured, "measured", ("x", "y"), top),
@@ -123,7 +148,7 @@ def map_figure(curves: Sequence[SensitivityCurve]) -> Figure:
 def _at_half(curve: SensitivityCurve, metric: str) -> str:
     at = ratio_nearest(curve, 0.5) + 1
     ratio, drop = curve.ratios[at], curve.drops[at]
-    return f"{curve.group} ({numbers.worse(drop, metric)} with {_percent(ratio)} of its {curve.size} channels masked)"
+    return f"{curve.group} ({numbers.worse(drop, metric)} with {_percent(ratio)} of its {curve.size:,} {curve.masked} masked)"
 
 
 def _drop(drop: float, metric: str) -> str:

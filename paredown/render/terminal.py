@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paredown.core.measurement import Measurement
-from paredown.core.report import Barrier, Comparison, GroupRow, Profile, Report
+from paredown.core.report import Barrier, Comparison, GroupRow, Profile, Report, SensitivityCurve
 from paredown.render import findings, numbers, sensitivity
 
 _GROUPS_SHOWN = 20
@@ -22,8 +22,8 @@ def summary(report: Report) -> RenderableType:
     """The stages, baseline against result, and last, where the eye is, the verdict with what binds."""
     parts: list[RenderableType] = [_stage_table(report), Text()] if report.stages else []
     parts += [_result_table(report), Text()]
-    if report.sensitivity:
-        parts += [Text(sensitivity.summary(report.sensitivity, report.metric), style="dim"), Text()]
+    for curves in sensitivity.sections(report.sensitivity):
+        parts += [Text(sensitivity.summary(curves, report.metric), style="dim"), Text()]
     parts += [Text(f"binds: {text}", style="red") for text in findings.binding(report)]
     parts += _busy(report.best.latency_ratio)
     return Group(*parts, _verdict(report))
@@ -49,8 +49,8 @@ def doctor_table(profile: Profile) -> RenderableType:
     parts: list[RenderableType] = [_profile_table(profile)]
     parts += [Text(f"warning: {text}", style="yellow") for text in profile.warnings]
     parts += [Text(), _groups(profile.groups), Text()]
-    if profile.sensitivity:
-        parts += [*_sensitivity(profile), Text()]
+    for curves in sensitivity.sections(profile.sensitivity):
+        parts += [*_sensitivity(curves, profile.metric), Text()]
     if profile.quantization:
         parts += [_noise_table(profile), Text()]
     return Group(*parts, _barriers(profile.barriers))
@@ -201,7 +201,7 @@ def _stage_table(report: Report) -> Table:
             _ratio(stage.latency_ratio),
             numbers.ratio(stage.size_ratio),
             numbers.worse(stage.candidate.drop.value, report.metric),
-            Text.assemble(verdict, ": ", ("; ".join(filter(None, (findings.why(stage), findings.sparse_text(stage)))), "dim")),
+            Text.assemble(verdict, ": ", ("; ".join((findings.why(stage), *findings.remarks(stage))), "dim")),
         )
     return table
 
@@ -232,26 +232,27 @@ def _group_table(groups: Sequence[GroupRow]) -> Table:
     return table
 
 
-def _sensitivity(profile: Profile) -> tuple[RenderableType, ...]:
-    """The most sensitive groups, then the least, under what they show and over what it was measured on."""
-    unit = " in points" if numbers.is_fraction(profile.metric) else ""
+def _sensitivity(curves: Sequence[SensitivityCurve], metric: str) -> tuple[RenderableType, ...]:
+    """The most sensitive groups, or layers, then the least, under what they show and over what it was measured on."""
+    unit = " in points" if numbers.is_fraction(metric) else ""
+    what, part = sensitivity.noun(curves), curves[0].masked
     return (
-        Text(f"change of {profile.metric}{unit} with so much of one group masked, its least important channels first"),
-        _sensitivity_table(profile),
-        Text(sensitivity.basis(profile.sensitivity), style="dim"),
+        Text(f"change of {metric}{unit} with so much of one {what} masked, its least important {part} first"),
+        _sensitivity_table(curves, metric),
+        Text(sensitivity.basis(curves), style="dim"),
     )
 
 
-def _sensitivity_table(profile: Profile) -> Table:
-    """One line a group: the change of the metric by ratio, and of the loss at the middle ratio."""
-    order = sensitivity.ranked(profile.sensitivity)
+def _sensitivity_table(curves: Sequence[SensitivityCurve], metric: str) -> Table:
+    """One line a group, or layer: the change of the metric by ratio, and of the loss at the middle ratio."""
+    order = sensitivity.ranked(curves)
     heads, middle = sensitivity.ratio_heads(order), sensitivity.ratio_nearest(order[0], 0.5)
-    table = _table("most sensitive first", "channels", *heads, f"loss at {heads[middle]} (estimated)")
-    lines = sensitivity.rows(order, profile.metric)
+    table = _table("most sensitive first", order[0].masked, *heads, f"loss at {heads[middle]} (estimated)")
+    lines = sensitivity.rows(order, metric)
     for number, row in enumerate(lines):
         if _EXTREMES <= number < len(lines) - _EXTREMES and len(lines) > 2 * _EXTREMES + 1:
             if number == _EXTREMES:
-                table.add_row(Text(f"({len(lines) - 2 * _EXTREMES} groups between)", style="dim"))
+                table.add_row(Text(f"({len(lines) - 2 * _EXTREMES} {sensitivity.noun(order)}s between)", style="dim"))
             continue
         loss = f"{row.losses[middle]} ({row.estimates[middle]})"
         table.add_row(Text(row.group), f"{row.size:,}", *row.drops, loss)

@@ -45,6 +45,12 @@ RECIPES: dict[str, Case] = {
     "no goal": (Prune, RecipeError, "none", "write Prune(ratio=0.5)"),
     "two goals": (lambda: Prune(ratio=0.5, macs="0.5x"), RecipeError, "ratio", "write Prune(ratio=0.5)"),
     "ratio of 50": (lambda: Prune(ratio=50), RecipeError, "got 50", "did you mean 0.5?"),
+    "latency_by without latency": (
+        lambda: Prune(ratio=0.5, latency_by="macs"),
+        RecipeError,
+        "no latency",
+        "leave latency_by out",
+    ),
     "precision without latency": (lambda: Prune(ratio=0.5, precision="int8"), RecipeError, "no latency", "leave precision out"),
     "unknown importance": (lambda: Prune(ratio=0.5, importance="l3"), RecipeError, "'l3'", "taylor"),  # type: ignore[arg-type]
     "floor above 1": (lambda: Prune(ratio=0.5, widths=Widths(floor=1.5)), RecipeError, "got 1.5", "leave it out"),

@@ -28,14 +28,21 @@ def test_composition_selects_what_two_selections_select(data: st.DataObject) -> 
     assert [whole[i] for i in both.kept["a"][0]] == [[whole[i] for i in first][j] for j in second]
 
 
+def test_what_folding_gates_cost_stays_with_the_cuts_after_it() -> None:
+    first, second = Manifest(folds=((0.3, 0.31),)), Manifest({"a": {0: (1,)}}, folds=((0.4, 0.45),))
+    assert first.then(second).folds == ((0.3, 0.31), (0.4, 0.45))
+    assert first.then(Manifest({"a": {0: (1,)}})).folds == first.folds
+
+
 def test_it_survives_json() -> None:
-    manifest = Manifest({"layer.weight": {0: (0, 2), 1: (1,)}})
+    manifest = Manifest({"layer.weight": {0: (0, 2), 1: (1,)}}, folds=((0.25, 0.5),))
     assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
 
 
 @pytest.mark.parametrize(
     "data",
     [[], {}, {"kept": []}, {"kept": {"a": [0]}}, {"kept": {"a": {"x": [0]}}}, {"kept": {"a": {"0": []}}},
+     {"kept": {}, "folds": [[1.0]]}, {"kept": {}, "folds": [["a", 1.0]]}, {"kept": {}, "folds": [[1.0, float("nan")]]},
      {"kept": {"a": {"0": [2, 1]}}}, {"kept": {"a": {"0": [-1]}}}, {"kept": {"a": {"0": ["1"]}}}, {"kept": {"a": {"0": [True]}}}],
 )  # fmt: skip
 def test_a_malformed_manifest_is_refused(data: object) -> None:

@@ -1,6 +1,7 @@
 """Channel attention: what the gates learn, the copy, seeds, errors."""
 
 import copy
+import json
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from paredown.core.effort import Effort
 from paredown.core.errors import NotTrainableError, TrainingDivergedError
 from paredown.core.steps import ChannelAttention, Gate, Prune, Training, Widths
 from paredown.graph.groups import dependency_groups
+from paredown.graph.manifest import Manifest, manifest_of
 from paredown.measure.cost import count_macs
 from paredown.pruning.attention import channel_attention, shares_of
 from paredown.pruning.closing import Goal
@@ -120,6 +122,13 @@ def test_pruning_by_channel_attention_meets_its_goal(pattern_task: Task, gate: G
     x = pattern_task.inputs
     assert 0.4 < count_macs(pruned, x) / count_macs(pattern_task.model, x) <= 0.5
     assert any(label.startswith("gates folded, loss ") for label in said)
+    manifest = manifest_of(pruned)
+    assert manifest is not None
+    ((before, after),) = manifest.folds
+    assert before == pytest.approx(after, rel=1e-5 if gate == "static" else 0.1) and before > 0
+    assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
+    again = manifest_of(prune_model(pruned, pattern_task, Prune(ratio=0.3, widths=Widths(round_to=2))))
+    assert again is not None and again.folds == manifest.folds
 
 
 def test_pruning_by_a_threshold_removes_the_gates_below_it(pattern_task: Task) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,14 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from paredown.core.errors import NothingToPruneError
-from paredown.core.steps import Prune, Widths
+from paredown.core.steps import LatencyBy, Prune, Widths
 from paredown.graph.groups import dependency_groups
 from paredown.graph.units import Units
 from paredown.measure.cost import count_macs
 from paredown.measure.latency_table import LatencyTable
+from paredown.pruning import goals
+from paredown.pruning.goals import Part
 from paredown.pruning.latency import losses, measure_table, savings, select_widths
-from paredown.pruning.prune import latency_table, prune_model
+from paredown.pruning.prune import WHOLE, latency_table, prune_model
 from paredown.pruning.select import Counts, Keep
+from paredown.task.batches import Batch
 from paredown.task.task import Task
 from tests.conftest import SmallResNet, make_small_resnet
 
@@ -117,6 +121,49 @@ def test_a_table_puts_the_cuts_where_the_runtime_gains_by_them(pattern_task: Tas
     assert pruned.block1.conv1.out_channels == 16 and pruned.stem[0].out_channels == 16  # type: ignore[union-attr,operator]  # a convolution
     blind = prune_model(model, pattern_task, config, latency=latency)
     assert count_macs(blind, pattern_task.inputs) <= count_macs(pruned, pattern_task.inputs)
+
+
+@pytest.mark.parametrize(("prefers", "taken"), [("many MACs", "table"), ("few MACs", "macs")])
+def test_of_both_choices_the_one_that_leaves_the_model_better_is_taken(pattern_task: Task, prefers: str, taken: str) -> None:
+    """The judge is the objective handed in, which sees batch norms recalibrated."""
+    model, sign = pattern_task.model, -1 if prefers == "many MACs" else 1
+    judged: list[float] = []
+
+    def latency(candidate: nn.Module) -> float:
+        assert isinstance(candidate, SmallResNet)
+        return 1.0 + candidate.block2.conv1.out_channels / 16
+
+    def objective(candidate: nn.Module, batch: Batch) -> torch.Tensor:
+        judged.append(float(candidate(batch[0]).mean()))
+        return torch.as_tensor(sign * count_macs(candidate, pattern_task.inputs))
+
+    def pruned(by: LatencyBy, part: Part = WHOLE) -> nn.Module:
+        config = Prune(latency="0.75x", latency_by=by, widths=Widths(round_to=4), importance="magnitude")
+        return prune_model(model, pattern_task, config, latency=latency, table=table, part=part)
+
+    table = latency_table(model, pattern_task, Prune(latency="0.75x", widths=Widths(round_to=4)), latency)
+    alone: dict[str, int] = {by: count_macs(pruned(by), pattern_task.inputs) for by in get_args(LatencyBy) if by != "both"}
+    assert not judged and alone["macs"] < alone["table"]
+    assert count_macs(pruned("both", Part(objective=objective)), pattern_task.inputs) == alone[taken]
+    batches = min(10, len(list(pattern_task.train)))
+    assert len(judged) == 2 * batches and np.isfinite(judged).all()
+
+
+def test_a_table_without_an_answer_leaves_it_to_macs(pattern_task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pattern_task.model
+
+    def latency(candidate: nn.Module) -> float:
+        return count_macs(candidate, pattern_task.inputs) / 1e6
+
+    def nothing(*_: object, **__: object) -> Counts:
+        raise NothingToPruneError("no width that was tried is fast enough", got="0.7x", remedy="ask for less")
+
+    table = latency_table(model, pattern_task, Prune(latency="0.6x"), latency)
+    monkeypatch.setattr(goals, "select_widths", nothing)
+    pruned = prune_model(model, pattern_task, Prune(latency="0.6x"), latency=latency, table=table)
+    assert latency(pruned) <= 0.6 * latency(model)
+    with pytest.raises(NothingToPruneError, match="ask for less"):
+        prune_model(model, pattern_task, Prune(latency="0.6x", latency_by="table"), latency=latency, table=table)
 
 
 def _unit(scores: np.ndarray) -> Units:

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 import paredown
 from paredown import Distill, Prune, Sparsify, Task, Training
 from paredown.core.effort import Effort
-from paredown.core.errors import NotFiniteError, NothingToPruneError, OrderError, RecipeError
+from paredown.core.errors import BatchError, NotFiniteError, NothingToPruneError, OrderError, RecipeError
+from paredown.core.steps import SparseMethod
 from paredown.pruning.sparse import sparsify_model
 from paredown.train.masks import sparse_names, sparse_weights
 
-METHODS = ("magnitude", "sensitivity", "wanda", "sparsegpt")
+METHODS = get_args(SparseMethod)
 SCOPES = ("global", "uniform")
 
 
@@ -72,7 +73,10 @@ def test_patterns_hold_along_the_input_channels_at_every_kernel_position(
     assert share({"stem": result.get_parameter("stem.0.weight").detach()}) == 0  # one input channel
 
 
-@pytest.mark.parametrize(("method", "high"), [("magnitude", 0.05), ("sensitivity", 0.5), ("wanda", 0.03), ("sparsegpt", 1e-4)])
+@pytest.mark.parametrize(
+    ("method", "high"),
+    [("magnitude", 0.05), ("sensitivity", 0.5), ("sensitivity_loss", 0.5), ("wanda", 0.03), ("sparsegpt", 1e-4)],
+)
 def test_threshold_of_any_method_takes_what_is_below(pattern_task: Task, method: Any, high: float) -> None:
     few, many = (sparsify(pattern_task, threshold=t, method=method, scope="uniform") for t in (high / 20, high))
     assert 0 < share(prunable(few)) < share(prunable(many)) < 1
@@ -153,7 +157,7 @@ def test_zeros_survive_quantization_and_the_training_behind_it(pattern_task: Tas
         assert torch.equal(tuned.get_parameter(name) == 0, sparse.get_parameter(name) == 0)
 
 
-@pytest.mark.parametrize("method", ["sensitivity", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("method", ["sensitivity", "sensitivity_loss", "wanda", "sparsegpt"])
 def test_one_seed_gives_one_result_whatever_order_a_loader_shuffles_to(pattern_task: Task, method: Any) -> None:
     samples = [(x, y) for batch in pattern_task.train for x, y in zip(*batch, strict=True)]
     loader = torch.utils.data.DataLoader(samples, batch_size=32, shuffle=True)  # type: ignore[arg-type]  # a list will do
@@ -189,6 +193,31 @@ def test_protected_modules_stay_dense(pattern_task: Task) -> None:
 def test_the_choice_is_the_same_every_time(pattern_task: Task) -> None:
     one, other = (sparsify(pattern_task, ratio=0.5, method="sensitivity").state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_loss_gives_another_order_than_the_output_and_needs_targets(pattern_task: Task) -> None:
+    """By hand: |w| times the root of the mean square of the loss's gradient, over the batches that are looked at."""
+    model, batches = copy.deepcopy(pattern_task.model).eval(), list(pattern_task.train)[:2]
+    samples = sum(len(x) for x, _ in batches)
+    squares = 0.0
+    for x, y in batches:
+        model.zero_grad()
+        pattern_task.loss(model(x), y).backward()
+        squares = squares + model.get_parameter("head.weight").grad.square()  # type: ignore[union-attr]  # after backward
+    score = model.get_parameter("head.weight").detach().abs() * squares.sqrt()  # type: ignore[attr-defined]  # a tensor by now
+    only = tuple(name for name, _ in model.named_children() if name != "head")
+
+    def gone(method: SparseMethod) -> Tensor:
+        chosen = Sparsify(ratio=0.5, method=method, protect=only, samples=samples)
+        return prunable(sparsify_model(pattern_task.model, pattern_task, chosen))["head.weight"] == 0
+
+    found = gone("sensitivity_loss")
+    assert torch.equal(found, score <= score.flatten().kthvalue(score.numel() // 2).values)
+    assert not torch.equal(found, gone("sensitivity"))
+    unlabelled = dataclasses.replace(pattern_task, train=[(x, None) for x, _ in batches])
+    with pytest.raises(BatchError, match=r'sensitivity_loss takes the gradient of the loss.*write method="sensitivity"'):
+        sparsify(unlabelled, ratio=0.5, method="sensitivity_loss")
+    sparsify(unlabelled, ratio=0.5, method="sensitivity")
 
 
 def test_ratio_that_rounds_to_nothing_is_an_error(pattern_task: Task) -> None:

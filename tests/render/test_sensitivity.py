@@ -73,10 +73,11 @@ def test_table_states_points_for_a_fraction_and_units_otherwise() -> None:
 
 def test_page_shows_the_section_between_widths_and_parity() -> None:
     page = Page(render_html(report()))
-    order = [page.text.index(words) for words in ("Widths, layer by layer", "Sensitivity, group by group", "Parity:")]
+    titles = ("Widths, layer by layer", "Sensitivity to masked channels, group by group", "Parity:")
+    order = [page.text.index(words) for words in titles]
     assert order == sorted(order)
     assert "layer2.1.conv1" in page.text and "-7.50" in page.text
-    assert {"sensitivity", "sensitivity-map"} <= set(figures_of(render_html(report())))
+    assert {"sensitivity-channels", "sensitivity-channels-map"} <= set(figures_of(render_html(report())))
 
 
 def test_page_states_the_samples_and_that_the_test_split_was_not_read() -> None:
@@ -85,10 +86,24 @@ def test_page_states_the_samples_and_that_the_test_split_was_not_read() -> None:
     assert "on validation samples, none of the test split" in Page(render_html(report(curve("a", 1.0)))).text
 
 
+def test_single_weights_have_a_section_of_their_own_that_speaks_of_layers() -> None:
+    weights = [dataclasses.replace(curve(name, 0.4, 2304), masked="weights") for name in ("conv1", "fc")]
+    text = render_html(report(curve("layer1", 1.0), *weights))
+    page, figures = Page(text).text, figures_of(text)
+    order = [page.index(f"Sensitivity to masked {what}") for what in ("channels, group by group", "weights, layer by layer")]
+    assert order == sorted(order)
+    assert "of its 2,304 weights masked" in page and "The one group is layer1" in page
+    assert "Each line is one layer, masked by itself, the least important weights first." in page
+    assert page.count("A norm over channels still counts masked ones") == 1
+    assert [trace["name"] for trace in figures["sensitivity-weights"]["data"] if trace["showlegend"]] == ["fc", "conv1"]
+    assert figures["sensitivity-channels-map"]["data"][0]["y"] == ["layer1"]
+    assert figures["sensitivity-weights-map"]["data"][0]["y"] == ["conv1", "fc"]
+
+
 def test_page_without_curves_has_no_section() -> None:
     text = render_html(sample_report())
-    assert "Sensitivity, group by group" not in text
-    assert "sensitivity" not in figures_of(text)
+    assert "Sensitivity to masked" not in text
+    assert not any("sensitivity" in name for name in figures_of(text))
 
 
 def test_hostile_group_names_stay_text() -> None:

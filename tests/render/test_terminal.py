@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from paredown.core.measurement import Measurement
 from paredown.core.recipe import Recipe
-from paredown.core.report import Barrier, Comparison, GroupRow, Profile, SensitivityCurve
+from paredown.core.report import Barrier, Comparison, GroupRow, Profile, Report, SensitivityCurve
 from paredown.core.steps import Distill, Sparsify
 from paredown.render.html import render_html
 from paredown.render.terminal import ProgressBars, doctor_table, measure_table, summary
@@ -164,6 +164,16 @@ def test_stages_that_make_zeros_say_what_those_are_worth(ratio: float | None) ->
         assert "same speed, since no runtime here skips them; smaller only as compressed bytes" in text
         assert ("compressed bytes: 0.610x packed by gzip" in text) is (ratio is not None)
     assert "zeros in place" not in texts[1]
+
+
+def test_stages_whose_gates_were_folded_say_what_that_cost() -> None:
+    report = sample_report()
+    stage = dataclasses.replace(report.stages[0], folds=((0.31234, 0.3456),))
+    folded = dataclasses.replace(report, stages=(stage,))
+    for text in (shown(summary(folded), 400), render_html(folded).replace("\u00a0", " ")):
+        assert "loss with its gates, and with them folded into the weights: 0.3123 → 0.3456" in " ".join(text.split())
+    assert "folded" not in shown(summary(report), 400)
+    assert Report.from_json(folded.to_json()) == folded
 
 
 def run(bars: ProgressBars) -> None:

@@ -42,8 +42,10 @@ def output_change(task: Task, seed: int) -> Objective:
     return objective
 
 
-def task_loss(task: Task, importance: str) -> Objective:
-    """The task's loss, or the user's own step. importance: who asks; named by the BatchError where targets are missing."""
+def task_loss(task: Task, importance: str, instead: str = 'importance="taylor"') -> Objective:
+    """The task's loss, or the user's own step. importance: who asks, named by the BatchError where targets are missing; instead:
+    what doesn't need them.
+    """
 
     def objective(model: nn.Module, batch: Batch) -> Tensor:
         if task.train_step is not None:
@@ -52,7 +54,7 @@ def task_loss(task: Task, importance: str) -> Objective:
             raise BatchError(
                 f"{importance} takes the gradient of the loss and needs targets",
                 got="target None",
-                remedy='write importance="taylor", or give the training batches targets',
+                remedy=f"write {instead}, or give the training batches targets",
             )
         return task.loss(call(model, batch[0]), batch[1])
 

@@ -1,9 +1,9 @@
-"""Sensitivity of single weights: how far the output moves, to first order, when one of them becomes zero.
+"""Sensitivity of single weights: how far the output moves, or the loss, to first order, when one of them becomes zero.
 
     score_ij = |weight_ij| sqrt(mean over batches of gradient_ij^2), as a multiple of its mean over all weights
 
-The gradient is that of the output along a random direction, so no label is read, or of the user's own training step where the
-task has one: see `importance/gradients.py`.
+The gradient is that of the output along a random direction, so no label is read ("sensitivity"), or of the loss
+("sensitivity_loss"); of the user's own training step where the task has one: see `importance/gradients.py`.
 """
 
 from collections.abc import Sequence
