@@ -21,7 +21,7 @@ from paredown.graph.manifest import Manifest
 from paredown.graph.operation import operator_name, shape, short_name
 from paredown.graph.propagate import names_of
 from paredown.graph.surgery import alias, copy_with, drop_, named_tensors
-from paredown.graph.trace import Dynamic, module_path, module_stack, source_line, trace
+from paredown.graph.trace import Dynamic, module_path, module_stack, place_of, trace
 from paredown.graph.twin import Twin, light_twin, random_twin, runs
 from paredown.task.batches import Inputs, apply_tensors, call, evaluating, unfused
 
@@ -79,7 +79,7 @@ def residual_branches(
     for add, raw in candidates:
         branch = raw and _formed(raw, forms)
         if branch is None:
-            barriers[Barrier(operator_name(add), source_line(add) or module_path(add), _LEFT)] = None
+            barriers[Barrier(operator_name(add), place_of(add), _LEFT)] = None
         elif any(_is_within(part.module, path) or _is_within(path, part.module) for part in branch.dropped for path in protect):
             barriers[Barrier("protect", branch.name, "protected by the user")] = None
         else:
@@ -87,7 +87,7 @@ def residual_branches(
     working = _tried(model, inputs, [branch for _, branch in proposed])
     for (add, _), branch in zip(proposed, working, strict=True):
         if branch is None:
-            barriers[Barrier(operator_name(add), source_line(add) or module_path(add), _NEEDED)] = None
+            barriers[Barrier(operator_name(add), place_of(add), _NEEDED)] = None
     return Branches(_numbered([branch for branch in working if branch is not None]), tuple(barriers))
 
 

@@ -18,7 +18,7 @@ from paredown.graph.places import Dimension, Places
 from paredown.graph.probe import Findings, probe
 from paredown.graph.propagate import propagate
 from paredown.graph.statistics import uncountable
-from paredown.graph.trace import Dynamic, trace
+from paredown.graph.trace import Dynamic, place_of, source_line, trace
 from paredown.graph.twin import outputs
 from paredown.task.batches import Inputs, apply_tensors, batch_size, call, evaluating, first_samples, unfused
 
@@ -83,9 +83,11 @@ def _ground(known: Knowledge, model: nn.Module, inputs: Inputs) -> None:
     counts = Counter(name for name, _ in known.calls.values())
     odd = uncountable(run, counts, {name for (name, _), _, _ in known.statistics})
     places = Places.of(known)
-    for (name, _), _, labels in known.statistics:
+    nodes = {numbered: node for node, numbered in known.calls.items()}
+    for counted, _, labels in known.statistics:
+        name, _ = counted
         if (name in odd or not places.have(known.labels.canonical(labels))) and known.labels.freeze(labels):
-            known.barriers[Barrier(f"aten.{name}", "", _UNGROUNDED)] = None
+            known.barriers[Barrier(f"aten.{name}", place_of(nodes[counted]), _UNGROUNDED)] = None
 
 
 def _unread(known: Knowledge, model: nn.Module) -> list[str]:
@@ -119,4 +121,10 @@ def _is_random(model: nn.Module, inputs: Inputs) -> bool:
 def _freeze(known: Knowledge, groups: Sequence[Group], reason: str) -> None:
     for group in groups:
         known.labels.freeze_atoms(group.atoms)
-        known.barriers[Barrier("forward", group.name, reason)] = None
+        known.barriers[Barrier("forward", f"{group.name} ({_first_use(known, group)})".removesuffix(" ()"), reason)] = None
+
+
+def _first_use(known: Knowledge, group: Group) -> str:
+    """The line that reads the first of the group's parameters."""
+    reads = {name: user for node, name in reversed(known.origins.items()) for user in reversed([*node.users])}
+    return next((line for s in group.slices if s.tensor in reads and (line := source_line(reads[s.tensor]))), "")

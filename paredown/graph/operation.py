@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from paredown.core.report import Barrier
 from paredown.graph.labels import Array, Dims, Labels
-from paredown.graph.trace import module_path, source_line
+from paredown.graph.trace import place_of
 
 Product = tuple[float, tuple[Array, ...]]  # MACs of one sample: the factor times the living indices of each dimension
 
@@ -107,7 +107,7 @@ class Operation:
                 self.labels.freeze(labels)
 
     def barrier(self, why: str) -> None:
-        self.known.barriers[Barrier(operator_name(self.node), source_line(self.node) or module_path(self.node), why)] = None
+        self.known.barriers[Barrier(operator_name(self.node), place_of(self.node), why)] = None
 
     def consume(self, weight: Any, dimension: int, labels: Array | None) -> None:
         """`dimension` of a weight is summed over against an input's dimension that carries `labels`."""

@@ -12,6 +12,7 @@ from paredown.core.report import Barrier
 from paredown.graph.labels import Dims
 from paredown.graph.operation import Knowledge, Operation, nothing, short_name
 from paredown.graph.rules import follow
+from paredown.graph.trace import place_of
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER)
 _OUTPUT = "the model's output keeps its shape"
@@ -85,4 +86,4 @@ def _leave(node: fx.Node, known: Knowledge) -> None:
     for source in node.all_input_nodes:
         arrays = [labels for dims in known.dims.get(source, ()) for labels in dims if labels is not None]
         if arrays and known.labels.freeze(np.concatenate(arrays)):
-            known.barriers[Barrier("output", "", _OUTPUT)] = None
+            known.barriers[Barrier("output", place_of(source), _OUTPUT)] = None

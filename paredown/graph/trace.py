@@ -116,8 +116,13 @@ def path_of(key: str) -> str:
 def source_line(node: fx.Node) -> str:
     """Where a node stands in the user's code: "model.py:12, in forward"; "" where unknown."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not frame[0].startswith(torch.__path__[0])]
+    own = [frame for frame in frames if not pathlib.Path(frame[0]).is_relative_to(torch.__path__[0])]
     return _place((own or frames)[-1]) if frames else ""
+
+
+def place_of(node: fx.Node) -> str:
+    """The line where a node stands, or else its module's name."""
+    return source_line(node) or module_path(node)
 
 
 def _shapes(model: nn.Module, inputs: Inputs, dynamic: Dynamic | None, limits: dict[str, int]) -> Any:

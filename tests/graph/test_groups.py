@@ -1,11 +1,13 @@
 """Dependency groups: what is tied, what is frozen and why, and that cut models equal masked ones."""
 
+import re
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -87,10 +89,17 @@ def test_an_operator_that_needs_every_channel_is_a_barrier_and_the_rest_is_prune
     assert "nets.py:" in reasons(groups)
 
 
+def test_lines_of_torchvision_are_the_users_own_and_not_torchs() -> None:
+    """Its path begins like torch's."""
+    groups = dependency_groups(torchvision.models.resnet18().eval(), torch.randn(2, 3, 64, 64))
+    assert [b.where.partition(":")[0] for b in groups.barriers] == ["resnet.py"]
+
+
 def test_the_output_keeps_its_shape_and_says_so(small_resnet: nn.Module) -> None:
     groups = dependency_groups(small_resnet, torch.randn(2, 1, 8, 8))
     assert ("head.weight", 0) not in groups.extents
     assert [b.reason for b in groups.barriers] == ["the model's output keeps its shape"]
+    assert re.fullmatch(r"conftest\.py:\d+, in forward", groups.barriers[0].where)
 
 
 def test_the_residual_net_has_one_group_per_stream_and_per_block(small_resnet: nn.Module) -> None:
@@ -189,7 +198,9 @@ def test_cifar_resnet_with_the_padded_shortcut(shared_data: ModuleType) -> None:
     groups = dependency_groups(model, x)
     inner = {f"layer{s}.{b}.conv1": 2 ** (3 + s) for s in (1, 2, 3) for b in range(3)}
     assert sizes(groups) == {"conv1": 16, **inner}
-    assert {b.where for b in groups.barriers if b.operator == "forward"} == {"layer2.0.conv2", "layer3.0.conv2"}
+    found = sorted(b.where for b in groups.barriers if b.operator == "forward")
+    for where, layer in zip(found, ("layer2.0.conv2", "layer3.0.conv2"), strict=True):  # with the line that calls it
+        assert re.fullmatch(re.escape(layer) + r" \(load\.py:\d+, in forward\)", where)
     keep = random_choice(groups, 0)
     manifest = groups.manifest(keep)
     pruned = cut(model, manifest)
