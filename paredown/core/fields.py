@@ -42,6 +42,14 @@ def within(name: str, value: float, low: float, high: float) -> None:
         raise RecipeError(f"{name} must be in [{low}, {high}]", got=value, remedy="leave it out for the default")
 
 
+def fractions(name: str, value: object) -> None:
+    """A mapping of module names to numbers in [0, 1]."""
+    if not isinstance(value, dict) or not all(isinstance(module, str) for module in value):
+        raise RecipeError(f"{name} must map module names to fractions", got=repr(value), remedy=f'write {name}={{"layer4": 0.5}}')
+    for module, each in value.items():
+        within(f"{name}[{module!r}]", each, 0, 1)
+
+
 def count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise RecipeError(f"{name} must be a whole number of at least 1", got=value, remedy=f"write {name}=1")

@@ -1,6 +1,6 @@
 """The step configs: what each step is asked to do, as frozen data that checks itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +9,7 @@ import pydantic
 from paredown.core.budget import Limit, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
-from paredown.core.fields import choice, count, fraction, instance, names, positive, within
+from paredown.core.fields import choice, count, fraction, fractions, instance, names, positive, within
 from paredown.core.knowledge import Blocks, Feature, OfText, Soft, checked_features, checked_soft
 from paredown.core.precision import Activations as Activations  # noqa: PLC0414 (every step is imported from here)
 from paredown.core.precision import MixedBits as MixedBits  # noqa: PLC0414 (likewise)
@@ -130,20 +130,44 @@ class Schedule:
 class Widths:
     """Which widths a dependency group may end at.
 
-    floor, ceiling: fractions of each group that stay in any case, that may stay at most. round_to: multiples (0: what the target
-    is fast at, by measuring it); a group that never had more than one of them may end at any width.
+    floor, ceiling: fractions of each group that stay in any case, that may stay at most.
+    floors, ceilings: in their place, for the groups whose channels a module gives, or what is in it, by its name:
+    `floors={"layer4": 0.5}`; of several names the longest counts.
+    round_to: multiples (0: what the target is fast at, by measuring it); a group that never had more than one of them may end at
+    any width.
     """
 
     __pydantic_config__: ClassVar = _FORBID
     floor: float = 0.1
     ceiling: float = 1.0
     round_to: int = 8
+    floors: dict[str, float] = field(default_factory=dict)
+    ceilings: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         within("floor", self.floor, 0, 1)
         within("ceiling", self.ceiling, self.floor, 1)
+        fractions("floors", self.floors)
+        fractions("ceilings", self.ceilings)
+        for name in (*self.floors, *self.ceilings):
+            floor, ceiling = _of(name, self.floors, self.floor), _of(name, self.ceilings, self.ceiling)
+            if floor > ceiling:
+                got = f"floor {floor}, ceiling {ceiling}"
+                raise RecipeError(f"the floor of {name} must not lie above its ceiling", got=got, remedy="name both")
         if self.round_to != 0:
             count("round_to", self.round_to)
+
+    def limits(self, modules: Collection[str]) -> tuple[float, float]:
+        """Floor and ceiling of a group whose channels these modules give: the highest floor, the lowest ceiling above it."""
+        floor = max((_of(module, self.floors, self.floor) for module in modules), default=self.floor)
+        ceiling = min((_of(module, self.ceilings, self.ceiling) for module in modules), default=self.ceiling)
+        return floor, max(floor, ceiling)
+
+
+def _of(module: str, by_name: dict[str, float], otherwise: float) -> float:
+    """What stands under the module's own name, or the longest name of one that it is a part of."""
+    outer = [name for name in by_name if not name or module == name or module.startswith(f"{name}.")]
+    return by_name[max(outer, key=len)] if outer else otherwise
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from paredown.core.errors import RecipeError
 from paredown.core.steps import Widths
 from paredown.graph.collect import Group, Groups, Keep
 from paredown.graph.couple import units
@@ -39,6 +40,7 @@ class Units:
             for unit, entries in zip(self.members, self.scores, strict=True)
         ]
         self.names = [groups.groups[unit[0]].name for unit in self.members]
+        self.groups = groups.groups
 
     def spread(self, keep: Sequence[Keep]) -> list[Keep]:
         """From units, whose entries are sorted best first, to groups."""
@@ -55,25 +57,44 @@ class Units:
         return [np.arange(len(s)) < count for s, count in zip(self.scores, counts, strict=True)]
 
     def allowed(
-        self, widths: Widths, sizes: Sequence[int] | None = None, first: Sequence[int] | None = None
+        self, widths: Widths, model: nn.Module, sizes: Sequence[int] | None = None, first: Sequence[int] | None = None
     ) -> list[tuple[int, ...]]:
         """Counts that each unit may keep: an atom of several indices (a head) brings that many to the width.
 
+        model: the one whose groups they are.
         sizes: of the groups in the original model, to which floor and ceiling refer (`original_sizes`); None: this is it.
         first: of the groups before any cut, which tell small groups from those that were cut small; None: sizes.
         """
         steps = (widths.round_to // np.gcd(widths.round_to, p) for p in self.positions)
         whole = self._grown(sizes)
         uncut = whole if first is None else self._grown(first)
+        limits = [(widths.floor, widths.ceiling)] * len(self.members)
+        if widths.floors or widths.ceilings:
+            _require_modules(model, widths)
+            limits = [widths.limits({name for g in unit for name in givers(self.groups[g], model)}) for unit in self.members]
         return [
-            allowed_counts(len(s), widths.floor, int(step), ceiling=widths.ceiling, whole=size, first=one)
-            for s, step, size, one in zip(self.scores, steps, whole, uncut, strict=True)
+            allowed_counts(len(s), floor, int(step), ceiling=ceiling, whole=size, first=one)
+            for s, step, size, one, (floor, ceiling) in zip(self.scores, steps, whole, uncut, limits, strict=True)
         ]
 
     def _grown(self, sizes: Sequence[int] | None) -> list[int]:
         """Sizes of groups as those of units."""
         grown = (1.0 if sizes is None else sizes[unit[0]] / len(self.order[unit[0]]) for unit in self.members)
         return [round(len(s) * g) for s, g in zip(self.scores, grown, strict=True)]
+
+
+def _require_modules(model: nn.Module, widths: Widths) -> None:
+    known = {name for name, _ in model.named_modules()}
+    unknown = [name for name in (*widths.floors, *widths.ceilings) if name not in known]
+    if unknown:
+        remedy = "see model.named_modules() for the names"
+        raise RecipeError("floors and ceilings must name modules of the model", got=unknown[0], remedy=remedy)
+
+
+def givers(group: Group, model: nn.Module) -> set[str]:
+    """Modules whose outputs are the group's channels: those with a weight that makes them. Norms only scale them."""
+    weights = {name for name, tensor in named_tensors(model).items() if tensor.dim() > 1}
+    return {s.tensor.rpartition(".")[0] for s in group.slices if not s.consumer and s.tensor in weights}
 
 
 def original_sizes(groups: Groups, model: nn.Module, original: nn.Module) -> list[int]:

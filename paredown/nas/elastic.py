@@ -103,16 +103,19 @@ def elastic(
         kernels = croppable_kernels(task.model, task.inputs, protect=protect)
     known = [np.zeros(group.size) for group in groups.groups] if scores is None else list(scores(groups))
     fixed = [*groups.barriers, *branches.barriers, *kernels.barriers]
-    start = _parts(groups, known, branches, kernels, widths, levels)
+    start = _parts(task.model, groups, known, branches, kernels, (widths, levels))
     parts = _checked(task, start, known, (widths, levels), fixed, seed)
     found = Elastic(task.model, _space(parts), parts, (*dict.fromkeys(fixed), *_single(parts)))
     _require_identity(found, task)
     return found
 
 
-def _parts(groups: Groups, scores: Sequence[Scores], branches: Branches, kernels: Kernels, widths: Widths, levels: int) -> Parts:
-    units = Units(groups, scores)
-    return Parts(groups, units, branches, kernels, tuple(_thinned(counts, levels) for counts in units.allowed(widths)))
+def _parts(
+    model: nn.Module, groups: Groups, scores: Sequence[Scores], branches: Branches, kernels: Kernels, counts: tuple[Widths, int]
+) -> Parts:
+    """counts: which widths are allowed, and how many of them are levels."""
+    units, (widths, levels) = Units(groups, scores), counts
+    return Parts(groups, units, branches, kernels, tuple(_thinned(kept, levels) for kept in units.allowed(widths, model)))
 
 
 def _thinned(counts: Sequence[int], levels: int) -> tuple[int, ...]:
@@ -190,7 +193,7 @@ def _checked(
         scores = [s for s, group in zip(scores, parts.groups.groups, strict=True) if group in rest.groups]
         left = replace(parts.branches, branches=tuple(b for b in parts.branches.branches if b.name not in branches))
         sides = replace(parts.kernels, kernels=tuple(k for k in parts.kernels.kernels if k.layer not in kernels))
-        parts = _parts(rest, scores, left, sides, *widths)
+        parts = _parts(task.model, rest, scores, left, sides, widths)
 
 
 def _blamed(task: Task, parts: Parts, values: Mapping[str, Value], seed: int) -> tuple[list[int], list[str], list[str]]:

@@ -78,7 +78,7 @@ class Job:
         be rounded, to the task's own model, which an earlier pruning may have cut.
         """
         sizes, first = (original_sizes(self.groups, self.model, before) for before in (self.original, self.task.model))
-        return self.units.allowed(self.config.widths, sizes, [max(pair) for pair in zip(sizes, first, strict=True)])
+        return self.units.allowed(self.config.widths, self.model, sizes, [max(pair) for pair in zip(sizes, first, strict=True)])
 
     def candidate(self, keep: Sequence[Keep]) -> nn.Module:
         """The model cut so, unchecked."""

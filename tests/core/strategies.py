@@ -67,7 +67,7 @@ prunes: st.SearchStrategy[Prune] = st.builds(
     ),
     st.sampled_from(["global", "uniform", "depth"]),
     st.builds(Schedule, steps=st.integers(1, 9), curve=st.sampled_from(["linear", "cubic"]), between=efforts),
-    st.builds(Widths, floor=fractions, round_to=st.integers(0, 64)),
+    st.builds(Widths, floor=fractions, round_to=st.integers(0, 64), floors=st.dictionaries(st.text(max_size=9), fractions)),
     names,
 )
 sparsities = st.builds(

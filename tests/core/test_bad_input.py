@@ -121,6 +121,9 @@ MISTYPED: dict[str, Case] = {
         lambda: Prune(ratio=0.5, protect="stem"), RecipeError, "'stem'", 'protect=("head",)',  # type: ignore[arg-type]
     ),
     "samples as text": (lambda: Quantize(samples="3"), RecipeError, "'3'", "samples=0"),  # type: ignore[arg-type]
+    "floors as a number": (lambda: Widths(floors=0.5), RecipeError, "got 0.5", 'floors={"layer4": 0.5}'),  # type: ignore[arg-type]
+    "floor of a module above 1": (lambda: Widths(floors={"a": 2}), RecipeError, "floors['a']", "leave it out"),
+    "floor above its ceiling": (lambda: Widths(ceilings={"a": 0.05}), RecipeError, "floor 0.1, ceiling 0.05", "name both"),
     "floor as text": (lambda: Widths(floor="a tenth"), RecipeError, "'a tenth'", "plain int or float"),  # type: ignore[arg-type]
     "effort as text only": (lambda: Effort("3"), BudgetError, "3", 'write "3 epochs"'),  # type: ignore[arg-type]
     "effort of a training": (lambda: Training(effort="3 parsecs"), BudgetError, "3 parsecs", "60 s"),  # type: ignore[arg-type]

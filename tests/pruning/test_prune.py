@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.core.errors import NothingToPruneError, NotTrainableError, RecipeError, SurgeryError
+from paredown.core.recipe import Recipe
 from paredown.core.steps import Prune, Widths
 from paredown.graph import equality
 from paredown.graph.groups import dependency_groups
@@ -241,6 +242,20 @@ def test_a_goal_out_of_reach_names_the_least_reachable_ratio() -> None:
 
 def _all_barriers() -> tuple[nn.Module, dict[str, Any]]:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {}
+
+
+def test_floors_and_ceilings_hold_for_the_groups_whose_channels_a_module_gives(pattern_task: Task) -> None:
+    """One convolution keeps three quarters, one a quarter at most; without that the first would keep less."""
+    by_name = Widths(round_to=1, floors={"block1.conv1": 0.75, "block2": 0.1}, ceilings={"block2.conv1": 0.25})
+    pruned = prune_model(pattern_task.model, pattern_task, Prune(ratio=0.6, widths=by_name))
+    assert isinstance(pruned, SmallResNet)
+    assert pruned.block1.conv1.out_channels >= 12 and pruned.block2.conv1.out_channels <= 8
+    free = prune_model(pattern_task.model, pattern_task, Prune(ratio=0.6, widths=Widths(round_to=1)))
+    assert isinstance(free, SmallResNet) and free.block1.conv1.out_channels < 12
+    recipe = Recipe((Prune(ratio=0.6, widths=by_name),))
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    with pytest.raises(RecipeError, match=r"floors and ceilings must name modules of the model, got block9"):
+        prune_model(pattern_task.model, pattern_task, Prune(ratio=0.6, widths=Widths(floors={"block9": 0.5})))
 
 
 @pytest.mark.parametrize(
