@@ -50,8 +50,8 @@ _FORBID = pydantic.ConfigDict(extra="forbid")
 class ChannelAttention:
     """An importance that is learned: a gate on every dependency group, trained with a penalty on open gates.
 
-    gate: "static" (one number a channel) or "squeeze_excite" (computed from the input, averaged over calibration data; groups that
-    something else than a convolution or linear layer reads get static gates).
+    gate: "static" (one number a channel) or "squeeze_excite" (computed from the input, averaged over calibration data; static
+    for groups that something else than a convolution or linear layer reads).
     penalty: weight of the mean gate in the loss. None: as much as the goal in MACs or latency takes, and gates close for good
     while the weights adapt, so that the cut itself removes nothing but zeros (norms over channels counted them until then); where
     the goal is a threshold or branches, 0.1.

@@ -212,17 +212,19 @@ def _fast_enough(
     cost: tuple[float, float, float],
 ) -> list[Keep]:
     """Widths ordered by MACs, or chosen over the table, as `latency_by` says; of both the one that leaves the model better."""
-    by = job.config.latency_by if job.table is not None else "macs"
-    if by == "macs":
-        return _by_bisection(job, pick, allowed, macs, cost)
-    assert job.table is not None  # as said
-    try:
-        by_table = _by_table(job, job.table, allowed, macs, cost)
-    except NothingToPruneError:  # of the few widths that were tried
-        if by == "table":
-            raise
-        return _by_bisection(job, pick, allowed, macs, cost)
-    return by_table if by == "table" else min(_by_bisection(job, pick, allowed, macs, cost), by_table, key=job.harm)
+    ways: dict[str, Callable[[], list[Keep]]] = {"macs": lambda: _by_bisection(job, pick, allowed, macs, cost)}
+    if job.table is not None:
+        ways["table"] = functools.partial(_by_table, job, job.table, allowed, macs, cost)
+    found, missed = list[list[Keep]](), list[NothingToPruneError]()
+    for name, way in ways.items():
+        if job.config.latency_by in (name, "both") or len(ways) == 1:
+            try:
+                found.append(way())
+            except NothingToPruneError as error:  # a measurement is noisy, and few widths are tried: the other may get there
+                missed.append(error)
+    if not found:
+        raise missed[0]
+    return found[0] if len(found) == 1 else min(found, key=job.harm)
 
 
 def _by_table(
