@@ -54,9 +54,9 @@ def importances(task: paredown.Task) -> list[dict[str, Any]]:
     return rows
 
 
-def latency(task: paredown.Task, goal: str = "0.6x") -> list[dict[str, Any]]:
+def latency(task: paredown.Task, batch: int, goal: str = "0.6x") -> list[dict[str, Any]]:
     """At one goal of measured latency: widths ordered by MACs, chosen exactly over a table, and the better of both."""
-    target = Target(batch=64)
+    target = Target(batch=batch)
     rows: list[dict[str, Any]] = []
     for by in ("macs", "table", "both"):
         model = paredown.prune(task, Prune(latency=goal, latency_by=by, widths=_WIDTHS), target=target)
@@ -81,8 +81,8 @@ def main(which: str = "all") -> None:
         print(write("attention.csv", importances(cifar_task())))
     if which == "latency":
         rows: list[dict[str, Any]] = []
-        for depth in (20, 56):
-            rows += latency(cifar_task(depth))
+        for depth, batch in ((20, 64), (56, 16)):
+            rows += latency(cifar_task(depth), batch)
             print(write("latency_aware.csv", rows))
 
 

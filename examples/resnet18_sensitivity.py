@@ -21,6 +21,7 @@ import paredown
 
 DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "load.py"
 IMAGES, TRAINING, RECOVERY = 15_000, "3 epochs", "1 epochs"
+BELOW = paredown.Sparsify(threshold=0.5, method="sensitivity_loss")  # 1 is what a weight scores on the average
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -98,6 +99,10 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def zeros(model: nn.Module) -> int:
+    return sum(int((p == 0).sum()) for p in model.parameters() if p.dim() > 1)
+
+
 def training(effort: str, rate: float) -> paredown.Distill:
     """Plain training on the labels: hard_weight=1 asks no teacher."""
     return paredown.Distill(hard_weight=1.0, training=paredown.Training(effort=paredown.Effort.parse(effort), learning_rate=rate))
@@ -115,15 +120,15 @@ def gradients(task: paredown.Task, batches: int = 10) -> dict[str, Tensor]:
 
 
 def show(what: str, model: nn.Module, task: paredown.Task) -> None:
-    zeros = sum(int((p == 0).sum()) for p in model.parameters() if p.dim() > 1)
-    print(f"  {what:32s} {100 * accuracy(model, task.validation):5.1f} %   {parameters(model):9,} parameters, {zeros:9,} zeros")
+    counts = f"{parameters(model):9,} parameters, {zeros(model):9,} zeros"
+    print(f"  {what:32s} {100 * accuracy(model, task.validation):5.1f} %   {counts}")
 
 
 def single_weights(task: paredown.Task) -> None:
     """Steps 2 to 4 on single weights: |w g| below half of its mean becomes zero, then fine-tuning, which keeps the zeros."""
     print("single weights below a threshold:")
     show("before", task.model, task)
-    sparse = paredown.sparsify(task, paredown.Sparsify(threshold=0.5, method="sensitivity"))
+    sparse = paredown.sparsify(task, BELOW)
     show("after pruning", sparse, task)
     show("after fine-tuning", paredown.distill(task, training(RECOVERY, 0.02), model=sparse), task)
 
@@ -147,11 +152,13 @@ def full_resnet18() -> None:
 
     x, y = torch.randn(4, 3, 224, 224), torch.arange(4)
     task = paredown.Task(model=resnet18().eval(), example_inputs=(x,), train=[(x, y)], validation=[(x, y)], name="ResNet-18")
+    sparse = paredown.sparsify(task, BELOW)
     pruned = paredown.prune(task, paredown.Prune(ratio=0.5, importance="taylor_loss"))
-    with tempfile.TemporaryDirectory() as folder:
-        artifact = paredown.export(pruned, task, path=pathlib.Path(folder) / "resnet18.onnx")
-    print("torchvision's ResNet-18, half of the MACs removed:")
-    print(f"  {parameters(task.model):,} -> {parameters(pruned):,} parameters, a file of {artifact.size_bytes:,} bytes")
+    print("torchvision's ResNet-18, single weights below the threshold, and half of the MACs:")
+    for model in (sparse, pruned):
+        with tempfile.TemporaryDirectory() as folder:
+            artifact = paredown.export(model, task, path=pathlib.Path(folder) / "resnet18.onnx")
+        print(f"  {parameters(model):,} parameters, {zeros(model):,} of them zero, a file of {artifact.size_bytes:,} bytes")
 
 
 def main(images: int = IMAGES) -> None:
