@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -224,3 +225,40 @@ IDS = torch.randint(0, 20, (3, 7), generator=_seeded())
 
 def recurrent(kind: str, **options: Any) -> Case:
     return Recurrent(kind, **options).eval(), IDS
+
+
+def _torchvision(name: str) -> nn.Module:
+    models = pytest.importorskip("torchvision.models")
+    if name == "vit":
+        return models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=7)
+    if name == "swin":
+        return models.SwinTransformer([4, 4], 24, [2, 2], [3, 6], [4, 4], num_classes=7)
+    if name == "maxvit":
+        return models.MaxVit((32, 32), 8, 4, [16, 32], [1, 1], 8, 0.0, num_classes=7)
+    block = models.convnext.CNBlockConfig
+    return models.ConvNeXt([block(16, 32, 2), block(32, None, 1)], num_classes=7)
+
+
+def real(name: str) -> Case:
+    """Tiny configurations of classes that others wrote."""
+    torch.manual_seed(0)
+    image, tokens = torch.randn(2, 3, 32, 32), torch.randint(0, 50, (2, 7))
+    if name == "timm vit":
+        timm = pytest.importorskip("timm")
+        options = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
+        return timm.create_model("vit_tiny_patch16_224", **options).eval(), image
+    if name == "bert":
+        hf = pytest.importorskip("transformers")
+        config = hf.BertConfig(
+            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+            max_position_embeddings=16, num_labels=3,
+        )  # fmt: skip
+        return hf.BertForSequenceClassification(config).eval(), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if name == "llama":
+        hf = pytest.importorskip("transformers")
+        config = hf.LlamaConfig(
+            vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=16, tie_word_embeddings=True, use_cache=False,
+        )  # fmt: skip
+        return hf.LlamaForCausalLM(config).eval(), {"input_ids": tokens}
+    return _torchvision(name).eval(), image

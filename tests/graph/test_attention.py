@@ -240,50 +240,13 @@ def test_a_manifest_sets_only_whole_numbers_that_the_class_has(attribute: str) -
         cut(model, Manifest(attributes={"": {attribute: 3}}))
 
 
-def torchvision_model(name: str) -> nn.Module:
-    models = pytest.importorskip("torchvision.models")
-    if name == "vit":
-        return models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=7)
-    if name == "swin":
-        return models.SwinTransformer([4, 4], 24, [2, 2], [3, 6], [4, 4], num_classes=7)
-    if name == "maxvit":
-        return models.MaxVit((32, 32), 8, 4, [16, 32], [1, 1], 8, 0.0, num_classes=7)
-    block = models.convnext.CNBlockConfig
-    return models.ConvNeXt([block(16, 32, 2), block(32, None, 1)], num_classes=7)
-
-
-def real(name: str) -> nets.Case:
-    """Tiny configurations of classes that others wrote."""
-    torch.manual_seed(0)
-    image, tokens = torch.randn(2, 3, 32, 32), torch.randint(0, 50, (2, 7))
-    if name == "timm vit":
-        timm = pytest.importorskip("timm")
-        options = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
-        return timm.create_model("vit_tiny_patch16_224", **options).eval(), image
-    if name == "bert":
-        hf = pytest.importorskip("transformers")
-        config = hf.BertConfig(
-            vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-            max_position_embeddings=16, num_labels=3,
-        )  # fmt: skip
-        return hf.BertForSequenceClassification(config).eval(), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if name == "llama":
-        hf = pytest.importorskip("transformers")
-        config = hf.LlamaConfig(
-            vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=16, use_cache=False,
-        )  # fmt: skip
-        return hf.LlamaForCausalLM(config).eval(), {"input_ids": tokens}
-    return torchvision_model(name).eval(), image
-
-
 REAL = ("vit", "swin", "maxvit", "convnext", "timm vit", "bert", "llama")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_classes_that_others_wrote_lose_half_of_their_macs(name: str) -> None:
-    model, x = real(name)
+    model, x = nets.real(name)
     groups = dependency_groups(model, x)
     assert groups.macs(groups.all_kept()) == count_macs(model, x)
     for part in (0.3, 0.7):

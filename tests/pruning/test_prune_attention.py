@@ -14,11 +14,10 @@ from paredown.pruning.prune import prune_model
 from paredown.task.batches import batch_size
 from paredown.task.task import Task
 from tests.graph import attention_nets as nets
-from tests.graph.test_attention import real
 
 
 def task_of(model: nn.Module, inputs: Any) -> Task:
-    inputs = inputs if isinstance(inputs, dict) else (inputs,)
+    inputs = inputs if isinstance(inputs, dict | tuple) else (inputs,)
     target = torch.zeros(batch_size(inputs), dtype=torch.long)
     return Task(model, inputs, [(inputs, None)] * 2, [(inputs, target)], metric=lambda output, target: torch.ones(len(target)))
 
@@ -44,7 +43,7 @@ def test_a_recurrent_classifier_loses_half_of_its_macs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "swin", "bert", "llama"])
 def test_classes_that_others_wrote_lose_half_of_their_macs(name: str) -> None:
-    check_half(*real(name))
+    check_half(*nets.real(name))
 
 
 def test_a_unit_of_groups_of_different_size_takes_the_same_fraction_of_each() -> None:
