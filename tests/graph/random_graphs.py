@@ -1,14 +1,16 @@
-"""Random small nets: a stem, a few random steps, a head. Each step takes a tensor (n, c, h, w) to the next, of width `out`."""
+"""Random small nets: a stem, a few steps, wired at random, a head. A step takes tensors (n, c, h, w) to one of width `out`."""
 
+import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 SIZE = 4  # pixels
-WIDEST = 12  # from here on no step makes it wider
+WIDEST = 16  # channels
+LONGEST = 4  # steps
 
 
 class Step(nn.Module):
@@ -32,6 +34,20 @@ class Bare(Step):
 class Residual(Step):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.layer(x))
+
+
+class Add(Step):
+    """Of two tensors."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.relu(x + self.layer(y))
+
+
+class Cat(Step):
+    """Of two tensors."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, y], 1)
 
 
 class Dense(Step):
@@ -133,12 +149,72 @@ STEPS: dict[str, Callable[[int], Step]] = {
     "batch_norm": lambda c: Bare(nn.BatchNorm2d(c), c),
     "transposed": lambda c: Plain(nn.ConvTranspose2d(c, c, 1), c),
 }
-_NARROWING, _WIDENING = {"gate", "split"}, {"pad", "dense"}
+JOINS: dict[str, Callable[[int, int], Step]] = {  # of two tensors that were made before
+    "add": lambda c, d: Add(nn.Identity() if c == d else nn.Conv2d(d, c, 1), c),
+    "cat": lambda c, d: Cat(nn.Identity(), c + d),
+}
+KINDS = (*STEPS, *JOINS)
+_NARROWING, _WIDENING = {"gate", "split"}, {"pad", "dense", "cat"}
 
 
-def descriptions() -> st.SearchStrategy[tuple[int, tuple[str, ...]]]:
-    """(width of the stem, steps)."""
-    return st.tuples(st.sampled_from((4, 8, 12)), st.lists(st.sampled_from(list(STEPS)), min_size=1, max_size=4).map(tuple))
+@dataclass(frozen=True)
+class Description:
+    """stem: its width. steps: each a kind, and the numbers of the tensors it takes; 0 is the stem's, 1 the first step's."""
+
+    stem: int
+    steps: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def ends(self) -> list[int]:
+        """The numbers of the tensors that no step takes."""
+        taken = {number for _, sources in self.steps for number in sources}
+        return [number for number in range(len(self.steps) + 1) if number not in taken]
+
+    def __str__(self) -> str:
+        """The same for two graphs whose steps are listed in another order."""
+        made = [f"stem {self.stem}"]
+        for kind, sources in self.steps:
+            made.append(f"{kind}({', '.join(made[number] for number in sources)})")
+        return " | ".join(sorted(made[number] for number in self.ends))
+
+
+def descriptions(kind: str, count: int, seen: set[str]) -> list[Description]:
+    """So many in which this kind of step occurs, none of which was `seen` before."""
+    draw, found = random.Random(kind), list[Description]()
+    while len(found) < count:
+        description = _drawn(draw, kind)
+        if description is not None and str(description) not in seen:
+            seen.add(str(description))
+            found.append(description)
+    return found
+
+
+def _drawn(draw: random.Random, kind: str) -> Description | None:
+    """None where a step of this kind doesn't fit in its place."""
+    widths, steps = [draw.choice((4, 8, 12))], list[tuple[str, tuple[int, ...]]]()
+    length = draw.randint(1, LONGEST)
+    place = draw.randrange(length)
+    for i in range(length):
+        chosen = kind if i == place else draw.choice(KINDS)
+        sources = tuple(draw.sample(range(i + 1), 2 if chosen in JOINS and i else 1))
+        if i and chosen not in JOINS and draw.random() < 0.5:
+            sources = (i,)  # long chains are as frequent as what branches
+        if not _fits(chosen, *(widths[number] for number in sources)):
+            return None
+        steps.append((chosen, sources))
+        widths.append(_step(chosen, *(widths[number] for number in sources)).out)
+    return Description(widths[0], tuple(steps))
+
+
+def _fits(kind: str, width: int, *second: int) -> bool:
+    """Nothing gets too narrow, too wide or odd, and what joins has two tensors."""
+    narrow = kind in _NARROWING and (width < 8 or width % 4 > 0)
+    wide = kind in _WIDENING and width + (sum(second) or 4) > WIDEST
+    return not narrow and not wide and (kind in JOINS) == bool(second)
+
+
+def _step(kind: str, *widths: int) -> Step:
+    return JOINS[kind](*widths) if kind in JOINS else STEPS[kind](*widths)
 
 
 def image(seed: int = 0) -> Tensor:
@@ -146,20 +222,20 @@ def image(seed: int = 0) -> Tensor:
 
 
 class RandomGraph(nn.Module):
-    """stem -> steps -> flatten -> linear. A step that would make it too narrow, too wide or odd is a convolution."""
+    """stem -> steps -> what no step takes, concatenated -> flatten -> linear."""
 
-    def __init__(self, width: int, steps: tuple[str, ...]) -> None:
+    def __init__(self, description: Description) -> None:
         super().__init__()
-        self.stem, self.steps = nn.Conv2d(2, width, 1), nn.ModuleList()
-        for name in steps:
-            unfit = (name in _NARROWING and (width < 8 or width % 4)) or (name in _WIDENING and width > WIDEST)
-            step = STEPS["conv" if unfit else name](width)
+        self.description, widths = description, [description.stem]
+        self.stem, self.steps = nn.Conv2d(2, description.stem, 1), nn.ModuleList()
+        for kind, sources in description.steps:
+            step = _step(kind, *(widths[number] for number in sources))
             self.steps.append(step)
-            width = step.out
-        self.head = nn.Linear(width * SIZE * SIZE, 3)
+            widths.append(step.out)
+        self.head = nn.Linear(sum(widths[number] for number in description.ends) * SIZE * SIZE, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for step in self.steps:
-            x = step(x)
-        return self.head(x.flatten(1))
+        made = [self.stem(x)]
+        for step, (_, sources) in zip(self.steps, self.description.steps, strict=True):
+            made.append(step(*(made[number] for number in sources)))
+        return self.head(torch.cat([made[number] for number in self.description.ends], 1).flatten(1))
