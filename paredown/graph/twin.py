@@ -159,7 +159,7 @@ def lazy_where_possible(twin: Twin) -> Twin | None:
 
 def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
     """Every tensor that a model returns; what its forward makes by torch.zeros and the like is of type `dtype`."""
-    with torch.no_grad(), unfused(), _default_dtype(dtype):
+    with torch.no_grad(), unfused(), _default_dtype(dtype), _checked_lstm(model):
         return tensors(call(model, apply_tensors(batch, torch.clone)))
 
 
@@ -370,3 +370,18 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def _checked_lstm(model: nn.Module) -> Iterator[None]:
+    """An LSTM by torch's own operators. oneDNN's takes all layers to be as wide as the first, and reads beyond the weights of
+    one that a cut made narrower.
+    """
+    backend = torch.backends.mkldnn
+    before = backend.enabled
+    if any(isinstance(module, nn.LSTM) for module in model.modules()):
+        backend.enabled = False  # type: ignore[assignment]  # declared as what makes it a property
+    try:
+        yield
+    finally:
+        backend.enabled = before

@@ -1,5 +1,7 @@
 """Recurrent layers: the hidden width is cut out of every gate alike, and layers of one module keep one width."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +81,23 @@ def test_a_learned_initial_state_goes_with_the_hidden_width() -> None:
     groups = dependency_groups(model, nets.TOKENS)
     assert [group.size for group in groups.groups] == [8]
     assert prune_and_check(model, nets.TOKENS, groups, 0.5).get_parameter("state").shape == (1, 1, 4)
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}], ids=["two layers", "both directions"])
+def test_no_lstm_runs_whose_layers_differ_in_width(options: dict[str, Any]) -> None:
+    """oneDNN's operator would read beyond the narrower one's weights."""
+    ran: list[set[int]] = []
+
+    class Watched(nn.LSTM):
+        def forward(self, *args: Any) -> Any:
+            result = super().forward(*args)
+            ran.append({weight.shape[1] for name, weight in self.named_parameters() if name.startswith("weight_hh")})
+            return result
+
+    model, x = nets.recurrent("LSTM", **options)
+    watched = Watched(12, 16, batch_first=True, **options)
+    model.set_submodule("rnn", watched)
+    groups = dependency_groups(model, x)
+    assert short_sizes(groups) == {"embed": 12, "rnn:0": 16, "rnn:1": 16} and len(groups.coupled) == 1
+    assert {16} in ran and len(ran) > 4 and all(len(widths) == 1 for widths in ran)
+    assert torch.backends.mkldnn.enabled
