@@ -56,11 +56,11 @@ def test_sensitivity_takes_single_weights_then_channels(
 
 
 @pytest.mark.slow
-def test_sensitivity_halves_the_full_resnet18_down_to_a_file_that_agrees(
+def test_sensitivity_cuts_the_full_resnet18_both_ways_down_to_files_that_agree(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torchvision")
-    export, seen = paredown.export, list[nn.Module]()
+    export, seen, whole = paredown.export, list[nn.Module](), list[nn.Module]()
 
     def checked(model: nn.Module, task: paredown.Task, path: pathlib.Path) -> Any:
         """The file that the example writes, run by ONNX Runtime, gives what the model gives, at another batch size too."""
@@ -70,17 +70,23 @@ def test_sensitivity_halves_the_full_resnet18_down_to_a_file_that_agrees(
                 expected = model.eval()(x)
             found = torch.as_tensor(load(path, Target())(x.numpy()))
             assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-        seen.extend((task.model, model))
+        seen.append(model)
+        whole.append(task.model)
         return artifact
 
     monkeypatch.setattr(paredown, "export", checked)
     torch.manual_seed(0)
-    example("resnet18_sensitivity", monkeypatch).full_resnet18()
-    before, after, size = map(_number, re.findall(r"\d[\d,]{5,}", capsys.readouterr().out))
-    assert [before, after] == [count_parameters(model) for model in seen] and before == 11_689_512
-    assert after < 0.6 * before and 3.9 * after < size < 4.1 * after  # batch norms are folded
+    module = example("resnet18_sensitivity", monkeypatch)
+    module.full_resnet18()
+    counts = map(_number, re.findall(r"\d[\d,]{5,}", capsys.readouterr().out))
+    of_sparse, zeros, sparse_bytes, of_pruned, pruned_bytes = counts
+    sparse, pruned = seen
+    assert of_sparse == count_parameters(whole[0]) == 11_689_512 and of_pruned == count_parameters(pruned)
+    assert zeros == module.zeros(sparse) and 0.3 * of_sparse < zeros < 0.9 * of_sparse
+    assert of_pruned < 0.6 * of_sparse and 3.9 * of_pruned < pruned_bytes < 4.1 * of_pruned  # batch norms are folded
+    assert 3.9 * of_sparse < sparse_bytes < 4.1 * of_sparse  # zeros take bytes
     x = torch.randn(2, 3, 224, 224)
-    assert count_macs(seen[1], x) <= 0.5 * count_macs(seen[0], x)
+    assert count_macs(pruned, x) <= 0.5 * count_macs(whole[0], x)
 
 
 @pytest.mark.slow

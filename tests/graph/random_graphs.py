@@ -182,14 +182,14 @@ def descriptions(kind: str, count: int, seen: set[str]) -> list[Description]:
     """So many in which this kind of step occurs, none of which was `seen` before."""
     draw, found = random.Random(kind), list[Description]()
     while len(found) < count:
-        description = _drawn(draw, kind)
+        description = drawn_from(draw, kind)
         if description is not None and str(description) not in seen:
             seen.add(str(description))
             found.append(description)
     return found
 
 
-def _drawn(draw: random.Random, kind: str) -> Description | None:
+def drawn_from(draw: random.Random, kind: str) -> Description | None:
     """None where a step of this kind doesn't fit in its place."""
     widths, steps = [draw.choice((4, 8, 12))], list[tuple[str, tuple[int, ...]]]()
     length = draw.randint(1, LONGEST)

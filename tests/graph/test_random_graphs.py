@@ -1,10 +1,13 @@
 """Any cut of any random graph equals its mask, and few graphs are all barriers."""
 
 import functools
+import random
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from paredown.core.errors import SurgeryError
@@ -13,7 +16,7 @@ from paredown.graph.equality import check_cut
 from paredown.graph.groups import Groups, Keep, dependency_groups
 from paredown.graph.probe import culprits
 from paredown.graph.surgery import cut
-from tests.graph.random_graphs import KINDS, Description, RandomGraph, descriptions, image
+from tests.graph.random_graphs import KINDS, Description, RandomGraph, descriptions, drawn_from, image
 
 GRAPHS, SPARE = 16, 2  # of each kind of step: to compare, and in case nothing can be removed of one
 
@@ -27,11 +30,11 @@ def drawn() -> dict[str, list[Description]]:
 
 def random_choice(groups: Groups, seed: int) -> list[Keep]:
     """Of every group a random part, maybe all, but not of all of them; of those that are coupled the same fraction."""
-    random = np.random.default_rng(seed)
+    dice = np.random.default_rng(seed)
     for _ in range(100):  # of groups of one index nothing can be lost
-        keep = [random.permutation(group.size) < random.integers(1, group.size + 1) for group in groups.groups]
+        keep = [dice.permutation(group.size) < dice.integers(1, group.size + 1) for group in groups.groups]
         for together in groups.coupled:
-            for g, kept in same_fraction(groups, together, float(random.random()), random).items():
+            for g, kept in same_fraction(groups, together, float(dice.random()), dice).items():
                 keep[g] = kept
         if not all(kept.all() for kept in keep):
             break
@@ -70,6 +73,18 @@ def test_cuts_of_random_graphs_equal_their_masks(kind: str) -> None:
         if len(compared) == GRAPHS:
             return
     pytest.fail(f"{len(compared)} of {GRAPHS + SPARE} graphs can be cut")
+
+
+@settings(deadline=None, max_examples=25, database=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck])
+@given(st.randoms(use_true_random=False), st.sampled_from(KINDS), st.integers(0, 10_000))
+def test_cuts_of_other_graphs_in_every_run_equal_their_masks(draw: random.Random, kind: str, seed: int) -> None:
+    description = drawn_from(draw, kind)
+    assume(description is not None)
+    assert description is not None  # as assumed
+    torch.manual_seed(seed)
+    model = RandomGraph(description).eval()
+    error = checked_error(model, dependency_groups(model, image()), seed)
+    assert error is None or error <= 1e-9
 
 
 def test_the_random_graphs_are_more_than_300_of_every_kind_of_step_and_differ() -> None:
