@@ -17,7 +17,7 @@ from paredown.graph.trace import module_stack
 
 _RESHAPES = {"view", "reshape", "unflatten", "flatten", "_unsafe_view", "expand", "split", "split_with_sizes", "slice"}
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-_WIDTH = re.compile(r"dim|size|width|channel|feature|embed|hidden|inner|planes|model|^(d|c|dh|d_k|d_v|d_head)$|_chs?$|_c$")
+_WIDTH = re.compile(r"dim|size|width|channel|feature|embed|hidden|inner|planes|model|^(d|c|dh|nf|d_k|d_v|d_head)$|_chs?$|_c$")
 _COUNT = re.compile(r"heads?$|^nh?$|^h$|num_attention|groups$|^(num|n)_(q|kv|k|v)")
 _OTHER = re.compile(
     r"window|patch|kernel|img|image|stride|grid|vocab|pos|seq|max_|idx|index|layer|depth|class|pad|token|block|chunk|partition|^size$"

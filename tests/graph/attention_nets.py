@@ -254,6 +254,12 @@ def real(name: str) -> Case:
             max_position_embeddings=16, num_labels=3,
         )  # fmt: skip
         return hf.BertForSequenceClassification(config).eval(), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if name == "gpt2":
+        hf = pytest.importorskip("transformers")
+        config = hf.GPT2Config(
+            vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16, bos_token_id=0, eos_token_id=0, use_cache=False
+        )  # fmt: skip
+        return hf.GPT2LMHeadModel(config).eval(), {"input_ids": tokens}
     if name == "llama":
         hf = pytest.importorskip("transformers")
         config = hf.LlamaConfig(

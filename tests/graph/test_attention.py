@@ -240,7 +240,7 @@ def test_a_manifest_sets_only_whole_numbers_that_the_class_has(attribute: str) -
         cut(model, Manifest(attributes={"": {attribute: 3}}))
 
 
-REAL = ("vit", "swin", "maxvit", "convnext", "timm vit", "bert", "llama")
+REAL = ("vit", "swin", "maxvit", "convnext", "timm vit", "bert", "gpt2", "llama")
 
 
 @pytest.mark.slow

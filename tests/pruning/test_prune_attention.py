@@ -40,8 +40,9 @@ def test_a_recurrent_classifier_loses_half_of_its_macs() -> None:
     check_half(*nets.recurrent("LSTM", num_layers=2))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit", "swin", "bert", "llama"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("vit", "swin", "bert", "llama")), "gpt2"]
+)
 def test_classes_that_others_wrote_lose_half_of_their_macs(name: str) -> None:
     check_half(*nets.real(name))
 
