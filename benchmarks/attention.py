@@ -5,6 +5,7 @@
     python -m benchmarks.attention latency   widths chosen by measured latency against widths ordered by MACs, ResNet-20 and -56;
                                              about 40 minutes on a quiet machine
 
+The rows "widths by both" of 2026-11-30 were chosen by the divergence of soft labels; since then by the distance of the outputs.
 Learning the gates takes an epoch in which the weights train as well, so L1 is shown with an epoch more of recovery too.
 """
 

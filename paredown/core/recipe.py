@@ -193,6 +193,9 @@ def _check_truths(where: str, given: Any, found: Any) -> None:
     if isinstance(given, dict) and dataclasses.is_dataclass(found):
         for name, value in given.items():
             _check_truths(f"{where}: {name}", value, getattr(found, name, None))
+    if isinstance(given, dict) and isinstance(found, dict):
+        for name, value in given.items():
+            _check_truths(f"{where}: {name}", value, found.get(name))
     if isinstance(given, list) and isinstance(found, tuple):
         for value, item in zip(given, found, strict=False):
             _check_truths(where, value, item)

@@ -142,8 +142,8 @@ class Widths:
     floor: float = 0.1
     ceiling: float = 1.0
     round_to: int = 8
-    floors: dict[str, float] = field(default_factory=dict)
-    ceilings: dict[str, float] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict, hash=False)
+    ceilings: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         within("floor", self.floor, 0, 1)
@@ -182,7 +182,8 @@ class Prune:
     unit of the importance's scores; of most criteria 1 is the mean score of a channel, which most channels of a trained model lie
     below (of learned gates: 0 is closed, 1 the most open; of "random" and of a callable: as they are).
     latency_by: "macs" orders widths by what they lose per MAC; "table" chooses them exactly over a table of latencies, measured
-    group by group (minutes, remembered); "both" tries both, and takes what leaves the outputs better before any training.
+    group by group (minutes, remembered); "both" tries both, and takes what leaves the outputs nearer to
+    the original's before any training. A uniform scope goes by MACs.
     importance: a criterion by name (one file each in `pruning/importance/`), a learned one, or a callable of your own:
     `(model, task, groups) -> one array (size,) per group`.
     scope: "global" ranks all groups together, "uniform" removes the same fraction of each, "depth" drops whole residual branches.
@@ -236,6 +237,12 @@ class Prune:
         choice("scope", self.scope, Scope)
         instance("schedule", self.schedule, Schedule)
         instance("widths", self.widths, Widths)
+        if self.latency_by == "table" and self.scope == "uniform":
+            got, remedy = 'scope="uniform", latency_by="table"', "leave latency_by out"
+            raise RecipeError("a table chooses the width of each group by itself", got=got, remedy=remedy)
+        if self.scope == "depth" and (self.widths.floors or self.widths.ceilings):
+            got, remedy = 'scope="depth"', "name in protect what must stay"
+            raise RecipeError("floors and ceilings are of widths, and depth drops whole branches", got=got, remedy=remedy)
         names("protect", self.protect)
 
     def limit(self) -> Limit | None:
@@ -257,8 +264,8 @@ class Sparsify:
 
     Exactly one of the first three says how much:
     ratio: fraction of those weights, in (0, 1). pattern: "2:4" or "4:8" along the input dimension.
-    threshold: what scores less becomes zero. Of sensitivity, 1 is what a weight scores on the average; of the others it is in the
-    unit of the score, |weight| of magnitude for one.
+    threshold: what scores less becomes zero. Of both sensitivities, 1 is what a weight scores on the average; of the others it is
+    in the unit of the score, |weight| of magnitude for one.
     method: "magnitude", "sensitivity" (|weight * gradient| of the output, without labels), "sensitivity_loss" (of the loss),
     "wanda" (|weight| * norm of its input), "sparsegpt" (second order, updates what stays).
     scope: read by magnitude and sensitivities under a ratio only: "global" ranks all layers together, "uniform" takes the same

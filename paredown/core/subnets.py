@@ -26,6 +26,9 @@ class SubnetSpace:
 
     def __post_init__(self) -> None:
         instance("widths", self.widths, Widths)
+        if self.widths.ceiling < 1 or self.widths.ceilings:
+            got, remedy = "a ceiling", "leave it out, or prune to it first"
+            raise RecipeError("the largest subnet is the model itself", got=got, remedy=remedy)
         choice("importance", self.importance, Criterion)
         unknown = set(self.varies) - set(get_args(Varies)) if isinstance(self.varies, tuple | list) else {self.varies}
         if unknown:

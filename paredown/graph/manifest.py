@@ -17,7 +17,7 @@ from paredown.graph.dropped import Dropped
 
 _RANKS = 16  # more dimensions than any tensor of a model has
 _ATTRIBUTE = "_paredown_manifest"
-_KEYS = {"kept", "scaled", "attributes", "dropped", "folds"}
+MANIFEST_KEYS = ("kept", "scaled", "attributes", "dropped", "folds")
 _ENTRY = re.compile(r"[^\W\d]\w*(\.\d+)?")  # an attribute, or an entry of a tuple or list
 
 
@@ -89,7 +89,7 @@ class Manifest:
     @classmethod
     def from_dict(cls, data: Any) -> "Manifest":
         """The inverse. Raises CheckpointError where the data has another form."""
-        if not isinstance(data, dict) or "kept" not in data or not set(data) <= _KEYS:
+        if not isinstance(data, dict) or "kept" not in data or not set(data) <= {*MANIFEST_KEYS}:
             raise _malformed("a mapping with the key kept, and maybe scaled, attributes, dropped and folds")
         kept = {
             name: {d: _indices(name, v) for d, v in dims.items()} for name, dims in _by_dimension(data["kept"], "kept").items()

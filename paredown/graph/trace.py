@@ -117,7 +117,7 @@ def source_line(node: fx.Node) -> str:
     """Where a node stands in the user's code: "model.py:12, in forward"; "" where unknown."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [frame for frame in frames if not pathlib.Path(frame[0]).is_relative_to(torch.__path__[0])]
-    return _place((own or frames)[-1]) if frames else ""
+    return _place(own[-1]) if own else ""
 
 
 def place_of(node: fx.Node) -> str:

@@ -377,11 +377,12 @@ def _checked_lstm(model: nn.Module) -> Iterator[None]:
     """An LSTM by torch's own operators. oneDNN's takes all layers to be as wide as the first, and reads beyond the weights of
     one that a cut made narrower.
     """
-    backend = torch.backends.mkldnn
-    before = backend.enabled
-    if any(isinstance(module, nn.LSTM) for module in model.modules()):
-        backend.enabled = False  # type: ignore[assignment]  # declared as what makes it a property
+    if not any(isinstance(module, nn.LSTM) for module in model.modules()):
+        yield
+        return
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # as torch.backends.mkldnn.enabled does, which may have been made read-only
     try:
         yield
     finally:
-        backend.enabled = before
+        torch._C._set_mkldnn_enabled(before)

@@ -16,6 +16,7 @@ from paredown.core.errors import RecipeError
 from paredown.core.steps import Widths
 from paredown.graph.collect import Group, Groups, Keep
 from paredown.graph.couple import units
+from paredown.graph.propagate import names_of
 from paredown.graph.surgery import named_tensors
 
 Scores: TypeAlias = NDArray[np.float64]  # (size,), comparable between groups
@@ -84,17 +85,22 @@ class Units:
 
 
 def _require_modules(model: nn.Module, widths: Widths) -> None:
-    known = {name for name, _ in model.named_modules()}
-    unknown = [name for name in (*widths.floors, *widths.ceilings) if name not in known]
-    if unknown:
-        remedy = "see model.named_modules() for the names"
-        raise RecipeError("floors and ceilings must name modules of the model", got=unknown[0], remedy=remedy)
+    known = dict(model.named_modules(remove_duplicate=False))
+    for name in (*widths.floors, *widths.ceilings):
+        if name not in known:
+            remedy = "see model.named_modules() for the names"
+            raise RecipeError("floors and ceilings must name modules of the model", got=name, remedy=remedy)
+        if not any(parameter.dim() > 1 for parameter in known[name].parameters()):
+            got, remedy = f"{name}, a {type(known[name]).__name__}", "name the layer before it"
+            raise RecipeError("floors and ceilings must name modules that give channels", got=got, remedy=remedy)
 
 
 def givers(group: Group, model: nn.Module) -> set[str]:
     """Modules whose outputs are the group's channels: those with a weight that makes them. Norms only scale them."""
-    weights = {name for name, tensor in named_tensors(model).items() if tensor.dim() > 1}
-    return {s.tensor.rpartition(".")[0] for s in group.slices if not s.consumer and s.tensor in weights}
+    first = names_of(model)
+    made = {s.tensor for s in group.slices if not s.consumer}
+    weights = (name for name, p in model.named_parameters(remove_duplicate=False) if p.dim() > 1 and first[id(p)] in made)
+    return {name.rpartition(".")[0] for name in weights}  # of tied weights every module
 
 
 def original_sizes(groups: Groups, model: nn.Module, original: nn.Module) -> list[int]:

@@ -30,7 +30,7 @@ from paredown.core.recipe import step_from_dict, step_to_dict
 from paredown.core.report import BitsSensitivity
 from paredown.core.steps import Quantize
 from paredown.graph.dropped import Dropped
-from paredown.graph.manifest import Manifest, manifest_of
+from paredown.graph.manifest import MANIFEST_KEYS, Manifest, manifest_of
 from paredown.graph.surgery import cut
 from paredown.pipeline.evaluate import scratch_folder, writing
 from paredown.quantization.model import QuantizedModel
@@ -203,7 +203,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _cuts(description: dict[str, Any]) -> dict[str, Any]:
     """The entries of manifest.json that are those of a Manifest."""
-    return {key: description[key] for key in ("kept", "scaled", "attributes", "dropped") if key in description}
+    return {key: description[key] for key in MANIFEST_KEYS if key in description}
 
 
 def _sparse(description: dict[str, Any], model: nn.Module) -> list[str]:

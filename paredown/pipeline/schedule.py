@@ -51,13 +51,13 @@ def prune_by_schedule(
         own = latency_of(task, where)
         latency = latency_at(config.precision, task, where, own)
         config = _of_the_float_model(config, own, model)
-        table = None if config.latency_by == "macs" else group_latencies(task, model, config, where, latency, progress)
-    judged = closes(config) or table is not None
-    recovery = suited(task) if config.schedule.steps > 1 or judged else Distill()
+        tabled = config.latency_by != "macs" and config.scope == "global"
+        table = None if not tabled else group_latencies(task, model, config, where, latency, progress)
+    recovery = suited(task) if config.schedule.steps > 1 or closes(config) else Distill()
     between = dataclasses.replace(recovery, training=Training(effort=config.schedule.between))
 
     def cut(part: Part, current: nn.Module, place: Resume | None) -> nn.Module:
-        objective = objective_of(task, recovery, current, resume=place) if judged else None
+        objective = objective_of(task, recovery, current, resume=place) if closes(config) else None
         part = dataclasses.replace(part, resume=place, objective=objective)
         return prune_model(current, task, config, latency=latency, table=table, part=part, seed=seed, progress=progress)
 

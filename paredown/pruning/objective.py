@@ -22,7 +22,7 @@ def own_objective(task: Task, original: nn.Module) -> Objective:
         if task.train_step is not None:
             return task.train_step(model, batch)
         output = call(model, inputs)
-        return task.loss(output, target) if target is not None else _distance(output, inputs, original)
+        return task.loss(output, target) if target is not None else output_distance(output, inputs, original)
 
     return objective
 
@@ -35,8 +35,8 @@ def mean_objective(model: nn.Module, task: Task, objective: Objective) -> float:
         return float(np.mean([float(objective(model, batch)) for batch in batches]))
 
 
-def _distance(output: object, inputs: object, original: nn.Module) -> Tensor:
-    """Mean square of the difference to the original's outputs, in units of their own mean square."""
+def output_distance(output: object, inputs: object, original: nn.Module) -> Tensor:
+    """Mean square of the difference to the original's outputs, in units of their own mean square; 0 where none is a number."""
     with torch.no_grad(), evaluating(original):
         wanted = [t for t in tensors(call(original, inputs)) if t.is_floating_point()]  # type: ignore[arg-type]
     found = [t for t in tensors(output) if t.is_floating_point()]
@@ -47,4 +47,4 @@ def _distance(output: object, inputs: object, original: nn.Module) -> Tensor:
             remedy="give train targets, so that the task's loss is used",
         )
     parts = [F.mse_loss(f, w) / w.square().mean().clamp_min(1e-12) for f, w in zip(found, wanted, strict=True)]
-    return torch.stack(parts).mean()
+    return torch.stack(parts).mean() if parts else torch.zeros(())

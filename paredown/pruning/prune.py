@@ -148,7 +148,7 @@ def _importance(
 def _recorded(pruned: nn.Module, learned: Learned) -> nn.Module:
     """With what folding the gates cost in its manifest."""
     manifest = manifest_of(pruned)
-    if learned.fold is None or manifest is None:
+    if learned.fold is None or manifest is None or not np.isfinite(learned.fold).all():
         return pruned
     return attach_(pruned, dataclasses.replace(manifest, folds=(*manifest.folds, learned.fold)))
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paredown.core.errors import NothingToPruneError, RecipeError
+from paredown.core.errors import NotFiniteError, NothingToPruneError, RecipeError
 from paredown.core.progress import Progress, silent
 from paredown.core.report import Masked, SensitivityCurve
 from paredown.core.steps import Criterion
@@ -92,7 +92,7 @@ def weight_sensitivity_curves(
     layers = sparse_layers(copy, task.protect)
     with seeded(seed):
         ranked = weight_sensitivity(copy, task, layers, seed=seed)
-    units = [_layer_unit(layer, s) for layer, s in zip(layers, ranked, strict=True)]
+    units = [_layer_unit(layer, s) for layer, s in zip(layers, ranked, strict=True) if s.numel() > 1]  # one weight always stays
     return _curves(copy, task, units, ratios, samples, progress, "weights")
 
 
@@ -173,6 +173,10 @@ def _curves(
         progress(label, number / len(units))
         found = [base, *(_masked(model, small, loss, unit.masked(unit.order[:k])) for k in unit.counts(points))]
         estimate = (base[1], *(base[1] + c for c in change))
+        if not np.isfinite([*(number for pair in found for number in pair), *estimate]).all():
+            got = f"NaN or infinity with {masked} of {unit.name or 'the model'} masked"
+            remedy = "guard the division or logarithm in it"
+            raise NotFiniteError("metric and loss must be finite for sensitivity", got=got, remedy=remedy)
         metric, losses = tuple(m for m, _ in found), tuple(value for _, value in found)
         curve = SensitivityCurve(unit.name, len(unit.order), (0.0, *points), metric, losses, estimate, higher, n, masked)
         result.append(curve)

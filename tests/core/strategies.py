@@ -1,5 +1,7 @@
 """Hypothesis strategies for the vocabulary: any valid step, recipe, budget."""
 
+import dataclasses
+
 from hypothesis import strategies as st
 
 from paredown.core.budget import Budget
@@ -57,7 +59,12 @@ goals = st.one_of(
 )
 prunes: st.SearchStrategy[Prune] = st.builds(
     lambda goal, importance, scope, schedule, widths, protect: Prune(
-        **goal, importance=importance, scope=scope, schedule=schedule, widths=widths, protect=protect
+        **goal,
+        importance=importance,
+        scope=scope,
+        schedule=schedule,
+        widths=dataclasses.replace(widths, floors={}) if scope == "depth" else widths,
+        protect=protect,
     ),
     goals,
     st.one_of(
@@ -67,7 +74,12 @@ prunes: st.SearchStrategy[Prune] = st.builds(
     ),
     st.sampled_from(["global", "uniform", "depth"]),
     st.builds(Schedule, steps=st.integers(1, 9), curve=st.sampled_from(["linear", "cubic"]), between=efforts),
-    st.builds(Widths, floor=fractions, round_to=st.integers(0, 64), floors=st.dictionaries(st.text(max_size=9), fractions)),
+    st.builds(
+        Widths,
+        floor=fractions,
+        round_to=st.integers(0, 64),
+        floors=st.dictionaries(st.sampled_from(["", "layer1", "layer1.0.conv1"]), fractions),
+    ),
     names,
 )
 sparsities = st.builds(

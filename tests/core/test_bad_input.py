@@ -10,6 +10,7 @@ from paredown.core.errors import BudgetError, ParedownError, RecipeError, Target
 from paredown.core.knowledge import Contrastive, SequenceLevel, TokenLevel
 from paredown.core.recipe import Recipe
 from paredown.core.steps import Activations, Distill, MixedBits, Prune, Quantize, Schedule, Sparsify, Training, Weights, Widths
+from paredown.core.subnets import SubnetSpace
 from paredown.core.target import Target
 
 Case = tuple[Callable[[], object], type[ParedownError], str, str]  # call, error, value shown, remedy
@@ -45,6 +46,30 @@ RECIPES: dict[str, Case] = {
     "no goal": (Prune, RecipeError, "none", "write Prune(ratio=0.5)"),
     "two goals": (lambda: Prune(ratio=0.5, macs="0.5x"), RecipeError, "ratio", "write Prune(ratio=0.5)"),
     "ratio of 50": (lambda: Prune(ratio=50), RecipeError, "got 50", "did you mean 0.5?"),
+    "a table for a uniform scope": (
+        lambda: Prune(latency="0.5x", scope="uniform", latency_by="table"),
+        RecipeError,
+        "each group by itself",
+        "leave latency_by",
+    ),
+    "floors of branches": (
+        lambda: Prune(ratio=0.5, scope="depth", widths=Widths(floors={"a": 0.5})),
+        RecipeError,
+        "whole branches",
+        "protect",
+    ),
+    "ceiling of a subnet": (
+        lambda: SubnetSpace(widths=Widths(ceiling=0.5)),
+        RecipeError,
+        "the model itself",
+        "prune to it first",
+    ),
+    "floor of yes": (
+        lambda: Recipe.from_dict({"steps": [{"step": "prune", "ratio": 0.5, "widths": {"floors": {"a": True}}}]}),
+        RecipeError,
+        "must be a number",
+        "write the number",
+    ),
     "latency_by without latency": (
         lambda: Prune(ratio=0.5, latency_by="macs"),
         RecipeError,

@@ -95,6 +95,11 @@ def test_lines_of_torchvision_are_the_users_own_and_not_torchs() -> None:
     assert [b.where.partition(":")[0] for b in groups.barriers] == ["resnet.py"]
 
 
+def test_a_barrier_in_a_model_of_torchs_own_modules_names_the_module() -> None:
+    groups = dependency_groups(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10)), torch.randn(2, 8))
+    assert [(b.operator, b.where) for b in groups.barriers] == [("output", "2")]
+
+
 def test_the_output_keeps_its_shape_and_says_so(small_resnet: nn.Module) -> None:
     groups = dependency_groups(small_resnet, torch.randn(2, 1, 8, 8))
     assert ("head.weight", 0) not in groups.extents

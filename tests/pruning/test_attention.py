@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import paredown
 from paredown.core.effort import Effort
 from paredown.core.errors import NotTrainableError, TrainingDivergedError
 from paredown.core.steps import ChannelAttention, Gate, Prune, Training, Widths
@@ -20,7 +22,7 @@ from paredown.pruning.attention import channel_attention, shares_of
 from paredown.pruning.closing import Goal
 from paredown.pruning.prune import prune_model
 from paredown.task.task import Task
-from tests.conftest import SmallResNet
+from tests.conftest import SmallResNet, make_small_resnet
 
 BOTH: tuple[Gate, ...] = ("static", "squeeze_excite")
 
@@ -110,7 +112,7 @@ def test_shares_of_macs_sum_to_one_and_are_larger_where_a_channel_costs_more(pat
 
 
 @pytest.mark.parametrize("gate", BOTH)
-def test_pruning_by_channel_attention_meets_its_goal(pattern_task: Task, gate: Gate) -> None:
+def test_pruning_by_channel_attention_meets_its_goal(pattern_task: Task, tmp_path: Path, gate: Gate) -> None:
     said: list[str] = []
     pruned = prune_model(
         pattern_task.model,
@@ -127,6 +129,8 @@ def test_pruning_by_channel_attention_meets_its_goal(pattern_task: Task, gate: G
     ((before, after),) = manifest.folds
     assert before == pytest.approx(after, rel=1e-5 if gate == "static" else 0.1) and before > 0
     assert Manifest.from_dict(json.loads(json.dumps(manifest.to_dict()))) == manifest
+    paredown.save_checkpoint(pruned, tmp_path / "kept")
+    assert manifest_of(paredown.load_checkpoint(tmp_path / "kept", make_small_resnet(16))) == manifest
     again = manifest_of(prune_model(pruned, pattern_task, Prune(ratio=0.3, widths=Widths(round_to=2))))
     assert again is not None and again.folds == manifest.folds
 

@@ -244,6 +244,27 @@ def _all_barriers() -> tuple[nn.Module, dict[str, Any]]:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {}
 
 
+def test_of_tied_weights_either_module_may_be_named() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 24), nn.Linear(24, 4)
+            self.one, self.other = nn.Linear(24, 24), nn.Linear(24, 24)
+            self.other.weight = self.one.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(F.relu(self.other(F.relu(self.one(self.first(x))))))
+
+    torch.manual_seed(0)
+    model, x = Tied().eval(), torch.randn(8, 8)
+    task = Task(model, (x,), [(x, torch.zeros(8, dtype=torch.long))], [(x, torch.zeros(8, dtype=torch.long))])
+    for name in ("one", "other"):
+        with pytest.raises(NothingToPruneError):  # all that may go are channels of both
+            prune_model(model, task, Prune(ratio=0.5, importance="magnitude", widths=Widths(round_to=1, floors={name: 1.0})))
+    pruned = prune_model(model, task, Prune(ratio=0.5, importance="magnitude", widths=Widths(round_to=1)))
+    assert count_macs(pruned, x) <= 0.5 * count_macs(model, x)
+
+
 def test_floors_and_ceilings_hold_for_the_groups_whose_channels_a_module_gives(pattern_task: Task) -> None:
     """One convolution keeps three quarters, one a quarter at most; without that the first would keep less."""
     by_name = Widths(round_to=1, floors={"block1.conv1": 0.75, "block2": 0.1}, ceilings={"block2.conv1": 0.25})
@@ -254,6 +275,9 @@ def test_floors_and_ceilings_hold_for_the_groups_whose_channels_a_module_gives(p
     assert isinstance(free, SmallResNet) and free.block1.conv1.out_channels < 12
     recipe = Recipe((Prune(ratio=0.6, widths=by_name),))
     assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert hash(recipe) == hash(Recipe((Prune(ratio=0.6, widths=by_name),)))
+    with pytest.raises(RecipeError, match=r"that give channels, got block1.bn1, a BatchNorm2d; name the layer before it"):
+        prune_model(pattern_task.model, pattern_task, Prune(ratio=0.6, widths=Widths(floors={"block1.bn1": 0.5})))
     with pytest.raises(RecipeError, match=r"floors and ceilings must name modules of the model, got block9"):
         prune_model(pattern_task.model, pattern_task, Prune(ratio=0.6, widths=Widths(floors={"block9": 0.5})))
 

@@ -1,13 +1,14 @@
 """Sensitivity curves: what is measured, what is estimated, channels and single weights."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from paredown.core.errors import NothingToPruneError, RecipeError
+from paredown.core.errors import NotFiniteError, NothingToPruneError, RecipeError
 from paredown.graph import equality
 from paredown.graph.groups import Groups, dependency_groups
 from paredown.measure.quality import score
@@ -111,3 +112,13 @@ def test_a_model_without_groups_is_an_error(pattern_task: Task) -> None:
     groups = groups_of(pattern_task)
     with pytest.raises(NothingToPruneError, match="sensitivity needs something to remove"):
         sensitivity_curves(pattern_task.model, pattern_task, groups.without(range(len(groups.groups))))
+
+
+def test_a_loss_that_is_infinite_once_something_is_masked_is_an_error(pattern_task: Task) -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        plain = nn.functional.cross_entropy(output, target)
+        return plain if torch.is_grad_enabled() or plain < 0.2 else plain * math.inf
+
+    task = dataclasses.replace(pattern_task, loss=loss)
+    with pytest.raises(NotFiniteError, match=r"must be finite for sensitivity, got NaN or infinity with channels of"):
+        sensitivity_curves(task.model, task, dependency_groups(task.model, task.inputs))
