@@ -49,6 +49,19 @@ def probe(
     numbers, bound = range(len(groups.groups)), {g for together in groups.coupled for g in together}
     suspect = {g for g in numbers if not literal.isdisjoint(groups.groups[g].atoms)} | bound
     kinds = _kinds([*groups.coupled, *((g,) for g in numbers if g not in bound)], groups, suspect)
+    if _all_go(model, groups, inputs, (kinds, suspect), seed, training=training):
+        return Findings((), groups.coupled)
+    full = _full_twin(model, inputs, seed)
+    full = training_too(full) if training else full
+    known = dict[bytes, bool]()
+    return _explore(groups, kinds, lambda: _trials(groups, full, seed, known), suspect)
+
+
+def _all_go(
+    model: nn.Module, groups: Groups, inputs: Inputs, tried: tuple[list[Kind], set[int]], seed: int, *, training: bool
+) -> bool:
+    """Whether all goes well on a small twin, which takes no memory afterwards. tried: kinds, and the suspects among groups."""
+    kinds, suspect = tried
     for side in (SIDE, None):  # some classes take images of one size only
         twin = light_twin(model, inputs, seed, torch.float32, samples=2 if training else 1, side=side, lazy=True)
         twin = training_too(twin) if training else twin
@@ -56,13 +69,10 @@ def probe(
             continue
         few, many = _trials(groups, twin, seed)
         if all(trial.works(_members(chosen)) for trial, chosen in _rounds(groups, kinds, few, many, suspect)):
-            return Findings((), groups.coupled)
+            return True
         if side is not None and runs(twin):
             break
-    full = _full_twin(model, inputs, seed)
-    full = training_too(full) if training else full
-    known = dict[bytes, bool]()
-    return _explore(groups, kinds, lambda: _trials(groups, full, seed, known), suspect)
+    return False
 
 
 def culprits(model: nn.Module, groups: Groups, keep: Sequence[Keep], inputs: Inputs, seed: int = 0) -> list[int]:

@@ -42,15 +42,15 @@ from paredown.pruning.importance.gradients import (
     weight_means,
 )
 from paredown.pruning.importance.taylor import gate_gradient
-from paredown.pruning.scores import PIECE, calibration, scores
+from paredown.pruning.scores import PIECE, scores
 from paredown.pruning.sparsity.layers import Sparse, sparse_layers
-from paredown.pruning.sparsity.sensitivity import sensitivity
+from paredown.pruning.sparsity.sensitivity import few_samples, sensitivity
 from paredown.task.batches import Batch, Inputs, batch_size, call, each, evaluating
 from paredown.task.task import Task
 from paredown.train.seeds import seeded
 
 RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
-SAMPLES = 256  # of the validation data
+SAMPLES = 256  # of the validation data; of the training data, for the order of single weights
 
 
 def sensitivity_curves(
@@ -99,7 +99,7 @@ def weight_sensitivity_curves(
 def weight_sensitivity(model: nn.Module, task: Task, layers: Sequence[Sparse], *, seed: int = 0) -> list[Tensor]:
     """|w| sqrt(mean g^2) of every weight of the layers, in its shape; g: gradient of the output along a random direction."""
     task.require_trainable(model)
-    squares = weight_means(cut(model, Manifest()).eval(), calibration(task), output_change(task, seed), torch.square)
+    squares = weight_means(cut(model, Manifest()).eval(), few_samples(task, SAMPLES), output_change(task, seed), torch.square)
     return sensitivity([layer.weight for layer in layers], [squares.get(layer.weight_name) for layer in layers])
 
 

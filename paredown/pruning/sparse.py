@@ -20,7 +20,7 @@ from paredown.pruning.sparsity.choose import lowest, lowest_of_all, lowest_of_ro
 from paredown.pruning.sparsity.inputs import gram, mean_over_rows, samples, square_sum
 from paredown.pruning.sparsity.layers import Sparse, as_matrices, from_matrices, sparse_layers
 from paredown.pruning.sparsity.nm import nm_mask, parse, runs
-from paredown.pruning.sparsity.sensitivity import sensitivity
+from paredown.pruning.sparsity.sensitivity import few_samples, sensitivity
 from paredown.pruning.sparsity.sparsegpt import solve
 from paredown.pruning.sparsity.wanda import wanda
 from paredown.task.batches import check_finite
@@ -67,7 +67,7 @@ def _scores(model: nn.Module, layers: Sequence[Sparse], task: Task, config: Spar
             loss = config.method == "sensitivity_loss"
             objective = task_loss(task, config.method, 'method="sensitivity"') if loss else output_change(task, seed)
             scratch = copy.deepcopy(model)  # of which all parameters will require a gradient
-            squares = weight_means(scratch, samples(task, config.samples), objective, torch.square)
+            squares = weight_means(scratch, few_samples(task, config.samples), objective, torch.square)
             return sensitivity(weights, [squares.get(layer.weight_name) for layer in layers])
         case "wanda":
             norms = mean_over_rows(model, layers, samples(task, config.samples), square_sum)
