@@ -245,6 +245,13 @@ class Prune:
             raise RecipeError("floors and ceilings are of widths, and depth drops whole branches", got=got, remedy=remedy)
         names("protect", self.protect)
 
+    @property
+    def latency_ways(self) -> tuple[LatencyBy, ...]:
+        """By which of "macs" and "table" widths are chosen for a latency."""
+        if self.scope != "global":
+            return ("macs",)
+        return ("macs", "table") if self.latency_by == "both" else (self.latency_by,)
+
     def limit(self) -> Limit | None:
         """The goal in MACs or in latency, parsed; None where the goal is a threshold."""
         if self.ratio is not None:

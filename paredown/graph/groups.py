@@ -119,12 +119,9 @@ def _is_random(model: nn.Module, inputs: Inputs) -> bool:
 
 
 def _freeze(known: Knowledge, groups: Sequence[Group], reason: str) -> None:
+    """Each barrier stands at the group's module, and the line that first reads one of its parameters."""
+    reads = {name: user for node, name in reversed(known.origins.items()) for user in reversed([*node.users])}
     for group in groups:
         known.labels.freeze_atoms(group.atoms)
-        known.barriers[Barrier("forward", f"{group.name} ({_first_use(known, group)})".removesuffix(" ()"), reason)] = None
-
-
-def _first_use(known: Knowledge, group: Group) -> str:
-    """The line that reads the first of the group's parameters."""
-    reads = {name: user for node, name in reversed(known.origins.items()) for user in reversed([*node.users])}
-    return next((line for s in group.slices if s.tensor in reads and (line := source_line(reads[s.tensor]))), "")
+        line = next((line for s in group.slices if s.tensor in reads and (line := source_line(reads[s.tensor]))), "")
+        known.barriers[Barrier("forward", f"{group.name} ({line})" if line else group.name, reason)] = None

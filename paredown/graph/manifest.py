@@ -108,6 +108,12 @@ def manifest_of(model: nn.Module) -> Manifest | None:
     return value if isinstance(value, Manifest) else None
 
 
+def folds_of(model: nn.Module) -> tuple[tuple[float, float], ...]:
+    """What folding gates cost, of all its cuts."""
+    manifest = manifest_of(model)
+    return () if manifest is None else manifest.folds
+
+
 def attach_(model: nn.Module, manifest: Manifest) -> nn.Module:
     """Records on the model itself how it was cut; survives copy.deepcopy, stands in no state_dict."""
     setattr(model, _ATTRIBUTE, manifest)

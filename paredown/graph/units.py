@@ -72,7 +72,8 @@ class Units:
         limits = [(widths.floor, widths.ceiling)] * len(self.members)
         if widths.floors or widths.ceilings:
             _require_modules(model, widths)
-            limits = [widths.limits({name for g in unit for name in givers(self.groups[g], model)}) for unit in self.members]
+            modules = givers(self.groups, model)
+            limits = [widths.limits({name for g in unit for name in modules[g]}) for unit in self.members]
         return [
             allowed_counts(len(s), floor, int(step), ceiling=ceiling, whole=size, first=one)
             for s, step, size, one, (floor, ceiling) in zip(self.scores, steps, whole, uncut, limits, strict=True)
@@ -95,12 +96,13 @@ def _require_modules(model: nn.Module, widths: Widths) -> None:
             raise RecipeError("floors and ceilings must name modules that give channels", got=got, remedy=remedy)
 
 
-def givers(group: Group, model: nn.Module) -> set[str]:
-    """Modules whose outputs are the group's channels: those with a weight that makes them. Norms only scale them."""
-    first = names_of(model)
-    made = {s.tensor for s in group.slices if not s.consumer}
-    weights = (name for name, p in model.named_parameters(remove_duplicate=False) if p.dim() > 1 and first[id(p)] in made)
-    return {name.rpartition(".")[0] for name in weights}  # of tied weights every module
+def givers(groups: Sequence[Group], model: nn.Module) -> list[set[str]]:
+    """For each group the modules whose outputs its channels are: those with a weight that makes them. Norms only scale them."""
+    first, holders = names_of(model), dict[str, set[str]]()  # of tied weights every module
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.dim() > 1:
+            holders.setdefault(first[id(parameter)], set()).add(name.rpartition(".")[0])
+    return [{module for s in group.slices if not s.consumer for module in holders.get(s.tensor, ())} for group in groups]
 
 
 def original_sizes(groups: Groups, model: nn.Module, original: nn.Module) -> list[int]:

@@ -41,7 +41,7 @@ from paredown.core.training import Resume, Training
 from paredown.deploy.capabilities import environment
 from paredown.distillation.suited import suited
 from paredown.graph.groups import dependency_groups
-from paredown.graph.manifest import manifest_of
+from paredown.graph.manifest import folds_of
 from paredown.measure.cost import compressed_bytes
 from paredown.measure.quality import Scores, samples_needed, smallest_drop
 from paredown.pipeline.analyze import sensitivity_of
@@ -264,8 +264,8 @@ def _follow(run: _Run, recipe: Recipe) -> Stored:
 
 def _execute(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate) -> Stored:
     """One stage: apply its steps, export, check, measure, judge, and put it on disk."""
-    began, label = time.monotonic(), str(whole)
-    model = _applied(run, steps, whole, previous, _labelled(run.progress, label))
+    began, label, before = time.monotonic(), str(whole), run.model_of(previous)
+    model = _applied(run, steps, whole, before, _labelled(run.progress, label))
     with scratch_folder(run.store.folder(whole)) as scratch:
         run.progress(f"{label}: measure", 0.0)
         artifact, parity = export_checked(model, run.task, run.target, scratch / "model.onnx")
@@ -278,15 +278,16 @@ def _execute(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate) -> St
             confidence=run.budget.confidence,
             limit=run.budget.limit("latency"),
         )
-        stage = dataclasses.replace(_judged(run, steps, candidate, previous, began), folds=_folds(run, previous, model))
+        folds = folds_of(model)[len(folds_of(before)) :]
+        stage = dataclasses.replace(_judged(run, steps, candidate, previous, began), folds=folds)
         rows = tuple(dataclasses.replace(row, candidate=candidate.name) for row in parity)
         run.progress(f"{label}: measure", 1.0)
         return run.store.save(whole, Stored(stage, rows), model, scratch / "model.onnx")
 
 
-def _applied(run: _Run, steps: Recipe, whole: Recipe, previous: Candidate, progress: Progress) -> nn.Module:
+def _applied(run: _Run, steps: Recipe, whole: Recipe, model: nn.Module, progress: Progress) -> nn.Module:
     """The steps of a stage, from where a run that was killed had got. What a refused step leaves is of no use to anybody."""
-    place, model = Resume(run.store.unfinished(whole), teacher=run.store.teacher), run.model_of(previous)
+    place = Resume(run.store.unfinished(whole), teacher=run.store.teacher)
     try:
         return apply(run.task, steps, model=model, target=run.target, seed=run.seed, progress=progress, resume=place)
     except OutputError:  # a full disk, say
@@ -309,15 +310,6 @@ def _judged(run: _Run, steps: Recipe, candidate: Candidate, previous: Candidate,
     return Stage(
         str(steps), candidate.recipe, candidate, verdict.kept, verdict.reason, ratio, size_ratio, time.monotonic() - began, packed
     )
-
-
-def _folds(run: _Run, previous: Candidate, model: nn.Module) -> tuple[tuple[float, float], ...]:
-    """What folding gates cost, in the cuts that this stage made."""
-    manifest = manifest_of(model)
-    if manifest is None or not manifest.folds:
-        return ()
-    earlier = manifest_of(run.model_of(previous))
-    return manifest.folds if earlier is None else manifest.folds[len(earlier.folds) :]
 
 
 def _labelled(progress: Progress, stage: str) -> Progress:

@@ -51,8 +51,8 @@ def prune_by_schedule(
         own = latency_of(task, where)
         latency = latency_at(config.precision, task, where, own)
         config = _of_the_float_model(config, own, model)
-        tabled = config.latency_by != "macs" and config.scope == "global"
-        table = None if not tabled else group_latencies(task, model, config, where, latency, progress)
+        tabled = "table" in config.latency_ways
+        table = group_latencies(task, model, config, where, latency, progress) if tabled else None
     recovery = suited(task) if config.schedule.steps > 1 or closes(config) else Distill()
     between = dataclasses.replace(recovery, training=Training(effort=config.schedule.between))
 

@@ -14,7 +14,6 @@ costs is measured (`Attended.before`, `.after`).
 """
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -32,9 +31,9 @@ from paredown.pruning.closing import Closing, Goal, SoftMacs
 from paredown.pruning.gates import Gates, Objective, fold_, places
 from paredown.pruning.goals import macs_per_atom
 from paredown.pruning.objective import mean_objective, own_objective
-from paredown.pruning.scores import BATCHES
+from paredown.pruning.scores import calibration
 from paredown.pruning.select import Keep, Scores
-from paredown.task.batches import Batch, device_of, each, evaluating
+from paredown.task.batches import Batch, device_of, evaluating
 from paredown.task.task import Task
 from paredown.train.freeze import require_modules
 from paredown.train.loop import fit_
@@ -220,7 +219,7 @@ def _read(gated: Gates, task: Task, objective: Objective) -> tuple[float, list[T
     """The mean objective, and the mean gates, over a few training batches."""
     values, gates = [], []
     with evaluating(gated):
-        for batch in itertools.islice(each(task.train, "train", device_of(gated)), BATCHES):
+        for batch in calibration(task):
             values.append(float(gated(objective, batch)))
             gates.append(gated.gates())
     return float(np.mean(values)), [torch.stack(each_gate).mean(0) for each_gate in zip(*gates, strict=True)]

@@ -100,7 +100,7 @@ def choose(job: Job) -> list[Keep]:
         return _as_it_is(job, now)
     if config.latency is None:
         return pick(goal)
-    return _fast_enough(job, pick, allowed, macs, (goal, now, whole))
+    return _Timed(job, allowed, macs, pick, goal, now, whole).choose()
 
 
 def share_of(job: Job) -> float:
@@ -194,34 +194,70 @@ def macs_per_atom(sizes: Sequence[int], macs: Callable[[Sequence[Keep]], float])
     return result
 
 
-def _fast_enough(
-    job: Job,
-    pick: Callable[[float], list[Keep]],
-    allowed: Sequence[Sequence[int]],
-    macs: Callable[[Sequence[Keep]], float],
-    cost: tuple[float, float, float],
-) -> list[Keep]:
-    """Widths ordered by MACs, or chosen over the table, as `latency_by` says; of both the one that leaves the model better."""
-    ways: dict[str, Callable[[], list[Keep]]] = {"macs": lambda: _by_bisection(job, pick, allowed, macs, cost)}
-    if job.table is not None and job.config.scope == "global":
-        ways["table"] = functools.partial(_by_table, job, job.table, allowed, macs, cost)
-    found, missed = list[list[Keep]](), list[NothingToPruneError]()
-    for name, way in ways.items():
-        if job.config.latency_by in (name, "both") or len(ways) == 1:
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """A choice for a latency. allowed: counts of each unit. macs: of the model that keeps this of each unit.
+
+    pick: the choice of so many MACs. goal, now, whole: ms of what is asked, of the model as it is, and of the original.
+    """
+
+    job: Job
+    allowed: Sequence[Sequence[int]]
+    macs: Callable[[Sequence[Keep]], float]
+    pick: Callable[[float], list[Keep]]
+    goal: float
+    now: float
+    whole: float
+
+    def ms(self, keep: Sequence[Keep]) -> float:
+        assert self.job.latency is not None  # prune_model checks it
+        return self.job.latency(self.job.candidate(keep))
+
+    def choose(self) -> list[Keep]:
+        """As the config says; of two ways' choices the one that leaves the outputs nearer to the original's."""
+        ways = {"macs": self._by_macs, "table": self._by_table}
+        names = [name for name in self.job.config.latency_ways if name == "macs" or self.job.table is not None]
+        found, missed = list[list[Keep]](), list[NothingToPruneError]()
+        for name in names or ["macs"]:
             try:
-                found.append(way())
+                found.append(ways[name]())
             except NothingToPruneError as error:  # a measurement is noisy, and few widths are tried: the other may get there
                 missed.append(error)
-    if not found:
-        raise missed[0]
-    return found[0] if len(found) == 1 else _nearest(job, found)
+        if not found:
+            raise missed[0]
+        return found[0] if len(found) == 1 else _nearest(self.job, found)
+
+    def _by_table(self) -> list[Keep]:
+        """The exact knapsack over the table."""
+        units, table = self.job.units, self.job.table
+        assert table is not None  # as `choose` looks
+        loss = losses(units, self.allowed)
+        if isinstance(self.job.config.importance, ChannelAttention):  # its scores are per MAC
+            loss = [column * mac for column, mac in zip(loss, macs_per_atom(_sizes(units), self.macs), strict=True)]
+        saving = savings(units, self.allowed, table)
+
+        def measured(counts: Sequence[int]) -> float:
+            return self.ms(units.best(counts)) / self.whole
+
+        goal, start = self.goal / self.whole, self.now / self.whole
+        return units.best(select_widths(loss, saving, self.allowed, measured, goal, start=start))
+
+    def _by_macs(self) -> list[Keep]:
+        """Bisects over MACs, since a measurement is dear and noisy: the largest of the models tried that is fast enough."""
+        best = _fastest(self.job, self.allowed, self.goal, self.whole)
+        low, high = self.macs(best), float(count_macs(self.job.model, self.job.task.inputs))
+        for _ in range(_LATENCY_TRIALS - 1):
+            middle = (low + high) / 2
+            keep = self.pick(middle)
+            low, high, best = (middle, high, keep) if self.ms(keep) <= self.goal else (low, middle, best)
+        return best
 
 
 def _nearest(job: Job, candidates: Sequence[list[Keep]]) -> list[Keep]:
     """The candidate whose outputs are nearest to the original's, before any training; the first where none can be told.
 
     Labels and the user's own training step don't come into it. Scores summed over what is removed tell little where most of a
-    group goes. Six choices for ResNet-20 at 0.6x latency ranked nearly alike by this distance, a cosine, and soft labels.
+    group goes.
     """
     with seeded(0):
         batches = list(calibration(job.task))
@@ -239,43 +275,3 @@ def _distance(job: Job, candidate: nn.Module, batches: Sequence[Batch]) -> float
         found = [float(output_distance(call(candidate, inputs), inputs, job.original)) for inputs, _ in batches]
     mean = float(np.mean(found))
     return mean if math.isfinite(mean) else math.inf
-
-
-def _by_table(
-    job: Job,
-    table: LatencyTable,
-    allowed: Sequence[Sequence[int]],
-    macs: Callable[[Sequence[Keep]], float],
-    cost: tuple[float, float, float],
-) -> list[Keep]:
-    """The exact knapsack over the table. cost: ms of the goal, of the model as it is, and of the original."""
-    goal, now, whole = cost
-    loss = losses(job.units, allowed)
-    if isinstance(job.config.importance, ChannelAttention):  # its scores are per MAC
-        loss = [column * mac for column, mac in zip(loss, macs_per_atom(_sizes(job.units), macs), strict=True)]
-
-    def measured(counts: Sequence[int]) -> float:
-        assert job.latency is not None  # prune_model checks it
-        return job.latency(job.candidate(job.units.best(counts))) / whole
-
-    saving = savings(job.units, allowed, table)
-    return job.units.best(select_widths(loss, saving, allowed, measured, goal / whole, start=now / whole))
-
-
-def _by_bisection(
-    job: Job,
-    pick: Callable[[float], list[Keep]],
-    allowed: Sequence[Sequence[int]],
-    macs: Callable[[Sequence[Keep]], float],
-    cost: tuple[float, float, float],
-) -> list[Keep]:
-    """Bisects over MACs, since a measurement is dear and noisy: the largest of the models tried that is fast enough."""
-    assert job.latency is not None  # prune_model checks it
-    goal, _, whole = cost
-    best = _fastest(job, allowed, goal, whole)
-    low, high = macs(best), float(count_macs(job.model, job.task.inputs))
-    for _ in range(_LATENCY_TRIALS - 1):
-        middle = (low + high) / 2
-        keep = pick(middle)
-        low, high, best = (middle, high, keep) if job.latency(job.candidate(keep)) <= goal else (low, middle, best)
-    return best

@@ -1,6 +1,4 @@
-"""What a model is judged by while it is pruned, where no objective is handed in: the task's own loss, or how outputs moved."""
-
-import itertools
+"""What a model is judged by while it is pruned: the task's own loss, or how far its outputs are from the original's."""
 
 import numpy as np
 import torch
@@ -8,21 +6,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paredown.core.errors import TaskError
-from paredown.pruning.importance.gradients import Objective
-from paredown.pruning.scores import BATCHES
-from paredown.task.batches import Batch, call, device_of, each, evaluating, tensors
+from paredown.pruning.importance.gradients import Objective, task_loss
+from paredown.pruning.scores import calibration
+from paredown.task.batches import Batch, call, evaluating, tensors
 from paredown.task.task import Task
 
 
 def own_objective(task: Task, original: nn.Module) -> Objective:
     """The task's training step or loss; where a batch has no target, the distance to the output of `original`."""
 
+    loss = task_loss(task, "an importance")
+
     def objective(model: nn.Module, batch: Batch) -> Tensor:
         inputs, target = batch
-        if task.train_step is not None:
-            return task.train_step(model, batch)
-        output = call(model, inputs)
-        return task.loss(output, target) if target is not None else output_distance(output, inputs, original)
+        if task.train_step is None and target is None:
+            return output_distance(call(model, inputs), inputs, original)
+        return loss(model, batch)
 
     return objective
 
@@ -30,9 +29,8 @@ def own_objective(task: Task, original: nn.Module) -> Objective:
 @torch.no_grad()
 def mean_objective(model: nn.Module, task: Task, objective: Objective) -> float:
     """Over the first training batches, in evaluation mode."""
-    batches = itertools.islice(each(task.train, "train", device_of(model)), BATCHES)
     with evaluating(model):
-        return float(np.mean([float(objective(model, batch)) for batch in batches]))
+        return float(np.mean([float(objective(model, batch)) for batch in calibration(task)]))
 
 
 def output_distance(output: object, inputs: object, original: nn.Module) -> Tensor:

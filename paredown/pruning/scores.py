@@ -35,8 +35,8 @@ from paredown.pruning.importance.gradients import (
     curvatures,
     detached,
     gate_gradients,
+    in_pieces,
     output_change,
-    pieces,
     task_loss,
     weight_means,
 )
@@ -152,9 +152,8 @@ def calibration(task: Task) -> Iterator[Batch]:
     return itertools.islice(each(task.train, "train", task.device), BATCHES)
 
 
-def _few(task: Task) -> Iterator[Batch]:
-    """The same in pieces; whole where the user's own step may tie the samples of a batch to one another."""
-    return calibration(task) if task.train_step is not None else pieces(calibration(task), PIECE)
+def _few(task: Task) -> Iterable[Batch]:
+    return in_pieces(task, calibration(task), PIECE)
 
 
 def _own(importance: Own, model: nn.Module, task: Task, groups: Groups) -> list[Scores]:

@@ -6,6 +6,7 @@ One section for channels of groups, one for single weights of layers; each funct
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from paredown.core.report import Masked, SensitivityCurve
 from paredown.render import numbers
@@ -30,8 +31,7 @@ class SensitivityRow:
 
 def sections(curves: Sequence[SensitivityCurve]) -> list[list[SensitivityCurve]]:
     """Curves of channels, then those of single weights; neither where there are none."""
-    kinds: tuple[Masked, ...] = ("channels", "weights")
-    found = [[curve for curve in curves if curve.masked == kind] for kind in kinds]
+    found = [[curve for curve in curves if curve.masked == kind] for kind in get_args(Masked)]
     return [section for section in found if section]
 
 

@@ -140,6 +140,11 @@ def pieces(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
             yield _rows(inputs, samples, rows), _rows(target, samples, rows)
 
 
+def in_pieces(task: Task, batches: Iterable[Batch], size: int) -> Iterable[Batch]:
+    """The same; whole where the user's own step may tie the samples of a batch to one another."""
+    return batches if task.train_step is not None else pieces(batches, size)
+
+
 def detached(model: nn.Module) -> dict[str, Tensor]:
     """The parameters by name, without history."""
     return {name: p.detach() for name, p in model.named_parameters()}

@@ -4,15 +4,14 @@
 
 The gradient is that of the output along a random direction, so no label is read ("sensitivity"), or of the loss
 ("sensitivity_loss"); of the user's own training step where the task has one: see `importance/gradients.py`.
-A piece is a few samples, since the gradients of many cancel: stories260K without half of its weights has a perplexity of 73 where
-32 samples are a piece, 36 with 16, 19 with 8, 15.8 with 4, 14.0 with 1.
+A piece is a few samples, since the gradients of many cancel; what that gives on stories260K: benchmarks/results/sparsity.csv.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from paredown.pruning.importance.gradients import pieces
+from paredown.pruning.importance.gradients import in_pieces
 from paredown.pruning.sparsity.inputs import samples
 from paredown.task.batches import Batch
 from paredown.task.task import Task
@@ -20,10 +19,9 @@ from paredown.task.task import Task
 _PIECE = 4  # samples
 
 
-def few_samples(task: Task, count: int) -> Iterator[Batch]:
-    """Training batches up to `count` samples, in pieces; whole where the user's own step may tie samples to one another."""
-    batches = samples(task, count)
-    return batches if task.train_step is not None else pieces(batches, _PIECE)
+def few_samples(task: Task, count: int) -> Iterable[Batch]:
+    """Training batches up to `count` samples, a few at a time (`in_pieces`)."""
+    return in_pieces(task, samples(task, count), _PIECE)
 
 
 def sensitivity(weights: Sequence[Tensor], squares: Sequence[Tensor | None]) -> list[Tensor]:
