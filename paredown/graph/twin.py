@@ -2,22 +2,22 @@
 
 `random_twin` draws every weight. `light_twin` is for probing, and for models so large that a copy of their weights in float64
 wouldn't fit: its weights are views of a few pools of random numbers, one per scale, so that the twin of a large model costs about
-as much memory as its largest layers; and `on_demand` makes the weights of a cut or masked layer when the layer runs, so that none
-of the runs needs a second copy of the weights either.
+as much memory as its largest weight; and `on_demand` makes what a cut or a mask leaves of a large weight for the operation that
+reads it, so that none of the runs needs a second copy of the weights either.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from paredown.core.errors import SurgeryError
+from paredown.graph.late import Late, WithoutInputs
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import Layout, copy_with, cut, fix_attributes_, kept_values, named_tensors, restore_attributes_
 from paredown.task.batches import Inputs, apply_tensors, call, device_of, evaluating, first_samples, tensors, unfused
@@ -27,8 +27,7 @@ LARGE = 100_000_000  # elements of a model that is compared by a light twin
 _BATCHES, _SAMPLES = 2, 2
 _SLACK = 8192  # how many places of a pool a tensor may begin at, so that no two of one size are equal
 _PERIOD = 262_139  # a prime
-_LARGE = 1 << 18  # elements of a weight that is made only when its layer runs
-_LAZY = frozenset((nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+_LATE = 1 << 18  # elements of a parameter that is made only when an operation reads it
 _REMEDY = "name its module in protect, and please report the model"
 
 
@@ -37,7 +36,6 @@ class Twin:
     """A copy of a model with random weights.
 
     weights: those, by name; the copy may hold others for a while. source: the model that it is a copy of.
-    lazy: whether large weights are made only while their layer runs, which fails where a class reads them without running it.
     trains: whether a cut of it has to run in training mode too, as it does itself.
     """
 
@@ -46,7 +44,6 @@ class Twin:
     weights: dict[str, Tensor]
     batches: tuple[Any, ...]
     dtype: torch.dtype
-    lazy: bool = False
     trains: bool = False
 
     @functools.cached_property
@@ -72,8 +69,8 @@ def full_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     """
     if sum(tensor.numel() for tensor in named_tensors(model).values()) > LARGE:
         twin = light_twin(model, inputs, seed, torch.float64, samples=_SAMPLES, batches=_BATCHES)
-        if tried := lazy_where_possible(twin):
-            return tried
+        if runs(twin):
+            return twin
     return random_twin(model, inputs, seed)
 
 
@@ -98,7 +95,6 @@ def light_twin(
     *,
     samples: int,
     side: int | None = None,
-    lazy: bool = False,
     batches: int = 1,
 ) -> Twin:
     """Batches of a few samples, images (batch, channels, *) thinned out to about `side` pixels.
@@ -109,7 +105,7 @@ def light_twin(
     weights = _pooled(named_tensors(model), device_of(model), generator, dtype)
     few = _smaller(first_samples(inputs, samples), side)
     drawn = tuple(_random_inputs(few, generator, dtype) for _ in range(batches))
-    return Twin(_holding(model, weights), model, weights, drawn, dtype, lazy)
+    return Twin(_holding(model, weights), model, weights, drawn, dtype)
 
 
 def runs(twin: Twin) -> bool:
@@ -127,7 +123,7 @@ def training_too(twin: Twin) -> Twin:
         run_in_training(twin)
     except Exception:  # whatever a class raises
         return twin
-    return replace(twin, lazy=False, trains=True)  # parts that evaluation doesn't run may read weights that are made late
+    return replace(twin, trains=True)
 
 
 def run_in_training(twin: Twin) -> None:
@@ -143,20 +139,6 @@ def run_in_training(twin: Twin) -> None:
             buffer.copy_(value)
 
 
-def lazy_where_possible(twin: Twin) -> Twin | None:
-    """The twin, lazy if its class runs every layer with a large weight instead of reading that weight; None if it doesn't run."""
-    lazy = replace(twin, lazy=True)
-    large = {module for name in twin.weights if (module := _late(lazy, name)) is not None}
-    called = set[nn.Module]()
-    handles = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in large]
-    try:
-        works = runs(twin)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return None if not works else lazy if called == large else twin
-
-
 def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
     """Every tensor that a model returns; what its forward makes by torch.zeros and the like is of type `dtype`."""
     with torch.no_grad(), unfused(), _default_dtype(dtype), _checked_lstm(model):
@@ -164,26 +146,22 @@ def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
 
 
 @contextmanager
-def on_demand(twin: Twin, values: dict[str, Callable[[], Tensor]], sizes: dict[str, list[int]] | None = None) -> Iterator[None]:
-    """While active, parameters and buffers of the twin's model hold `values`.
+def on_demand(twin: Twin, values: dict[str, Callable[[], Tensor]], sizes: dict[str, list[int]]) -> Iterator[None]:
+    """While active, parameters and buffers of the twin's model are what `values` make, of these `sizes`.
 
-    In a lazy twin a large layer holds its value while it runs, and else the whole; or, where `sizes` are given, zeros that take
-    no memory.
+    A large parameter holds zeros that take no memory; its value is made for the operation that reads it.
     """
-    handles = list[RemovableHandle]()
+    late = dict[int, Callable[[], Tensor]]()
     for name, make in values.items():
-        tensor, whole, module = twin.tensors[name], twin.weights[name], _late(twin, name)
-        if module is None:
+        tensor, whole = twin.tensors[name], twin.weights[name]
+        if isinstance(tensor, nn.Parameter) and math.prod(sizes[name]) >= _LATE:
+            tensor.data, late[id(tensor)] = whole.new_zeros(()).expand(sizes[name]), make
+        else:
             tensor.data = make()
-            continue
-        tensor.data = rest = whole if sizes is None else whole.new_zeros(()).expand(sizes[name])
-        handles.append(module.register_forward_pre_hook(lambda *_, t=tensor, m=make: setattr(t, "data", m())))
-        handles.append(module.register_forward_hook(lambda *_, t=tensor, r=rest: setattr(t, "data", r)))
     try:
-        yield
+        with Late(late) if late else nullcontext():
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
         for name in values:
             twin.tensors[name].data = twin.weights[name]
 
@@ -191,22 +169,21 @@ def on_demand(twin: Twin, values: dict[str, Callable[[], Tensor]], sizes: dict[s
 @contextmanager
 def masking(twin: Twin, removed: dict[str, dict[int, Tensor]]) -> Iterator[None]:
     """While active, the twin's model reads nothing of the `removed` indices of its weights, by name and dimension: zeros stand in
-    their place. A large layer of a lazy twin gets zeros as its inputs instead, which is the same, and copies no weight.
+    their place.
     """
-    handles = list[RemovableHandle]()
-    values: dict[str, Callable[[], Tensor]] = {}
-    for name, dimensions in removed.items():
-        module = _late(twin, name)
-        if module is not None and dimensions.keys() == {1} and getattr(module, "groups", 1) == 1:
-            handles.append(module.register_forward_pre_hook(functools.partial(_with_zeros, dimensions[1])))
-        else:
-            values[name] = functools.partial(zeroed, twin.weights[name], dimensions)
-    try:
-        with on_demand(twin, values):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    values: dict[str, Callable[[], Tensor]] = {
+        name: functools.partial(zeroed, twin.weights[name], dimensions) for name, dimensions in removed.items()
+    }
+    inputs = {
+        id(twin.tensors[name]): (twin.weights[name], dimensions[1])
+        for name, dimensions in removed.items()
+        if dimensions.keys() == {1} and twin.weights[name].numel() >= _LATE
+    }
+    with (
+        on_demand(twin, values, {name: [*twin.weights[name].shape] for name in removed}),
+        WithoutInputs(inputs) if inputs else nullcontext(),
+    ):
+        yield
 
 
 def zeroed(weight: Tensor, removed: dict[int, Tensor]) -> Tensor:
@@ -215,19 +192,6 @@ def zeroed(weight: Tensor, removed: dict[int, Tensor]) -> Tensor:
     for dimension, indices in removed.items():
         value.index_fill_(dimension, indices, 0)
     return value
-
-
-def _with_zeros(channels: Tensor, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments of a convolution or linear layer, with zeros in these channels of its input."""
-    axis = -1 - len(getattr(module, "kernel_size", ()))  # counted from the end, the channels of (batch, channels, *spatial)
-    return (args[0].index_fill(axis, channels, 0), *args[1:])
-
-
-def _late(twin: Twin, name: str) -> nn.Module | None:
-    """The layer that a large weight of a lazy twin is made for when it runs; None for any other."""
-    path, *others = twin.layout.holders[name]
-    late = twin.lazy and twin.weights[name].numel() >= _LARGE and not others and type(twin.modules[path]) in _LAZY
-    return twin.modules[path] if late else None
 
 
 @contextmanager
@@ -255,7 +219,7 @@ def cut_twin(pruned: nn.Module, twin: Twin, manifest: Manifest) -> Iterator[nn.M
         name: functools.partial(kept_values, name, twin.weights[name], manifest) for name in sizes
     }
     empty = {name: twin.weights[name].new_zeros(()).expand(size) for name, size in sizes.items()}
-    candidate = Twin(_holding(pruned, empty), pruned, empty, (), twin.dtype, twin.lazy)
+    candidate = Twin(_holding(pruned, empty), pruned, empty, (), twin.dtype)
     with on_demand(candidate, makers, sizes):
         yield candidate.model
 

@@ -1,46 +1,79 @@
 """Twins: copies of a model with other weights, cut and masked for a while."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
-from paredown.graph.twin import light_twin, masking, outputs, runs, zeroed
+from paredown.graph.twin import light_twin, masking, on_demand, outputs, runs, zeroed
 from paredown.task.batches import first_samples
 
 
 class Large(nn.Module):
-    """Two layers whose weights are made when they run, and one that is small."""
+    """Large weights in a convolution, one in groups, a linear layer, in none, and read through another layer; and a small one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.wide, self.small = nn.Conv2d(64, 512, 3), nn.Linear(512, 512), nn.Linear(512, 4)
+        self.conv, self.grouped = nn.Conv2d(64, 512, 3), nn.Conv2d(512, 1024, 3, groups=16)
+        self.wide, self.small = nn.Linear(1024, 512), nn.Linear(512, 4)
+        self.bare = nn.Parameter(torch.randn(512, 512))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv(x).relu().mean((2, 3))
-        return self.small(self.wide(h).relu())
+        h = self.grouped(self.conv(x).relu()).mean((2, 3))
+        h = self.wide(h).relu() @ self.bare
+        return self.small(h.relu()) + (h @ self.wide.weight).mean(1, keepdim=True)
 
 
-def test_masking_by_inputs_equals_masking_by_weights() -> None:
-    model = Large().eval()
-    lazy, plain = (light_twin(model, torch.randn(2, 64, 5, 5), 0, torch.float64, samples=2, lazy=lazy) for lazy in (True, False))
-    removed = {"conv.weight": [1, 60], "wide.weight": [0, 7, 300], "small.weight": [5]}
-    indices = {name: {1: torch.tensor(gone)} for name, gone in removed.items()}
-    found = []
-    for twin in (lazy, plain):
-        with masking(twin, indices):
-            found.append(outputs(twin.model, twin.batches[0], twin.dtype)[0])
-    by_hand = light_twin(model, torch.randn(2, 64, 5, 5), 0, torch.float64, samples=2)
+REMOVED = {
+    "conv.weight": {1: [1, 60]},
+    "grouped.weight": {1: [3]},
+    "wide.weight": {1: [0, 7, 900]},
+    "bare": {0: [5, 6]},
+    "small.weight": {1: [5]},
+}
+
+
+def test_masking_equals_zeros_in_the_weights() -> None:
+    model, x = Large().eval(), torch.randn(2, 64, 7, 7)
+    twin = light_twin(model, x, 0, torch.float64, samples=2)
+    indices = {name: {d: torch.tensor(gone) for d, gone in dimensions.items()} for name, dimensions in REMOVED.items()}
+    whole = outputs(twin.model, twin.batches[0], twin.dtype)[0]
+    with masking(twin, indices):
+        masked = outputs(twin.model, twin.batches[0], twin.dtype)[0]
+    assert torch.equal(outputs(twin.model, twin.batches[0], twin.dtype)[0], whole)
+    by_hand = light_twin(model, x, 0, torch.float64, samples=2)
     for name, dimensions in indices.items():
         by_hand.tensors[name].data = zeroed(by_hand.weights[name], dimensions)
-    expected = outputs(by_hand.model, lazy.batches[0], torch.float64)[0]
-    assert all(torch.allclose(each, expected, rtol=1e-12, atol=1e-12) for each in found)
-    whole = outputs(lazy.model, lazy.batches[0], torch.float64)[0]
+    expected = outputs(by_hand.model, twin.batches[0], torch.float64)[0]
+    assert torch.allclose(masked, expected, rtol=1e-12, atol=1e-12)
     assert not torch.allclose(whole, expected, rtol=1e-3)
+
+
+def test_a_large_weight_is_made_when_it_is_read() -> None:
+    model, x = Large().eval(), torch.randn(2, 64, 7, 7)
+    twin, made = light_twin(model, x, 0, torch.float64, samples=2), list[str]()
+
+    def halved(name: str) -> Tensor:
+        made.append(name)
+        return twin.weights[name] / 2
+
+    names = ("conv.weight", "wide.weight", "bare", "small.weight")
+    sizes = {name: [*twin.weights[name].shape] for name in names}
+    with on_demand(twin, {name: functools.partial(halved, name) for name in names}, sizes):
+        assert made == ["small.weight"]
+        found = outputs(twin.model, twin.batches[0], twin.dtype)[0]
+        assert made == ["small.weight", "conv.weight", "wide.weight", "bare", "wide.weight"]
+        assert twin.tensors["bare"].untyped_storage().nbytes() < 100
+    for name in names:
+        assert twin.tensors[name].data_ptr() == twin.weights[name].data_ptr()
+        twin.tensors[name].data = twin.weights[name] / 2
+    assert torch.equal(outputs(twin.model, twin.batches[0], twin.dtype)[0], found)
 
 
 def test_a_light_twin_runs_and_leaves_the_model_alone() -> None:
     model = Large().eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert runs(light_twin(model, torch.randn(2, 64, 40, 40), 0, torch.float32, samples=1, side=8, lazy=True))
+    assert runs(light_twin(model, torch.randn(2, 64, 40, 40), 0, torch.float32, samples=1, side=16))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
