@@ -145,7 +145,7 @@ def _layer_unit(layer: Sparse, values: Tensor) -> _Unit:
     def masked(gone: Tensor) -> dict[str, Tensor]:
         return {name: weight.flatten().index_fill(0, gone.to(weight.device), 0).view_as(weight)}
 
-    return _Unit(layer.name, values.flatten().cpu().argsort(stable=True), gates, masked)
+    return _Unit(layer.name or "the model", values.flatten().cpu().argsort(stable=True), gates, masked)
 
 
 def _curves(
@@ -174,7 +174,7 @@ def _curves(
         found = [base, *(_masked(model, small, loss, unit.masked(unit.order[:k])) for k in unit.counts(points))]
         estimate = (base[1], *(base[1] + c for c in change))
         if not np.isfinite([*(number for pair in found for number in pair), *estimate]).all():
-            got = f"NaN or infinity with {masked} of {unit.name or 'the model'} masked"
+            got = f"NaN or infinity with {masked} of {unit.name} masked"
             remedy = "guard the division or logarithm in it"
             raise NotFiniteError("metric and loss must be finite for sensitivity", got=got, remedy=remedy)
         metric, losses = tuple(m for m, _ in found), tuple(value for _, value in found)
@@ -211,7 +211,11 @@ def _evaluate(model: nn.Module, task: Task, loss: Objective) -> tuple[float, flo
 
     def predict(inputs: Inputs) -> Any:
         output, batch = call(model, inputs), next(batches)
-        value = loss(model, batch) if task.train_step is not None else task.loss(output, batch[1])
+        if task.train_step is None:
+            value = task.loss(output, batch[1])
+        else:
+            with torch.enable_grad():  # it may take gradients itself
+                value = loss(model, batch).detach()
         pairs.append((float(value), batch_size(inputs)))
         return output
 

@@ -69,6 +69,23 @@ def test_losses_are_those_of_the_task_or_of_the_users_own_step(pattern_task: Tas
         assert one.loss[0] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_step_that_takes_gradients_itself_is_measured(pattern_task: Task) -> None:
+    def penalized(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x = batch[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return nn.functional.cross_entropy(model(x), batch[1]) + slope.square().mean()
+
+    task = dataclasses.replace(pattern_task, train_step=penalized)
+    plain, own = (weight_sensitivity_curves(t.model, t, ratios=(0.5,), samples=64) for t in (pattern_task, task))
+    assert all(mine.loss[0] > theirs.loss[0] and math.isfinite(mine.loss[1]) for mine, theirs in zip(own, plain, strict=True))
+
+
+def test_a_model_that_is_one_layer_has_a_curve_with_a_name() -> None:
+    x = torch.randn(32, 6)
+    task = Task(nn.Linear(6, 3).eval(), (x,), [(x, torch.zeros(32, dtype=torch.long))], [(x, torch.zeros(32, dtype=torch.long))])
+    assert [curve.group for curve in weight_sensitivity_curves(task.model, task, ratios=(0.5,))] == ["the model"]
+
+
 def test_curves_of_single_weights_cover_every_layer(pattern_task: Task) -> None:
     curves = weight_sensitivity_curves(pattern_task.model, pattern_task, ratios=(0.1, 0.9), samples=128)
     layers = sparse_layers(pattern_task.model)
