@@ -2,7 +2,8 @@
 
 Comparing accumulated outputs would blame operators for the rounding of those before them. The values of a file bear the names of
 the graph's nodes, so every stretch between two named values is cut out, run in the target's runtime and compared alone.
-A quantized operator is cut with the Q/DQ around it, or the runtime wouldn't take its integer kernel.
+A quantized operator is cut with the Q/DQ around it, and with what only moves values between them, or the runtime wouldn't take its
+integer kernel, or would take one that rounds to a grid of its own what it reads in float.
 
 A sum of floats in another order differs in its last bits, so a value at the edge between two of a grid comes out as its
 neighbour; few stand there. An operator that computes something else moves many: a wrong zero point all of them, a weight that was
@@ -36,6 +37,7 @@ Stretch = tuple[list[int], dict[str, str]]
 Verdict = Literal["beyond the tolerance", "beyond rounding", "rounding"]
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _FUSED = ("Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Gelu", "Tanh", "Softmax")
+_MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FAKES = (torch.ops.paredown.fake_quantize.default, torch.ops.paredown.fake_quantize_two_sided.default)
 _LAST_BITS, _NEAR, _FEWEST = 1e-4, 3e-4, 2
@@ -177,7 +179,7 @@ class Graph:
         for node in self.nodes:
             if self.dynamic & set(node.input):
                 self.dynamic |= set(node.output)
-        self.pending = self._pending()
+        self.pending, self.moved = self._pending(), self._moved()
 
     def known(self, name: str) -> bool:
         """Whether a value depends on the inputs and torch computed it too."""
@@ -197,7 +199,8 @@ class Graph:
         queue = [value]
         while queue:
             name = queue.pop()
-            stops = name != value and (name in self.inputs or (self.known(name) and not (coarse and name in self.pending)))
+            inner = coarse and (name in self.pending or name in self.moved)
+            stops = name != value and (name in self.inputs or (self.known(name) and not inner))
             if stops:
                 self._feed(name, nodes, feeds, coarse=coarse)
             elif name in self.made and self.made[name] not in nodes:
@@ -229,6 +232,16 @@ class Graph:
                 if after and fused and name not in self.outputs and node.op_type != _DQ:
                     pending.add(name)
         return pending
+
+    def _moved(self) -> set[str]:
+        """Values that come out of a Q/DQ pair by being moved alone."""
+        moved: set[str] = set()
+        for node in self.nodes:
+            source = self.made.get(node.input[0], -1) if node.op_type in _MOVING else -1
+            if source >= 0 and node.input[0] in self.dynamic:
+                from_grid = self.nodes[source].op_type == _DQ or node.input[0] in moved
+                moved.update(node.output if from_grid else ())
+        return moved
 
 
 def _error(graph: Graph, value: str, stretch: Stretch, target: Target, measure: Measure) -> float:
