@@ -2,8 +2,8 @@
 
 Comparing accumulated outputs would blame operators for the rounding of those before them. The values of a file bear the names of
 the graph's nodes, so every stretch between two named values is cut out, run in the target's runtime and compared alone.
-A quantized operator is cut with the Q/DQ around it, and with what only moves values between them, or the runtime wouldn't take its
-integer kernel, or would take one that rounds to a grid of its own what it reads in float.
+A quantized operator is cut with the Q/DQ around it, and with what only moves values between them. Without them a runtime wouldn't
+take its integer kernel, or would round what it reads in float to a grid of its own.
 
 A sum of floats in another order differs in its last bits, so a value at the edge between two of a grid comes out as its
 neighbour; few stand there. An operator that computes something else moves many: a wrong zero point all of them, a weight that was
