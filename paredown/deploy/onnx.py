@@ -158,12 +158,13 @@ def _passes_(proto: Any, dimensions: dict[str, dict[int, str]]) -> None:
     """Lowers, strips and checks the model."""
     import onnx
 
-    from paredown.deploy import dynamic, kept_floats, narrow, packed, passes, qdq, stored, two_sided
+    from paredown.deploy import dynamic, kept_floats, narrow, packed, pads, passes, qdq, stored, two_sided
 
     dynamic.lower_(proto)
     stored.lower_(proto)
     two_sided.lower_(proto)
     qdq.lower_(proto)
+    pads.absorb_pads_(proto)
     packed.gemms_as_matmuls_(proto)
     qdq.transpose_weights_(proto)
     dynamic.integer_products_(proto)

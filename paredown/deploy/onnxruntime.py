@@ -48,6 +48,7 @@ def options(target: Target) -> Any:
     chosen.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     chosen.log_severity_level = 4
     chosen.add_session_config_entry("session.force_spinning_stop", "1")
+    chosen.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float, as torch; by default 8 bits
     return chosen
 
 

@@ -1,8 +1,9 @@
 """Weights that are stored on a grid and computed with in float: DequantizeLinear of an initializer in 4 or 8 bits, opset 21.
 
 Two 4-bit numbers share a byte. A scale per group is a blocked DequantizeLinear over the matrix (rows, numbers of a row).
-ONNX Runtime 1.32 makes MatMulNBits of one in front of MatMul, if it stands there as (in, out); by default that rounds
-activations to 8 bits as they come. OpenVINO 2026.4 reads blocks of full length only: a short last one is filled, and cut off.
+ONNX Runtime 1.32 makes MatMulNBits of one in front of MatMul, if it stands there as (in, out). By default that rounds
+activations to 8 bits as they come; our sessions ask for float (`onnxruntime.py`). OpenVINO 2026.4 reads blocks of full length
+only: a short last one is filled, and cut off.
 """
 
 from typing import Any

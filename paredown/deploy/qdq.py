@@ -83,7 +83,9 @@ def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
         raise ExportError(
             f"a zero point must be in [{first}, {last}]", got=f"{zero_point.min()} at {node.name}", remedy="calibrate again"
         )
-    names = [constants.add(f"{output}_scale", scale.astype(np.float32)), _zero_point(zero_point.astype(kind), constants)]
+    names = [constants.add(f"{output}_scale", scale.astype(np.float32))]
+    if kind is not np.int32 or zero_point.any():  # of a bias it is 0, which is what leaving it out means
+        names.append(_zero_point(zero_point.astype(kind), constants))
     along = {} if axis < 0 else {"axis": axis}
     value = constants.get(x)
     if value is not None:

@@ -61,3 +61,17 @@ def test_the_bias_in_32_bits_is_the_bias(pattern_task: Task, tmp_path: pathlib.P
     (kept,) = [node for node in file.graph.node if node.output[0].endswith("_bias_kept")]
     bias = values[kept.input[0]].astype(np.float64) * values[kept.input[1]]
     np.testing.assert_allclose(bias, model.get_parameter("block1.conv2.bias").detach().numpy(), rtol=1e-6, atol=1e-8)
+
+
+def test_what_a_layer_with_4_bit_weights_reads_is_not_rounded(tmp_path: pathlib.Path) -> None:
+    """ONNX Runtime would round it to 8 bits as it comes."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 16, 128)
+    net = nn.Sequential(nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 64)).eval()
+    task = Task(net, (x,), [(x, x)], [(x, x)], loss=lambda o, t: o.mean(), metric=lambda o, t: o.mean((1, 2)))
+    model = paredown.quantize(task, Quantize(kind="weight_only", bits=4))
+    artifact = paredown.export(model, task, path=tmp_path / "m.onnx")
+    with torch.no_grad():
+        wanted = model(x).numpy()
+    got = paredown.load(artifact.path)(x.numpy())
+    assert np.abs(got - wanted).max() < 1e-5 * np.abs(wanted).max()
