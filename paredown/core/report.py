@@ -91,6 +91,19 @@ class LayerBits:
 
 
 @dataclass(frozen=True)
+class Operators:
+    """What a runtime makes of a file, by its own account: {operator, in its words: how many}.
+
+    int8: computed on integers. floating: the others. conversions: from floats to integers and back that were left over.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    int8: dict[str, int]
+    floating: dict[str, int]
+    conversions: int
+
+
+@dataclass(frozen=True)
 class Parity:
     """A file against its torch model at one batch size. kind: what error and tolerance are: "max |difference| / max |y|",
     "relative L2", or, of a quantized file whose few inputs weren't enough to judge it, "relative L2 over 64 samples".
@@ -259,7 +272,7 @@ class Report:
     front: the Pareto-optimal candidates in drop, latency and size, the baseline among them. environment: machine, versions.
     sensitivity: of the unchanged model, one curve per dependency group and one per layer, where it was asked for.
     bits: of the result, layer by layer, where it is quantized. quantization: likewise, what that costs each layer on an integer
-    grid by itself, the noisiest first.
+    grid by itself, the noisiest first. operators: of the result's file in the target's runtime, where it is quantized.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -282,6 +295,7 @@ class Report:
     sensitivity: tuple[SensitivityCurve, ...] = ()
     bits: tuple[LayerBits, ...] = ()
     quantization: tuple[NoisyLayer, ...] = ()
+    operators: Operators | None = None
     render: Callable[["Report"], str] | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:

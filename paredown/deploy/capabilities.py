@@ -1,13 +1,14 @@
 """What this machine and its runtimes can do: instruction sets, versions, and which operators of a file really run in int8."""
 
-import collections
 import importlib.metadata
 import os
 import pathlib
 import platform
 import tempfile
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
 
+from paredown.core.report import Operators
 from paredown.core.target import Target
 
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
@@ -17,7 +18,9 @@ _INSTRUCTION_SETS = {
     "asimd": "NEON", "asimddp": "NEON-DOTPROD", "i8mm": "I8MM", "sve": "SVE",
 }  # fmt: skip
 _PREFIXES = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize", "Nhwc")
-_LAYOUT = ("QuantizeLinear", "DequantizeLinear")
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "FakeQuantize", "Convert", "Reorder")
+_LAYOUT = ("Convert", "Reorder")  # of floats, for the kernel behind them
+_NO_LAYERS, _NUMBERS = ("Input", "Output", "Const"), ("f32", "f16", "bf16", "u8", "i8")  # the rest computes shapes
 
 
 def has_vnni() -> bool:
@@ -44,21 +47,16 @@ def environment(target: Target) -> dict[str, str]:
     return found | {"target": str(target), "threads": str(target.threads)}
 
 
-@dataclass(frozen=True)
-class Int8Operators:
-    """Operators of a file after ONNX Runtime's own optimization, {type: how many}.
-
-    int8: run on integers. floating: the others that compute. quantize, dequantize: conversions that were left.
+def executed_operators(path: str | pathlib.Path, target: Target | str = "onnxruntime") -> Operators:
+    """What the target's runtime makes of a file. Raises ArtifactError where it can't be loaded, MissingExtraError where the
+    runtime isn't installed.
     """
-
-    int8: dict[str, int]
-    floating: dict[str, int]
-    quantize: int
-    dequantize: int
+    chosen = Target.of(target)
+    return _of_openvino(pathlib.Path(path), chosen) if chosen.runtime == "openvino" else _of_onnxruntime(pathlib.Path(path))
 
 
-def int8_operators(path: str | pathlib.Path) -> Int8Operators:
-    """What ONNX Runtime makes of a file. Raises ArtifactError where it can't be loaded."""
+def _of_onnxruntime(path: pathlib.Path) -> Operators:
+    """From the graph that it writes once it has optimized it."""
     import onnx
     import onnxruntime
 
@@ -72,15 +70,29 @@ def int8_operators(path: str | pathlib.Path) -> Int8Operators:
         try:
             onnxruntime.InferenceSession(str(path), chosen, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's own classes derive from Exception alone
-            raise unreadable(pathlib.Path(path), error) from error
-        nodes = onnx.load(str(optimized)).graph.node
-    counts = collections.Counter(node.op_type for node in nodes)
-    return Int8Operators(
-        int8={kind: n for kind, n in sorted(counts.items()) if kind.startswith(_PREFIXES)},
-        floating={kind: n for kind, n in sorted(counts.items()) if not kind.startswith(_PREFIXES) and kind not in _LAYOUT},
-        quantize=counts["QuantizeLinear"],
-        dequantize=counts["DequantizeLinear"],
-    )
+            raise unreadable(path, error) from error
+        kinds = [node.op_type for node in onnx.load(str(optimized)).graph.node]
+    return _counted((kind, kind.startswith(_PREFIXES)) for kind in kinds)
+
+
+def _of_openvino(path: pathlib.Path, target: Target) -> Operators:
+    """From its executed graph, where every layer says its kernel ("jit_avx512_I8") and what it computes in."""
+    from paredown.deploy.openvino import compiled
+
+    layers = [layer.get_rt_info() for layer in compiled(path, target).get_runtime_model().get_ordered_ops()]
+    told = [tuple(layer[key].astype(str) for key in ("layerType", "primitiveType", "runtimePrecision")) for layer in layers]
+    run = [each for each in told if each[0] not in _NO_LAYERS and not each[1].startswith("unknown")]  # those only look at memory
+    numbers = [(kind, kernel.endswith("_I8")) for kind, kernel, type_ in run if type_ in _NUMBERS]
+    return _counted((kind, integers) for kind, integers in numbers if integers or kind not in _LAYOUT)
+
+
+def _counted(operators: Iterable[tuple[str, bool]]) -> Operators:
+    """operators: each one's type, and whether it computes on integers."""
+    found = [*operators]
+    int8 = Counter(kind for kind, integers in found if integers and kind not in _CONVERSIONS)
+    floating = Counter(kind for kind, integers in found if not integers and kind not in _CONVERSIONS)
+    conversions = sum(kind in _CONVERSIONS for kind, _ in found)
+    return Operators(dict(sorted(int8.items())), dict(sorted(floating.items())), conversions)
 
 
 def _flags() -> frozenset[str]:

@@ -41,7 +41,12 @@ class OpenVinoSession:
 
 
 def open_session(path: pathlib.Path, target: Target) -> OpenVinoSession:
-    """Raises ArtifactError where the runtime refuses the file, MissingExtraError where it isn't installed."""
+    """Raises what `compiled` raises."""
+    return OpenVinoSession(compiled(path, target), target)
+
+
+def compiled(path: pathlib.Path, target: Target) -> Any:
+    """OpenVINO's compiled model. Raises ArtifactError where it refuses the file, MissingExtraError where it isn't installed."""
     openvino = require_openvino()
     settings = {
         "INFERENCE_NUM_THREADS": target.threads,
@@ -53,7 +58,7 @@ def open_session(path: pathlib.Path, target: Target) -> OpenVinoSession:
     try:
         frontend = openvino.frontend.FrontEndManager().load_by_framework("onnx")  # read_model would guess other formats
         model = frontend.convert(frontend.load(str(path)))
-        return OpenVinoSession(openvino.Core().compile_model(model, "CPU", settings), target)
+        return openvino.Core().compile_model(model, "CPU", settings)
     except Exception as error:  # OpenVINO's frontend errors derive from Exception alone
         raise unreadable(path, error) from error
 

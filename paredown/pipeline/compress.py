@@ -38,7 +38,7 @@ from paredown.core.report import Barrier, Parity, Report, SensitivityCurve, Stag
 from paredown.core.steps import ChannelAttention, Distill, Prune, Quantize, Slimming, Sparsify
 from paredown.core.target import Target
 from paredown.core.training import Resume, Training
-from paredown.deploy.capabilities import environment
+from paredown.deploy.capabilities import environment, executed_operators
 from paredown.distillation.suited import suited
 from paredown.graph.groups import dependency_groups
 from paredown.graph.manifest import folds_of
@@ -369,9 +369,10 @@ def _of_layers(run: _Run, chosen: Candidate) -> dict[str, Any]:
         return {}
     model = run.model_of(chosen)
     assert isinstance(model, QuantizedModel)  # its recipe says so
-    bits = {"bits": layer_bits(model)}
+    bits: dict[str, Any] = {"bits": layer_bits(model)}
     if model.config.kind not in INTEGER_KINDS:
         return bits
+    bits["operators"] = executed_operators(chosen.artifact.path, run.target)
     return bits | {"quantization": diagnosed(run.task, model, run.target, samples=_LAYER_SAMPLES, progress=run.progress)}
 
 

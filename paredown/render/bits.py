@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paredown.core.report import BitsSensitivity, LayerBits, NoisyLayer, WidthLoss
+from paredown.core.report import BitsSensitivity, LayerBits, NoisyLayer, Operators, WidthLoss
+from paredown.core.target import Target
 from paredown.render import numbers
 from paredown.render.plots import Figure, layout, text_of
 from paredown.render.sensitivity import unique
@@ -12,6 +13,7 @@ from paredown.render.sensitivity import unique
 _FLOAT = 32
 _BLUE, _GREY, _RED = "#3b7dd8", "#8a8f98", "#c8553d"
 _SCALE = ((0.0, "rgba(59,125,216,0.06)"), (0.5, "rgba(59,125,216,0.55)"), (0.8, "#8a5a9e"), (1.0, "#c8553d"))
+_RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _MEASURES = {
     "noise": "squared error of the model's output, relative to the output, on training samples",
     "metric": "drop of the metric on the validation split, in its own units",
@@ -51,6 +53,16 @@ def summary(bits: Sequence[LayerBits]) -> str:
         f"float ({numbers.ratio(size / whole)}), and one sample {numbers.count(bops)} bit operations instead of "
         f"{numbers.count(most)} ({numbers.ratio(bops / most)})."
     )
+
+
+def executed(operators: Operators | None, target: Target) -> str:
+    """What the runtime computes on integers and what not; empty where it wasn't asked."""
+    if operators is None:
+        return ""
+    whole, part = (", ".join(f"{n} {kind}" for kind, n in each.items()) for each in (operators.int8, operators.floating))
+    left = f"{operators.conversions} conversions between floats and integers are left" if operators.conversions else ""
+    told = [f"{_RUNTIMES[target.runtime]} computes {whole or 'nothing'} on integers", f"{part} in float" if part else "", left]
+    return "; ".join(text for text in told if text) + "."
 
 
 def measure(bits: Sequence[LayerBits]) -> str:

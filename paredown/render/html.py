@@ -213,6 +213,7 @@ def _bits(report: Report) -> dict[str, Any] | None:
     return {
         "rows": bits.rows(report.bits),
         "summary": bits.summary(report.bits),
+        "executed": bits.executed(report.operators, report.target),
         "measure": bits.measure(report.bits),
         "timed": timed,
         "drawn": any(row.cost is not None for row in report.bits),

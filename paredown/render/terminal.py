@@ -12,7 +12,7 @@ from rich.text import Text
 
 from paredown.core.measurement import Measurement
 from paredown.core.report import Barrier, Comparison, GroupRow, Profile, Report, SensitivityCurve
-from paredown.render import findings, numbers, sensitivity
+from paredown.render import bits, findings, numbers, sensitivity
 
 _GROUPS_SHOWN = 20
 _EXTREMES = 8  # groups shown at either end of sensitivity
@@ -24,6 +24,8 @@ def summary(report: Report) -> RenderableType:
     parts += [_result_table(report), Text()]
     for curves in sensitivity.sections(report.sensitivity):
         parts += [Text(sensitivity.summary(curves, report.metric), style="dim"), Text()]
+    if executed := bits.executed(report.operators, report.target):
+        parts += [Text(executed, style="dim"), Text()]
     parts += [Text(f"binds: {text}", style="red") for text in findings.binding(report)]
     parts += _busy(report.best.latency_ratio)
     return Group(*parts, _verdict(report))

@@ -6,7 +6,7 @@ import pytest
 from paredown.core.errors import ArtifactError
 from paredown.core.target import Target
 from paredown.deploy import capabilities
-from paredown.deploy.capabilities import environment, has_vnni, int8_operators
+from paredown.deploy.capabilities import environment, executed_operators, has_vnni
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,16 @@ def test_environment_names_versions_but_not_the_host() -> None:
     assert getpass.getuser() not in text.split()
 
 
-def test_float_file_has_no_int8_operator(floating) -> None:
-    found = int8_operators(floating.path)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_float_file_has_no_int8_operator(floating, runtime) -> None:
+    found = executed_operators(floating.path, runtime)
     assert found.int8 == {}
-    assert (found.quantize, found.dequantize) == (0, 0)
+    assert found.conversions == 0
     assert found.floating
 
 
-def test_int8_operators_of_a_broken_file_is_an_artifact_error(tmp_path) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_executed_operators_of_a_broken_file_is_an_artifact_error(tmp_path, runtime) -> None:
     (tmp_path / "x.onnx").write_bytes(b"nonsense")
     with pytest.raises(ArtifactError):
-        int8_operators(tmp_path / "x.onnx")
+        executed_operators(tmp_path / "x.onnx", runtime)

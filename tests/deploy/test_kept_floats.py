@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import paredown
 from paredown import Quantize, Task
-from paredown.deploy.capabilities import int8_operators
+from paredown.deploy.capabilities import executed_operators
 
 
 def test_a_layer_in_float_between_integer_ones_stays_in_float(pattern_task: Task, tmp_path: pathlib.Path) -> None:
@@ -19,7 +19,7 @@ def test_a_layer_in_float_between_integer_ones_stays_in_float(pattern_task: Task
     for protect, floats in (((), 0), (("block1.conv2",), 1), (("block1.conv2", "block2.conv1"), 2)):
         model = paredown.quantize(pattern_task, Quantize(protect=protect))
         artifact = paredown.export(model, pattern_task, path=tmp_path / "m.onnx")
-        floating = int8_operators(artifact.path).floating
+        floating = executed_operators(artifact.path).floating
         assert floating.get("Conv", 0) + floating.get("FusedConv", 0) == floats, (protect, floating)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import paredown
-from paredown.deploy.capabilities import int8_operators
+from paredown.deploy.capabilities import executed_operators
 
 SIDES = {"one side": (0, 1, 0, 1), "all around": (1, 1, 2, 2), "cut off": (0, -1, 0, 1)}
 
@@ -56,7 +56,7 @@ def test_zeros_between_two_quantizers_are_the_convolutions_padding(sides: str, r
     (pads,) = (list(entry.ints) for entry in convolution.attribute if entry.name == "pads")
     assert pads == [top, left + 1, bottom, right + 1]
     if runtime == "onnxruntime":
-        assert not int8_operators(str(path)).floating.get("Conv", 0)
+        assert not executed_operators(str(path)).floating.get("Conv", 0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from paredown.core.errors import ExportError
 from paredown.deploy import qdq
-from paredown.deploy.capabilities import int8_operators
+from paredown.deploy.capabilities import executed_operators
 from paredown.deploy.onnx import build, export_onnx
 from paredown.deploy.parity import check_parity
 from tests.deploy.conftest import Activation, QuantizedNet, Weighted, calibrated
@@ -64,9 +64,15 @@ def test_biases_are_stored_in_32_bits_with_the_product_scale(quantized) -> None:
 
 
 def test_onnx_runtime_runs_every_operator_of_the_net_in_int8(quantized) -> None:
-    found = int8_operators(quantized.path)
+    found = executed_operators(quantized.path)
     assert found.int8 == {"QGemm": 1, "QLinearAdd": 1, "QLinearConv": 2}
     assert set(found.floating) <= {"Transpose", "ReduceMean"}
+
+
+def test_openvino_runs_every_operator_of_the_net_in_int8(quantized) -> None:
+    found = executed_operators(quantized.path, "openvino")
+    assert found.int8["Convolution"] == 2 and found.int8["FullyConnected"] == 1
+    assert set(found.floating) <= {"Reduce", "Pooling"}
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -83,7 +89,7 @@ def test_linear_over_three_dimensions_runs_in_int8(tmp_path) -> None:
     stored = initializers(artifact.path)
     assert stored["up.layer.weight_quantized_transposed"].shape == (12, 20)
     assert "up.layer.weight_quantized" not in stored
-    assert int8_operators(artifact.path).int8 == {"MatMulIntegerToFloat": 2}
+    assert executed_operators(artifact.path).int8 == {"MatMulIntegerToFloat": 2}
     for runtime in ("onnxruntime", "openvino"):
         assert len(check_parity(model, (x,), artifact.path, runtime, precision="int8")) == 3
 
@@ -98,7 +104,7 @@ def test_bias_scale_is_found_behind_a_max_pool(tmp_path) -> None:
 def test_activations_of_fewer_bits_are_clipped_between_q_and_dq(tmp_path) -> None:
     x = torch.randn(2, 3, 12, 12)
     artifact = export_onnx(calibrated(QuantizedNet(0, 15), x), (x,), tmp_path / "m.onnx", target="onnxruntime")
-    found = int8_operators(artifact.path)
+    found = executed_operators(artifact.path)
     assert found.int8["QLinearConv"] == 2 and found.floating["Clip"] == 5
 
 

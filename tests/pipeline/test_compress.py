@@ -80,6 +80,7 @@ def test_layers_of_a_quantized_result_are_in_the_report_the_noisiest_first(finis
     assert {row.module for row in report.quantization} == {row.module for row in report.bits}
     assert decibels == sorted(decibels) and all(row.saturated == 0 for row in report.quantization)
     assert all(row.cost is not None and row.cost.size_bytes < row.cost.size_bytes_float for row in report.bits)
+    assert report.operators is not None and report.operators.int8 and not report.operators.floating.keys() & {"Conv", "Gemm"}
     assert read_report(out).quantization == report.quantization
     assert "What quantization costs each layer" in (out / "report.html").read_text()
 

@@ -9,7 +9,7 @@ import paredown
 from paredown import Distill, Quantize, Recipe, Task, Training, Weights
 from paredown.core.effort import Effort
 from paredown.core.errors import NothingToQuantizeError
-from paredown.deploy.capabilities import int8_operators
+from paredown.deploy.capabilities import executed_operators
 from paredown.graph.dynamic_quantize import dynamic_quantize
 from tests.conftest import SmallResNet
 from tests.quantization.models import Attention, Recurrent, relative
@@ -44,9 +44,9 @@ def test_the_file_agrees_with_the_simulation_at_three_batch_sizes(make, runtime:
 def test_every_linear_layer_runs_in_integers_in_onnx_runtime(tmp_path: object) -> None:
     task = attention()
     artifact = paredown.export(paredown.quantize(task, DYNAMIC), task, path=f"{tmp_path}/m.onnx")
-    found = int8_operators(artifact.path)
+    found = executed_operators(artifact.path)
     assert found.int8 == {"DynamicQuantizeMatMul": 5}
-    assert found.dequantize == 0
+    assert found.conversions == 0
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_weights_of_recurrent_layers_and_tables_are_stored_in_8_bits(tmp_path: o
         len([name for name in names if stored[name] == onnx.TensorProto.INT8]) == 12
     )  # 8 of the LSTM, 2 of the GRU, table, head
     assert not any(name in stored for name, _ in task.model.named_parameters() if ".weight" in name)
-    assert int8_operators(artifact.path).floating.get("Cast", 0) == 0, "the weights are unpacked when the file is loaded"
+    assert executed_operators(artifact.path).floating.get("Cast", 0) == 0, "the weights are unpacked when the file is loaded"
 
 
 def test_a_checkpoint_loads_into_a_fresh_model(tmp_path: object) -> None:

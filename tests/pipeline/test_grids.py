@@ -8,7 +8,7 @@ import paredown
 from paredown import Activations, Distill, MixedBits, Quantize, Recipe, Task, Training, Weights
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
-from paredown.deploy.capabilities import int8_operators
+from paredown.deploy.capabilities import executed_operators
 from paredown.quantization.bits import layer_bits
 from paredown.quantization.grid import dequantize_two_sided, linear_grid, quantize_two_sided
 from paredown.quantization.layers import layers_of
@@ -65,7 +65,7 @@ def test_two_sided_files_agree_with_the_simulation(
     assert artifact.size_bytes < 0.6 * float_bytes
     assert all("two_sided" not in row.note and "one scale for both signs" in row.note for row in layer_bits(model))
     if runtime == "onnxruntime":
-        assert not {"QLinearConv", "QLinearMatMul"} & set(int8_operators(artifact.path).int8)
+        assert not {"QLinearConv", "QLinearMatMul"} & set(executed_operators(artifact.path).int8)
 
 
 @pytest.mark.parametrize("case", TWO_SIDED)
@@ -122,7 +122,7 @@ def test_scales_are_powers_of_two_and_still_run_on_integers(pattern_task: Task, 
     artifact = paredown.export(model, pattern_task, target=runtime, path=f"{tmp_path}/m.onnx")
     assert artifact.precision == "int8"
     if runtime == "onnxruntime":
-        assert int8_operators(artifact.path).int8
+        assert executed_operators(artifact.path).int8
     loaded = paredown.load_checkpoint(paredown.save_checkpoint(model, f"{tmp_path}/c"), SmallResNet(16))
     assert isinstance(loaded, QuantizedModel) and loaded.quantizer("stem/0@0:weight").grid.power_of_two
     assert Recipe.parse(Recipe((POWERS,)).to_yaml()).steps == (POWERS,)

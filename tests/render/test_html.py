@@ -19,6 +19,7 @@ from paredown.core.report import (
     LayerBits,
     LayerCost,
     NoisyLayer,
+    Operators,
     Parity,
     Report,
     Stage,
@@ -27,6 +28,7 @@ from paredown.core.report import (
 )
 from paredown.core.steps import MixedBits, Quantize
 from paredown.core.target import Target
+from paredown.render.bits import executed
 from paredown.render.findings import steps_text
 from paredown.render.html import load_snippet, render_html
 from tests.render.sample import sample_report, unmet_report
@@ -220,6 +222,14 @@ def test_bits_per_layer_are_shown_with_the_reason_for_float() -> None:
     for words in ("Bits per layer", "conv1", "4 bits", "rnn", "float", "floats only"):
         assert words in text
     assert "Bits per layer" not in Page(render_html(sample_report())).text
+
+
+def test_what_the_runtime_computes_on_integers_is_told() -> None:
+    rows, found = (LayerBits("conv1", "conv2d", 432, 8, 8),), Operators({"QLinearConv": 49, "QGemm": 1}, {"ReduceMean": 1}, 3)
+    text = Page(render_html(dataclasses.replace(sample_report(), bits=rows, operators=found))).text.replace("\xa0", " ")
+    told = "ONNX Runtime computes 49 QLinearConv, 1 QGemm on integers; 1 ReduceMean in float; 3 conversions between floats"
+    assert told in text
+    assert "computes nothing on integers" in executed(Operators({}, {"Conv": 2}, 0), Target("openvino"))
 
 
 def test_what_bits_were_chosen_from_and_what_they_bought_is_shown() -> None:
