@@ -13,7 +13,7 @@ from paredown.core.errors import RecipeError
 from paredown.core.fields import choice, count, instance, names, positive, within
 from paredown.core.training import Training
 
-Soft = Literal["soft_labels", "logit_mse", "standardized", "dkd", "multi_label", "regression", "embedding", "contrastive"]
+Soft = Literal["auto", "soft_labels", "logit_mse", "standardized", "dkd", "multi_label", "regression", "embedding", "contrastive"]
 Combine = Literal["mean", "confidence"]
 Layers = Literal["all", "last"]
 Relation = Literal["values", "queries", "keys"]

@@ -320,6 +320,7 @@ class Distill:
     is no time to train (`distillation/reconstruct.py`). Blocks(): then each block is trained, all in one pass
     (`distillation/blockwise.py`). recalibrate: where no layer was solved, batch norms take new statistics.
     soft: what is compared of the outputs, one file each in `distillation/losses/`; "dkd" reads the labels. None: nothing is.
+    "auto": "soft_labels", or "regression" where an output has no dimension of classes or the targets are numbers themselves.
     TokenLevel(), SequenceLevel(): of language models, token by token, or on text that the teacher writes.
     features: what is compared of hidden layers. pairs: (the student's module, the teacher's) whose features are compared; without
     any: stage ends, by lineage where the student descends from the teacher, else as `distillation/pairing.py` proposes.
@@ -333,7 +334,7 @@ class Distill:
     training: Training = field(default_factory=Training)
     reconstruct: bool | Blocks = False
     recalibrate: bool = True
-    soft: Soft | OfText | None = "soft_labels"
+    soft: Soft | OfText | None = "auto"
     features: tuple[Feature, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     balance: bool = False

@@ -74,6 +74,8 @@ def _soft(  # noqa: PLR0911 (one a kind)
                     remedy='write soft="soft_labels", which needs none',
                 )
             return dkd_loss(student, teacher, target, temperature=temperature)
+        case "auto":
+            raise AssertionError("settled before the training begins")
 
 
 def _classes_first(output: Tensor, target: Any) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from torch import nn
+from torch import fx, nn
 
 from paredown.core.errors import OutputError, RecipeError, TaskError
 from paredown.core.knowledge import Blocks, SequenceLevel
@@ -25,9 +25,10 @@ from paredown.distillation.compared import attached, compare
 from paredown.distillation.language import Writer
 from paredown.distillation.objective import Objective
 from paredown.distillation.reconstruct import reconstruct_
+from paredown.distillation.suited import settled
 from paredown.distillation.teacher import Asked
 from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, teacher_of
-from paredown.distillation.uncut import before_the_cut
+from paredown.distillation.uncut import before_the_cut, has_layers_of
 from paredown.task.batches import device_of, each
 from paredown.task.task import Task
 from paredown.train.batchnorm import recalibrate_, require_two_samples
@@ -126,6 +127,8 @@ def _prepare_(
     """What comes before the training from end to end: layers solved or batch norms recalibrated, then blocks trained."""
     blocks = config.reconstruct if isinstance(config.reconstruct, Blocks) else None
     solve = blocks.solve if blocks is not None else config.reconstruct
+    if solve:
+        _require_layers("reconstruct=True", original, student, "leave reconstruct out")
     solved = reconstruct_(student, original, task.train, frozen=frozen, seed=seed) if solve else 0
     if config.recalibrate and not solved:
         recalibrate_(student, task.train, frozen=frozen)
@@ -148,8 +151,15 @@ def _prepare_(
 def _frozen(model: nn.Module, original: nn.Module, task: Task, config: Distill) -> tuple[str, ...]:
     """What the config freezes. Raises RecipeError for a name that the model lacks."""
     if config.training.freeze == "uncut":
+        _require_layers('freeze="uncut"', original, model, "name the modules to freeze")
         return before_the_cut(original, model, task.inputs)
     return require_modules(model, config.training)
+
+
+def _require_layers(option: str, teacher: nn.Module, student: nn.Module, remedy: str) -> None:
+    """Raises RecipeError where the option would do nothing. Layers of a quantized student are those of a graph."""
+    if not isinstance(student, fx.GraphModule) and not has_layers_of(teacher, student):
+        raise RecipeError(f"{option} is for a student with layers of its teacher", got="none in common", remedy=remedy)
 
 
 def objective_of(
@@ -158,6 +168,7 @@ def objective_of(
     """The loss that a Distill stands for; a teacher is made only where it will be asked. resume: where its outputs are kept."""
     if not config.features and (config.soft is None or config.hard_weight == 1):
         return Objective(task, config)
+    config = settled(config, task, student) if config.hard_weight < 1 else config
     asked = teacher_of(
         teacher,
         student,

@@ -1,13 +1,21 @@
-"""The distillation that a task's outputs and targets allow, for a recovery that the user didn't write."""
+"""The distillation that a task's outputs and targets allow, for what the user didn't write."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from paredown.core.knowledge import Soft
 from paredown.core.steps import Distill
 from paredown.distillation.losses.shapes import has_classes
 from paredown.distillation.teacher import floating
-from paredown.task.batches import call, each, evaluating, tensors
+from paredown.task.batches import call, device_of, each, evaluating, tensors
 from paredown.task.task import Task
 from paredown.train.seeds import seeded
+
+_ROUNDED = 1e-3  # of a sum of shares, in half precision too
 
 
 def suited(task: Task) -> Distill:
@@ -15,11 +23,30 @@ def suited(task: Task) -> Distill:
 
     Labels aren't asked for where the training data have none; the teacher isn't where no output is a number.
     """
-    with seeded(0), torch.no_grad(), evaluating(task.model):
-        inputs, target = next(each(task.train, "train", task.device))
-        outputs = floating(call(task.model, inputs))
+    outputs, target = _first(task, task.model)
     if not outputs:
         return Distill(hard_weight=1)
-    numbers = any(tensor.is_floating_point() for tensor in tensors(target)) or not all(map(has_classes, outputs))
     unlabelled = target is None and task.train_step is None
-    return Distill(soft="regression" if numbers else "soft_labels", hard_weight=0 if unlabelled else Distill().hard_weight)
+    return Distill(soft=_soft(outputs, target), hard_weight=0 if unlabelled else Distill().hard_weight)
+
+
+def settled(config: Distill, task: Task, student: nn.Module) -> Distill:
+    """The step with what its `soft="auto"` stands for."""
+    return dataclasses.replace(config, soft=_soft(*_first(task, student))) if config.soft == "auto" else config
+
+
+def _first(task: Task, model: nn.Module) -> tuple[list[Tensor], Any]:
+    """What a model gives for the first training batch, as far as it is floating-point numbers, and that batch's target."""
+    with seeded(0), torch.no_grad(), evaluating(model):
+        inputs, target = next(each(task.train, "train", device_of(model)))
+        return floating(call(model, inputs)), target
+
+
+def _soft(outputs: Sequence[Tensor], target: Any) -> Soft:
+    numbers = any(t.is_floating_point() and not _are_shares(t) for t in tensors(target)) or not all(map(has_classes, outputs))
+    return "regression" if numbers else "soft_labels"
+
+
+def _are_shares(target: Tensor) -> bool:
+    """Whether a target (batch, classes, ...) says how much of each class a sample is, as mixed images have it."""
+    return target.dim() > 1 and bool((target >= 0).all()) and bool((target.sum(1) - 1).abs().max() < _ROUNDED)

@@ -32,6 +32,12 @@ def before_the_cut(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> tu
     return tuple(found)
 
 
+def has_layers_of(teacher: nn.Module, student: nn.Module) -> bool:
+    """Whether any module with tensors of its own has the name and the class that it has in the teacher."""
+    theirs = {name: type(module) for name, module in teacher.named_modules() if _own(module)}
+    return any(type(module) is theirs.get(name) for name, module in student.named_modules())
+
+
 def _order(model: nn.Module, inputs: Inputs) -> list[str]:
     """Modules with tensors of their own, as they begin to run."""
     own = [name for name, module in model.named_modules() if module._parameters or module._buffers]

@@ -35,6 +35,7 @@ from paredown.core.target import Target
 from paredown.core.training import Resume
 from paredown.distillation.outputs import hard_loss, soft_loss
 from paredown.distillation.recover import distill_model
+from paredown.distillation.suited import settled
 from paredown.distillation.teacher import floating
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.quality import Scores, drop, quality, score
@@ -251,7 +252,8 @@ def _trained(made: _Run, space: Elastic, resume: Resume | None) -> nn.Module:
 def _losses(task: Task, config: Distill) -> tuple[Hard, Soft]:
     """The task's own loss for the largest subnet (without targets: soft labels of the original), soft labels for the others."""
 
-    kind = config.soft if isinstance(config.soft, str) else "soft_labels"
+    asked = settled(config, task, task.model).soft
+    kind = asked if isinstance(asked, str) else "soft_labels"
 
     def soft(output: Any, wanted: Any, batch: Batch) -> Tensor:
         return soft_loss(kind, output, floating(wanted), batch[1], config.temperature)

@@ -84,7 +84,7 @@ RECIPES: dict[str, Case] = {
     "two goals of sparsity": (lambda: Sparsify(ratio=0.5, pattern="2:4"), RecipeError, "pattern", "Sparsify(ratio=0.5)"),
     "sparsity in percent": (lambda: Sparsify(ratio=50), RecipeError, "got 50", "did you mean 0.5?"),
     "temperature of 0": (lambda: Distill(temperature=0), RecipeError, "got 0", "leave it out"),
-    "unknown loss of outputs": (lambda: Distill(soft="tokens"), RecipeError, "'tokens'", 'soft="soft_labels"'),  # type: ignore[arg-type]
+    "unknown loss of outputs": (lambda: Distill(soft="tokens"), RecipeError, "'tokens'", 'soft="auto"'),  # type: ignore[arg-type]
     "negative position of a mask": (lambda: TokenLevel(mask=-1), RecipeError, "-1", 'mask="attention_mask"'),
     "padding as text": (lambda: TokenLevel(padding="<pad>"), RecipeError, "'<pad>'", "write padding=0"),  # type: ignore[arg-type]
     "no prompt": (lambda: SequenceLevel(prompt=0), RecipeError, "got 0", "write prompt=1"),

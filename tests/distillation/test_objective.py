@@ -136,7 +136,9 @@ def test_the_loss_is_the_weighted_sum_of_its_parts() -> None:
     teacher, student = make_small_resnet(8), make_small_resnet(8, seed=1)
     task = Task(teacher, (X[:2],), [(X, Y)], [(X, Y)])
     asked, pairs = Teacher(teacher), (("block1", "block1"), ("block2", "block2"))
-    config = Distill(hard_weight=0.3, features=(AttentionTransfer(weight=7.0), Similarity(weight=11.0)), pairs=pairs)
+    config = Distill(
+        hard_weight=0.3, soft="soft_labels", features=(AttentionTransfer(weight=7.0), Similarity(weight=11.0)), pairs=pairs
+    )
     compared = compare(config, asked, student, X)
     _, ours = with_features(student, X, ["block1", "block2"])
     _, theirs = asked.features(X, ["block1", "block2"])
@@ -159,7 +161,7 @@ def test_balance_makes_gradients_equally_long_times_relative_weights() -> None:
 def test_balance_is_measured_once_on_the_first_batch() -> None:
     torch.manual_seed(0)
     teacher, student = make_small_resnet(8), make_small_resnet(8, seed=1)
-    config = Distill(hard_weight=0, features=(AttentionTransfer(), Similarity()), balance=True)
+    config = Distill(hard_weight=0, soft="soft_labels", features=(AttentionTransfer(), Similarity()), balance=True)
     objective = Objective(unlabelled(teacher), config, Teacher(teacher), compare(config, Teacher(teacher), student, X))
     objective(student, (X, None))
     first = objective.scales

@@ -1,5 +1,6 @@
 """A recovery that nobody wrote fits the task's outputs and targets."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -46,12 +47,21 @@ def first_head(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
 
 
 CASES: dict[str, tuple[Task, Distill]] = {
-    "labels": (task(mlp(3), LABELS, nn.functional.cross_entropy), Distill()),
-    "no labels": (task(mlp(3), None, nn.functional.cross_entropy), Distill(hard_weight=0)),
+    "labels": (task(mlp(3), LABELS, nn.functional.cross_entropy), Distill(soft="soft_labels")),
+    "no labels": (task(mlp(3), None, nn.functional.cross_entropy), Distill(soft="soft_labels", hard_weight=0)),
+    "shares of classes": (task(mlp(3), NUMBERS.softmax(1), nn.functional.cross_entropy), Distill(soft="soft_labels")),
     "numbers": (task(mlp(3), NUMBERS, nn.functional.mse_loss), Distill(soft="regression")),
     "one number": (task(mlp(1), NUMBERS[:, :1], nn.functional.mse_loss), Distill(soft="regression")),
     "logits beside a number": (task(TwoHeads(), LABELS, first_head), Distill(soft="regression")),
 }
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "no labels"])
+def test_a_distillation_that_says_nothing_of_outputs_compares_what_they_are(name: str) -> None:
+    given, expected = CASES[name]
+    training = Training(effort=Effort(3, "steps"))
+    auto, written = (distill(given, dataclasses.replace(c, training=training)) for c in (Distill(), expected))
+    assert all(torch.equal(a, b) for a, b in zip(auto.parameters(), written.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -80,3 +80,16 @@ def test_a_name_that_the_model_lacks_is_an_error(importance: type, pattern_task:
         paredown.distill(pattern_task, Distill(training=training))
     with pytest.raises(RecipeError, match="got steem"):
         paredown.prune(pattern_task, Prune(ratio=0.3, importance=importance(training=training)))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Distill(reconstruct=True, training=Training(effort=SHORT)), "reconstruct=True is for .*; leave reconstruct out"),
+        (Distill(training=Training(effort=SHORT, freeze="uncut")), 'freeze="uncut" is for .*; name the modules to freeze'),
+    ],
+)
+def test_what_would_do_nothing_for_a_student_of_other_layers_is_an_error(config: Distill, words: str, pattern_task: Task) -> None:
+    other = nn.Sequential(nn.Flatten(), nn.Linear(pattern_task.inputs[0].flatten(1).shape[1], 4))
+    with pytest.raises(RecipeError, match=words):
+        paredown.distill(pattern_task, config, model=other)

@@ -51,7 +51,7 @@ def class_axis(student: Tensor, teacher: Tensor) -> int:
     if not has_classes(student):
         raise TaskError(
             "soft labels need logits of at least 2 classes", got=tuple(student.shape),
-            remedy='set soft="regression" for outputs that are numbers, or hard_weight=1 to train by the task\'s own loss alone',
+            remedy='set soft="regression" for outputs that are numbers, "multi_label" for yes-or-no logits, or hard_weight=1',
         )  # fmt: skip
     return _class_axis(student)
 
