@@ -10,6 +10,7 @@ import pydantic
 from paredown.core.budget import parse_limit
 from paredown.core.errors import RecipeError
 from paredown.core.fields import choice, count, instance, names, number, positive, within
+from paredown.core.target import Runtime
 
 QuantizeKind = Literal["static", "dynamic", "weight_only", "palette", "fp16", "bf16"]
 Observer = Literal["minmax", "percentile", "moving_average", "mse", "kl"]
@@ -76,7 +77,13 @@ class MixedBits:
 
 
 def _ascending(name: str, given: object) -> tuple[int, ...]:
-    if not isinstance(given, tuple | list) or len(set(given)) < max(len(given), 2) or not set(given) <= {*_WIDTHS, 32}:
+    whole = isinstance(given, tuple | list) and all(type(each) is int for each in given)
+    if (
+        not isinstance(given, tuple | list)
+        or not whole
+        or len(set(given)) < max(len(given), 2)
+        or not set(given) <= {*_WIDTHS, 32}
+    ):
         raise RecipeError(
             f"{name} must be at least two different ones of 32, 8, 4, 3, 2", got=repr(given), remedy=f"write {name}=(2, 4, 8)"
         )
@@ -114,6 +121,11 @@ class Weights:
             raise RecipeError(
                 "two-sided weights have no zero point", got="symmetric=False and two_sided=True", remedy="leave one of them out"
             )
+        if not self.symmetric and self.range == "reduced":
+            raise RecipeError(
+                "the reduced range is one of symmetric weights", got="symmetric=False and range='reduced'",
+                remedy="leave one of them out",
+            )  # fmt: skip
         if self.two_sided and self.range == "reduced":
             raise RecipeError(
                 "two-sided weights are computed in float, where no sum saturates", got="range='reduced'", remedy="leave range out"
@@ -150,7 +162,7 @@ class Activations:
             instance(name, getattr(self, name), bool)
         choice("observer", self.observer, Observer)
         number("percentile", self.percentile)
-        if isinstance(self.bits, bool) or self.bits not in _WIDTHS:
+        if type(self.bits) is not int or self.bits not in _WIDTHS:
             raise RecipeError("bits of activations must be 8, 4, 3 or 2", got=self.bits, remedy="8 loses the least")
         if not 50 < self.percentile <= 100:
             raise RecipeError("percentile must be in (50, 100]", got=self.percentile, remedy="99.99 is the usual choice")
@@ -165,8 +177,9 @@ class Quantize:
     8 bits are packed in the file and unpacked to 8 bits when it is loaded: they gain bytes, not time.
     "dynamic": int8 weights of linear, LSTM and GRU layers; linear layers round what they read by its own range as it comes.
     Reads no data. Recurrent layers are stored in int8 and computed in float, convolutions stay as they are.
-    "weight_only": weights stored in `bits`, 8 or 4, packed, while the model computes in float (ONNX Runtime rounds what such a
-    linear layer reads to 8 bits as it comes); for models that are mostly linear layers and embeddings.
+    "weight_only": weights stored in `bits`, 8 or 4, packed, while the model computes in float, for models that are mostly linear
+    layers and embeddings. It gains bytes, not time. `paredown.load` runs such a file as it was measured; ONNX Runtime left to
+    itself rounds what these layers read to 8 bits (session option "session.qdq_matmulnbits_accuracy_level": "1" is float).
     "palette": weights stored as indices of `bits`, 8 or 4, into a codebook of the layer's own, found by k-means. Reads no data.
     "fp16", "bf16": weights, embeddings among them, stored as 16-bit floats. Reads no data; `bits` isn't read.
     Files of these three take the time of fp32: runtimes convert the weights when they load them.
@@ -204,6 +217,8 @@ class Quantize:
         if {"adaround", "brecq"} <= set(self.refine):
             raise RecipeError("rounding is learned once", got="adaround and brecq", remedy="leave one of them out")
         self._check_two_sided()
+        if self.target is not None:
+            choice("target", self.target, Runtime)
         names("protect", self.protect)
         if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 0:
             got, remedy = repr(self.samples), "write samples=0 to use them all"
@@ -234,7 +249,6 @@ class Quantize:
                 got=self.bits,
                 remedy="leave bits out" if len(allowed) == 1 else f"write bits={allowed[1]}",
             )
-
         if isinstance(self.bits, MixedBits) and self.bits.activations and self.activations.bits != 8:
             raise RecipeError(
                 "bits of activations are chosen by layer, or the same for all",

@@ -11,7 +11,6 @@ from typing import assert_never
 
 from torch import fx, nn
 
-from paredown.core.errors import RecipeError
 from paredown.core.steps import Quantize
 from paredown.graph.trace import module_path
 from paredown.quantization.functional import is_inplace
@@ -78,10 +77,7 @@ CONVERTED = replace(PORTABLE, weighted=PORTABLE.weighted | TRANSPOSED)
 
 
 def rules_of(config: Quantize) -> Rules:
-    """Raises RecipeError where the step names a runtime that isn't one."""
-    if config.target not in RULES:
-        known = ", ".join(name for name in RULES if name)
-        raise RecipeError(f"target must be one of {known}", got=config.target, remedy="leave it out for a portable file")
+    """Those of the step's kind, and of its runtime where that matters."""
     match config.kind:
         case "dynamic":
             return DYNAMIC

@@ -155,7 +155,8 @@ quantizes: st.SearchStrategy[Quantize] = st.one_of(
         | st.builds(MixedBits, st.floats(2, 8), sensitivity=st.sampled_from(["noise", "metric"])),
         activations=activations,
         refine=st.lists(st.sampled_from(["smooth", "equalization", "brecq", "bias_correction"]), unique=True).map(tuple),
-        weights=st.builds(Weights, symmetric=st.booleans(), range=st.sampled_from(["auto", "full", "reduced"])),
+        weights=st.builds(Weights, symmetric=st.booleans(), range=st.sampled_from(["auto", "full"]))
+        | st.just(Weights(range="reduced")),
         **common,
     ),
     st.builds(Quantize, kind=st.sampled_from(["fp16", "bf16"]), **common),

@@ -103,6 +103,17 @@ RECIPES: dict[str, Case] = {
     ),
     "activations of 6 bits": (lambda: Activations(bits=6), RecipeError, "got 6", "8 loses the least"),
     "unknown scales": (lambda: Quantize(scales="learned"), RecipeError, "'learned'", 'scales="fixed"'),
+    "activations of 8.0 bits": (lambda: Activations(bits=8.0), RecipeError, "got 8.0", "8 loses the least"),  # type: ignore[arg-type]
+    "a list of bits as one": (lambda: MixedBits(4, choices=([4], 8)), RecipeError, "([4], 8)", "choices=(2, 4, 8)"),  # type: ignore[arg-type]
+    "choices that aren't whole": (lambda: MixedBits(4, choices=(4.0, 8.0)), RecipeError, "(4.0, 8.0)", "(2, 4, 8)"),  # type: ignore[arg-type]
+    "a runtime that isn't one": (lambda: Quantize(target="tensorrt"), RecipeError, "'tensorrt'", 'target="onnxruntime"'),
+    "runtimes in a list": (lambda: Quantize(target=["openvino"]), RecipeError, "['openvino']", "onnxruntime"),  # type: ignore[arg-type]
+    "a reduced range with a zero point": (
+        lambda: Weights(symmetric=False, range="reduced"),
+        RecipeError,
+        "symmetric=False",
+        "leave one of them out",
+    ),
     "one choice of bits": (lambda: MixedBits(4, choices=(4,)), RecipeError, "(4,)", "choices=(2, 4, 8)"),
     "average beyond the choices": (lambda: MixedBits(9), RecipeError, "got 9", "leave it out"),
     "mixed bits without a limit": (MixedBits, RecipeError, "average, size, latency or bops", "MixedBits(average=4)"),

@@ -193,7 +193,7 @@ def test_unknown_protected_name_is_refused() -> None:
 
 
 def test_unknown_target_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"target must be one of onnxruntime, openvino, got tensorrt; leave it out"):
+    with pytest.raises(RecipeError, match=r"target must be one of onnxruntime, openvino, got 'tensorrt'; write target="):
         prepare(make_small_resnet(), torch.randn(2, 1, 8, 8), Quantize(target="tensorrt"), reduced=True)
 
 
