@@ -20,6 +20,7 @@ _INSTRUCTION_SETS = {
 _PREFIXES = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize", "Nhwc")
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "FakeQuantize", "Convert", "Reorder")
 _LAYOUT = ("Convert", "Reorder")  # of floats, for the kernel behind them
+_MOVES = ("Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")  # of any type
 _NO_LAYERS, _NUMBERS = ("Input", "Output", "Const"), ("f32", "f16", "bf16", "u8", "i8")  # the rest computes shapes
 
 
@@ -72,7 +73,7 @@ def _of_onnxruntime(path: pathlib.Path) -> Operators:
         except Exception as error:  # ONNX Runtime's own classes derive from Exception alone
             raise unreadable(path, error) from error
         kinds = [node.op_type for node in onnx.load(str(optimized)).graph.node]
-    return _counted((kind, kind.startswith(_PREFIXES)) for kind in kinds)
+    return _counted((kind, kind.startswith(_PREFIXES)) for kind in kinds if kind not in _MOVES)
 
 
 def _of_openvino(path: pathlib.Path, target: Target) -> Operators:

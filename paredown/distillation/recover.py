@@ -1,7 +1,7 @@
 """Recovery: a copy of a cut or quantized model, or an independent one, trained against a teacher.
 
-What it is trained on stands in `objective.py`; by default soft labels and the task's own `loss`, or its `train_step` where there
-is one, which then runs a forward pass of its own. hard_weight 0: targets are never read. hard_weight 1 without
+What it is trained on stands in `objective.py`; by default the teacher's outputs and the task's own `loss`, or its `train_step`
+where there is one, which then runs a forward pass of its own. hard_weight 0: targets are never read. hard_weight 1 without
 feature losses: no teacher is asked, a plain fine-tuning; with a `train_step` that alone is used.
 """
 

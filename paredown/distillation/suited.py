@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from paredown.core.knowledge import Soft
 from paredown.core.steps import Distill
-from paredown.distillation.losses.shapes import has_classes
+from paredown.distillation.losses.shapes import classes_at, has_classes
 from paredown.distillation.teacher import floating
 from paredown.task.batches import call, device_of, each, evaluating, tensors
 from paredown.task.task import Task
@@ -43,10 +43,15 @@ def _first(task: Task, model: nn.Module) -> tuple[list[Tensor], Any]:
 
 
 def _soft(outputs: Sequence[Tensor], target: Any) -> Soft:
-    numbers = any(t.is_floating_point() and not _are_shares(t) for t in tensors(target)) or not all(map(has_classes, outputs))
+    """A target of numbers has an output's shape: floats of another are weights of samples, masks, boxes."""
+    shapes = {output.shape for output in outputs}
+    targets = [t for t in tensors(target) if t.is_floating_point() and t.shape in shapes]
+    numbers = any(not _are_shares(t) for t in targets) or not all(map(has_classes, outputs))
     return "regression" if numbers else "soft_labels"
 
 
 def _are_shares(target: Tensor) -> bool:
-    """Whether a target (batch, classes, ...) says how much of each class a sample is, as mixed images have it."""
-    return target.dim() > 1 and bool((target >= 0).all()) and bool((target.sum(1) - 1).abs().max() < _ROUNDED)
+    """Whether a target says how much of each class a sample is, as mixed images have it."""
+    if not has_classes(target) or not target.numel():
+        return False
+    return bool((target >= 0).all()) and bool((target.sum(classes_at(target)) - 1).abs().max() < _ROUNDED)

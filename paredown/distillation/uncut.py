@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from paredown.distillation.features import observed
+from paredown.graph.manifest import manifest_of
 from paredown.task.batches import Inputs, call, evaluating, unfused
 from paredown.train.state import named_tensors
 
@@ -33,9 +34,13 @@ def before_the_cut(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> tu
 
 
 def has_layers_of(teacher: nn.Module, student: nn.Module) -> bool:
-    """Whether any module with tensors of its own has the name and the class that it has in the teacher."""
-    theirs = {name: type(module) for name, module in teacher.named_modules() if _own(module)}
-    return any(type(module) is theirs.get(name) for name, module in student.named_modules())
+    """Whether a student was cut, or has a module with tensors of the name, class and widths that it has in the teacher."""
+
+    def described(model: nn.Module) -> set[tuple[object, ...]]:
+        found = ((name, type(module), _own(module)) for name, module in model.named_modules())
+        return {(name, kind, *(tensor.shape for tensor in own.values())) for name, kind, own in found if own}
+
+    return manifest_of(student) is not None or not described(teacher).isdisjoint(described(student))
 
 
 def _order(model: nn.Module, inputs: Inputs) -> list[str]:

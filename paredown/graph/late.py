@@ -1,6 +1,7 @@
 """Weights that exist only while an operation reads them, by the modes of torch that see every operation of a class.
 
 So it doesn't matter which module holds a weight, or how often and from where it is read: in a layer of any class, tied, or bare.
+What reads its memory past the dispatcher, as nn.Parameter(weight) does, gets what stands in its place, which should be NaN.
 """
 
 from collections.abc import Callable

@@ -19,7 +19,7 @@ from paredown.graph.couple import find_coupled, same_fraction
 from paredown.graph.equality import compare_recut
 from paredown.graph.places import Dimension
 from paredown.graph.surgery import named_tensors
-from paredown.graph.twin import SIDE, Twin, full_twin, light_twin, random_twin, runs, training_too
+from paredown.graph.twin import SIDE, Twin, full_twin, late_where_possible, light_twin, random_twin, runs, training_too
 from paredown.task.batches import Inputs
 
 _MANY = 30_000_000  # elements of a model that is probed in float32
@@ -63,7 +63,7 @@ def _all_go(
     """Whether all goes well on a small twin, which takes no memory afterwards. tried: kinds, and the suspects among groups."""
     kinds, suspect = tried
     for side in (SIDE, None):  # some classes take images of one size only
-        twin = light_twin(model, inputs, seed, torch.float32, samples=2 if training else 1, side=side)
+        twin = light_twin(model, inputs, seed, torch.float32, samples=2 if training else 1, side=side, late=True)
         twin = training_too(twin) if training else twin
         if training and side is not None and not twin.trains:
             continue
@@ -89,8 +89,8 @@ def _full_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     large = sum(tensor.numel() for tensor in named_tensors(model).values()) > _MANY
     for dtype in (torch.float64, torch.float32)[large:]:
         twin = light_twin(model, inputs, seed, dtype, samples=1 if large else 2)
-        if runs(twin):
-            return twin
+        if tried := late_where_possible(twin):
+            return tried
     return random_twin(model, inputs, seed)
 
 

@@ -36,6 +36,7 @@ class Twin:
     """A copy of a model with random weights.
 
     weights: those, by name; the copy may hold others for a while. source: the model that it is a copy of.
+    late: whether large parameters are made only when an operation reads them, which nothing that reads them otherwise sees.
     trains: whether a cut of it has to run in training mode too, as it does itself.
     """
 
@@ -44,6 +45,7 @@ class Twin:
     weights: dict[str, Tensor]
     batches: tuple[Any, ...]
     dtype: torch.dtype
+    late: bool = False
     trains: bool = False
 
     @functools.cached_property
@@ -69,8 +71,8 @@ def full_twin(model: nn.Module, inputs: Inputs, seed: int) -> Twin:
     """
     if sum(tensor.numel() for tensor in named_tensors(model).values()) > LARGE:
         twin = light_twin(model, inputs, seed, torch.float64, samples=_SAMPLES, batches=_BATCHES)
-        if runs(twin):
-            return twin
+        if tried := late_where_possible(twin):
+            return tried
     return random_twin(model, inputs, seed)
 
 
@@ -95,6 +97,7 @@ def light_twin(
     *,
     samples: int,
     side: int | None = None,
+    late: bool = False,
     batches: int = 1,
 ) -> Twin:
     """Batches of a few samples, images (batch, channels, *) thinned out to about `side` pixels.
@@ -105,7 +108,7 @@ def light_twin(
     weights = _pooled(named_tensors(model), device_of(model), generator, dtype)
     few = _smaller(first_samples(inputs, samples), side)
     drawn = tuple(_random_inputs(few, generator, dtype) for _ in range(batches))
-    return Twin(_holding(model, weights), model, weights, drawn, dtype)
+    return Twin(_holding(model, weights), model, weights, drawn, dtype, late)
 
 
 def runs(twin: Twin) -> bool:
@@ -139,6 +142,19 @@ def run_in_training(twin: Twin) -> None:
             buffer.copy_(value)
 
 
+def late_where_possible(twin: Twin) -> Twin | None:
+    """The twin, late if its class reads large parameters by operations of torch alone; None if it doesn't run."""
+    late, large = (
+        replace(twin, late=True),
+        [n for n, t in twin.tensors.items() if isinstance(t, nn.Parameter) and t.numel() >= _LATE],
+    )
+    whole: dict[str, Callable[[], Tensor]] = {name: functools.partial(twin.weights.__getitem__, name) for name in large}
+    with on_demand(late, whole, {name: [*twin.weights[name].shape] for name in large}):
+        if runs(late):
+            return late
+    return twin if runs(twin) else None
+
+
 def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
     """Every tensor that a model returns; what its forward makes by torch.zeros and the like is of type `dtype`."""
     with torch.no_grad(), unfused(), _default_dtype(dtype), _checked_lstm(model):
@@ -149,13 +165,13 @@ def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
 def on_demand(twin: Twin, values: dict[str, Callable[[], Tensor]], sizes: dict[str, list[int]]) -> Iterator[None]:
     """While active, parameters and buffers of the twin's model are what `values` make, of these `sizes`.
 
-    A large parameter holds zeros that take no memory; its value is made for the operation that reads it.
+    Of a late twin a large parameter holds NaN that takes no memory; its value is made for the operation that reads it.
     """
     late = dict[int, Callable[[], Tensor]]()
     for name, make in values.items():
         tensor, whole = twin.tensors[name], twin.weights[name]
-        if isinstance(tensor, nn.Parameter) and math.prod(sizes[name]) >= _LATE:
-            tensor.data, late[id(tensor)] = whole.new_zeros(()).expand(sizes[name]), make
+        if twin.late and isinstance(tensor, nn.Parameter) and whole.is_floating_point() and math.prod(sizes[name]) >= _LATE:
+            tensor.data, late[id(tensor)] = whole.new_full((), math.nan).expand(sizes[name]), make
         else:
             tensor.data = make()
     try:
@@ -177,7 +193,7 @@ def masking(twin: Twin, removed: dict[str, dict[int, Tensor]]) -> Iterator[None]
     inputs = {
         id(twin.tensors[name]): (twin.weights[name], dimensions[1])
         for name, dimensions in removed.items()
-        if dimensions.keys() == {1} and twin.weights[name].numel() >= _LATE
+        if twin.late and dimensions.keys() == {1} and twin.weights[name].numel() >= _LATE
     }
     with (
         on_demand(twin, values, {name: [*twin.weights[name].shape] for name in removed}),
@@ -219,7 +235,7 @@ def cut_twin(pruned: nn.Module, twin: Twin, manifest: Manifest) -> Iterator[nn.M
         name: functools.partial(kept_values, name, twin.weights[name], manifest) for name in sizes
     }
     empty = {name: twin.weights[name].new_zeros(()).expand(size) for name, size in sizes.items()}
-    candidate = Twin(_holding(pruned, empty), pruned, empty, (), twin.dtype)
+    candidate = Twin(_holding(pruned, empty), pruned, empty, (), twin.dtype, twin.late)
     with on_demand(candidate, makers, sizes):
         yield candidate.model
 

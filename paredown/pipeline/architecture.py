@@ -250,8 +250,7 @@ def _trained(made: _Run, space: Elastic, resume: Resume | None) -> nn.Module:
 
 
 def _losses(task: Task, config: Distill) -> tuple[Hard, Soft]:
-    """The task's own loss for the largest subnet (without targets: soft labels of the original), soft labels for the others."""
-
+    """The task's own loss for the largest subnet, and what compares the others with the original (without targets: all)."""
     asked = settled(config, task, task.model).soft
     kind = asked if isinstance(asked, str) else "soft_labels"
 

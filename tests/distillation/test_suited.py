@@ -49,6 +49,14 @@ def first_head(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
 CASES: dict[str, tuple[Task, Distill]] = {
     "labels": (task(mlp(3), LABELS, nn.functional.cross_entropy), Distill(soft="soft_labels")),
     "no labels": (task(mlp(3), None, nn.functional.cross_entropy), Distill(soft="soft_labels", hard_weight=0)),
+    "labels with weights of samples": (
+        task(mlp(3), (LABELS, torch.rand(16)), lambda o, t: nn.functional.cross_entropy(o, t[0])),
+        Distill(soft="soft_labels"),
+    ),
+    "no boxes in the first batch": (
+        task(mlp(3), {"boxes": torch.zeros(0, 4), "labels": LABELS}, lambda o, t: nn.functional.cross_entropy(o, t["labels"])),
+        Distill(soft="soft_labels"),
+    ),
     "shares of classes": (task(mlp(3), NUMBERS.softmax(1), nn.functional.cross_entropy), Distill(soft="soft_labels")),
     "numbers": (task(mlp(3), NUMBERS, nn.functional.mse_loss), Distill(soft="regression")),
     "one number": (task(mlp(1), NUMBERS[:, :1], nn.functional.mse_loss), Distill(soft="regression")),

@@ -5,7 +5,8 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from paredown.graph.twin import light_twin, masking, on_demand, outputs, runs, zeroed
+from paredown.graph.groups import dependency_groups
+from paredown.graph.twin import late_where_possible, light_twin, masking, on_demand, outputs, runs, zeroed
 from paredown.task.batches import first_samples
 
 
@@ -35,7 +36,7 @@ REMOVED = {
 
 def test_masking_equals_zeros_in_the_weights() -> None:
     model, x = Large().eval(), torch.randn(2, 64, 7, 7)
-    twin = light_twin(model, x, 0, torch.float64, samples=2)
+    twin = light_twin(model, x, 0, torch.float64, samples=2, late=True)
     indices = {name: {d: torch.tensor(gone) for d, gone in dimensions.items()} for name, dimensions in REMOVED.items()}
     whole = outputs(twin.model, twin.batches[0], twin.dtype)[0]
     with masking(twin, indices):
@@ -51,7 +52,7 @@ def test_masking_equals_zeros_in_the_weights() -> None:
 
 def test_a_large_weight_is_made_when_it_is_read() -> None:
     model, x = Large().eval(), torch.randn(2, 64, 7, 7)
-    twin, made = light_twin(model, x, 0, torch.float64, samples=2), list[str]()
+    twin, made = light_twin(model, x, 0, torch.float64, samples=2, late=True), list[str]()
 
     def halved(name: str) -> Tensor:
         made.append(name)
@@ -68,6 +69,28 @@ def test_a_large_weight_is_made_when_it_is_read() -> None:
         assert twin.tensors[name].data_ptr() == twin.weights[name].data_ptr()
         twin.tensors[name].data = twin.weights[name] / 2
     assert torch.equal(outputs(twin.model, twin.batches[0], twin.dtype)[0], found)
+
+
+class Wrapped(nn.Module):
+    """Its large weight is read by a class that no operation of torch sees, and one width stands in a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 1600), nn.Linear(1600, 4, bias=False)
+        self.w = nn.Parameter(torch.randn(1600, 1600))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.linear(self.first(x).relu(), nn.Parameter(self.w))
+        return self.last((h * self.w.shape[0] ** -0.5).relu())
+
+
+def test_what_is_read_otherwise_is_no_late_weight() -> None:
+    """Nothing stands in its place when the cut and the masked model are compared: a cut that changes the factor is found."""
+    model, x = Wrapped().eval(), torch.randn(2, 8)
+    tried = late_where_possible(light_twin(model, x, 0, torch.float32, samples=2))
+    assert tried is not None and not tried.late
+    sliced = {part.tensor for group in dependency_groups(model, x).groups for part in group.slices if part.dimension == 0}
+    assert "w" not in sliced and "first.weight" in sliced
 
 
 def test_a_light_twin_runs_and_leaves_the_model_alone() -> None:

@@ -53,13 +53,14 @@ def class_axis(student: Tensor, teacher: Tensor) -> int:
             "soft labels need logits of at least 2 classes", got=tuple(student.shape),
             remedy='set soft="regression" for outputs that are numbers, "multi_label" for yes-or-no logits, or hard_weight=1',
         )  # fmt: skip
-    return _class_axis(student)
+    return classes_at(student)
 
 
 def has_classes(output: Tensor) -> bool:
     """Whether an output can be logits: at least 2 numbers where classes lie."""
-    return output.dim() >= 2 and output.shape[_class_axis(output)] >= 2
+    return output.dim() >= 2 and output.shape[classes_at(output)] >= 2
 
 
-def _class_axis(output: Tensor) -> int:
+def classes_at(output: Tensor) -> int:
+    """The dimension on which the classes of logits lie: the last of three, else dimension 1."""
     return 2 if output.dim() == 3 else 1
