@@ -19,19 +19,18 @@ _ROUNDED = 1e-3  # of a sum of shares, in half precision too
 
 
 def suited(task: Task) -> Distill:
-    """Soft labels where all outputs are logits of classes; "regression" where one isn't, or the targets are numbers themselves.
-
-    Labels aren't asked for where the training data have none; the teacher isn't where no output is a number.
-    """
+    """Labels aren't asked for where the training data have none; the teacher isn't where no output is a number."""
     outputs, target = _first(task, task.model)
     if not outputs:
         return Distill(hard_weight=1)
     unlabelled = target is None and task.train_step is None
-    return Distill(soft=_soft(outputs, target), hard_weight=0 if unlabelled else Distill().hard_weight)
+    return Distill(hard_weight=0 if unlabelled else Distill().hard_weight)
 
 
 def settled(config: Distill, task: Task, student: nn.Module) -> Distill:
-    """The step with what its `soft="auto"` stands for."""
+    """The step with what its `soft="auto"` stands for: soft labels where all outputs are logits of classes; "regression" where
+    one isn't, or the targets are numbers themselves.
+    """
     return dataclasses.replace(config, soft=_soft(*_first(task, student))) if config.soft == "auto" else config
 
 

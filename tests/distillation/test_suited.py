@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paredown.core.effort import Effort
 from paredown.core.steps import Distill, Prune, Schedule, Training, Widths
-from paredown.distillation.suited import suited
+from paredown.distillation.suited import settled, suited
 from paredown.pipeline.schedule import prune_by_schedule
 from paredown.pipeline.steps import distill
 from paredown.task.metric import Metric
@@ -75,7 +75,7 @@ def test_a_distillation_that_says_nothing_of_outputs_compares_what_they_are(name
 @pytest.mark.parametrize("name", CASES)
 def test_recovery_fits_the_outputs_and_targets_and_can_be_carried_out(name: str) -> None:
     given, expected = CASES[name]
-    found = suited(given)
+    found = settled(suited(given), given, given.model)
     assert found == expected
     training = Training(effort=Effort(2, "steps"))
     trained = distill(given, Distill(soft=found.soft, hard_weight=found.hard_weight, training=training))
