@@ -127,7 +127,7 @@ def _prepare_(
     """What comes before the training from end to end: layers solved or batch norms recalibrated, then blocks trained."""
     blocks = config.reconstruct if isinstance(config.reconstruct, Blocks) else None
     solve = blocks.solve if blocks is not None else config.reconstruct
-    if solve:
+    if config.reconstruct is True:  # blocks say so themselves
         _require_layers("reconstruct=True", original, student, "leave reconstruct out")
     solved = reconstruct_(student, original, task.train, frozen=frozen, seed=seed) if solve else 0
     if config.recalibrate and not solved:
