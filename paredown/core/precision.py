@@ -77,17 +77,12 @@ class MixedBits:
 
 
 def _ascending(name: str, given: object) -> tuple[int, ...]:
-    whole = isinstance(given, tuple | list) and all(type(each) is int for each in given)
-    if (
-        not isinstance(given, tuple | list)
-        or not whole
-        or len(set(given)) < max(len(given), 2)
-        or not set(given) <= {*_WIDTHS, 32}
-    ):
+    widths = [*given] if isinstance(given, tuple | list) and all(type(each) is int for each in given) else []
+    if len(set(widths)) < max(len(widths), 2) or not set(widths) <= {*_WIDTHS, 32}:
         raise RecipeError(
             f"{name} must be at least two different ones of 32, 8, 4, 3, 2", got=repr(given), remedy=f"write {name}=(2, 4, 8)"
         )
-    return tuple(sorted(given))
+    return tuple(sorted(widths))
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ _INSTRUCTION_SETS = {
     "asimd": "NEON", "asimddp": "NEON-DOTPROD", "i8mm": "I8MM", "sve": "SVE",
 }  # fmt: skip
 _PREFIXES = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize", "Nhwc")
-_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "FakeQuantize", "Convert", "Reorder")
-_LAYOUT = ("Convert", "Reorder")  # of floats, for the kernel behind them
-_MOVES = ("Flatten", "Identity", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")  # of any type
+_LAYOUT = ("Convert", "Reorder")  # of OpenVINO; of floats they serve the kernel behind them
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "FakeQuantize", *_LAYOUT)
+_PARTS = ("Shape", "Slice", "Split")  # with what only moves values, of any type
 _NO_LAYERS, _NUMBERS = ("Input", "Output", "Const"), ("f32", "f16", "bf16", "u8", "i8")  # the rest computes shapes
 
 
@@ -61,6 +61,7 @@ def _of_onnxruntime(path: pathlib.Path) -> Operators:
     import onnx
     import onnxruntime
 
+    from paredown.deploy.nodes import MOVES
     from paredown.deploy.onnxruntime import options
     from paredown.deploy.ports import unreadable
 
@@ -73,7 +74,7 @@ def _of_onnxruntime(path: pathlib.Path) -> Operators:
         except Exception as error:  # ONNX Runtime's own classes derive from Exception alone
             raise unreadable(path, error) from error
         kinds = [node.op_type for node in onnx.load(str(optimized)).graph.node]
-    return _counted((kind, kind.startswith(_PREFIXES)) for kind in kinds if kind not in _MOVES)
+    return _counted((kind, kind.startswith(_PREFIXES)) for kind in kinds if kind not in (*MOVES, *_PARTS))
 
 
 def _of_openvino(path: pathlib.Path, target: Target) -> Operators:

@@ -27,6 +27,7 @@ from torch import fx
 from torch.utils import _pytree
 
 from paredown.core.target import Target
+from paredown.deploy.nodes import MOVES
 from paredown.deploy.onnx import OPSET, Built
 from paredown.deploy.ports import Array
 from paredown.deploy.session import load
@@ -37,7 +38,6 @@ Stretch = tuple[list[int], dict[str, str]]
 Verdict = Literal["beyond the tolerance", "beyond rounding", "rounding"]
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _FUSED = ("Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Gelu", "Tanh", "Softmax")
-_MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FAKES = (torch.ops.paredown.fake_quantize.default, torch.ops.paredown.fake_quantize_two_sided.default)
 _LAST_BITS, _NEAR, _FEWEST = 1e-4, 3e-4, 2
@@ -237,7 +237,7 @@ class Graph:
         """Values that come out of a Q/DQ pair by being moved alone."""
         moved: set[str] = set()
         for node in self.nodes:
-            source = self.made.get(node.input[0], -1) if node.op_type in _MOVING else -1
+            source = self.made.get(node.input[0], -1) if node.op_type in MOVES else -1
             if source >= 0 and node.input[0] in self.dynamic:
                 from_grid = self.nodes[source].op_type == _DQ or node.input[0] in moved
                 moved.update(node.output if from_grid else ())

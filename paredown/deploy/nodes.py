@@ -5,6 +5,8 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, helper
 
+MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")  # every value of one tensor, and nothing else
+
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
     """The value of an attribute, or `default` where the node doesn't set it."""

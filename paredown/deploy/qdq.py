@@ -15,12 +15,12 @@ from onnx.defs import OpSchema
 from paredown.core.errors import ExportError
 from paredown.deploy import packed
 from paredown.deploy.constants import Constants
-from paredown.deploy.nodes import attribute, order_of, originating, replace_nodes_, rewrite_
+from paredown.deploy.nodes import MOVES, attribute, order_of, originating, replace_nodes_, rewrite_
 
 DOMAIN, PLACEHOLDER = "paredown", "FakeQuantize"
 _TYPES: tuple[Any, ...] = (np.uint8, np.int8, np.int32)
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
-_SAME_GRID = ("MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "Gather", "Split")
+_SAME_GRID = (*MOVES, "Gather", "MaxPool", "Slice", "Split")
 
 
 def translate() -> Any:

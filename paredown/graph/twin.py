@@ -144,10 +144,8 @@ def run_in_training(twin: Twin) -> None:
 
 def late_where_possible(twin: Twin) -> Twin | None:
     """The twin, late if its class reads large parameters by operations of torch alone; None if it doesn't run."""
-    late, large = (
-        replace(twin, late=True),
-        [n for n, t in twin.tensors.items() if isinstance(t, nn.Parameter) and t.numel() >= _LATE],
-    )
+    late = replace(twin, late=True)
+    large = [name for name, tensor in twin.tensors.items() if _is_late(late, name, tensor.numel())]
     whole: dict[str, Callable[[], Tensor]] = {name: functools.partial(twin.weights.__getitem__, name) for name in large}
     with on_demand(late, whole, {name: [*twin.weights[name].shape] for name in large}):
         if runs(late):
@@ -170,7 +168,7 @@ def on_demand(twin: Twin, values: dict[str, Callable[[], Tensor]], sizes: dict[s
     late = dict[int, Callable[[], Tensor]]()
     for name, make in values.items():
         tensor, whole = twin.tensors[name], twin.weights[name]
-        if twin.late and isinstance(tensor, nn.Parameter) and whole.is_floating_point() and math.prod(sizes[name]) >= _LATE:
+        if _is_late(twin, name, math.prod(sizes[name])):
             tensor.data, late[id(tensor)] = whole.new_full((), math.nan).expand(sizes[name]), make
         else:
             tensor.data = make()
@@ -193,13 +191,19 @@ def masking(twin: Twin, removed: dict[str, dict[int, Tensor]]) -> Iterator[None]
     inputs = {
         id(twin.tensors[name]): (twin.weights[name], dimensions[1])
         for name, dimensions in removed.items()
-        if twin.late and dimensions.keys() == {1} and twin.weights[name].numel() >= _LATE
+        if dimensions.keys() == {1} and _is_late(twin, name, twin.weights[name].numel())
     }
     with (
         on_demand(twin, values, {name: [*twin.weights[name].shape] for name in removed}),
         WithoutInputs(inputs) if inputs else nullcontext(),
     ):
         yield
+
+
+def _is_late(twin: Twin, name: str, elements: int) -> bool:
+    """Whether this tensor, of which so many elements are left, is made only when an operation reads it."""
+    tensor = twin.tensors[name]
+    return twin.late and isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and elements >= _LATE
 
 
 def zeroed(weight: Tensor, removed: dict[int, Tensor]) -> Tensor:

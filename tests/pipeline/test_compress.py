@@ -26,6 +26,7 @@ from paredown.core.errors import (
 from paredown.pipeline import apply as doing
 from paredown.pipeline import compress as main_job
 from paredown.pipeline.store import Store, identity, read_report
+from tests.conftest import pattern_batches
 
 TARGET = Target("onnxruntime", batch=16, threads=1)
 SIZE_ONLY = Budget(max_drop=0.05, size="0.9x")  # no latency: a verdict must not hang on this machine's noise
@@ -41,8 +42,6 @@ def names(folder: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, trained_small_resnet: torch.nn.Module) -> tuple[Report, Path, Task]:
     """One whole run with a fixed recipe, for the tests that only look."""
-    from tests.conftest import pattern_batches
-
     out = tmp_path_factory.mktemp("runs") / "full"
     task = Task(
         model=trained_small_resnet, example_inputs=(torch.randn(4, 1, 8, 8),), train=pattern_batches(640, seed=1),
