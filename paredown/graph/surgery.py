@@ -123,12 +123,20 @@ def _index(indices: tuple[int, ...]) -> Tensor:
     return torch.tensor(indices)
 
 
-def kept_values(name: str, tensor: Tensor, manifest: Manifest) -> Tensor:
-    """What a cut leaves of one parameter or buffer: the kept indices, times the factors that go with them."""
-    tensor = take(tensor, manifest.kept.get(name, {}))
-    for dimension, factors in manifest.scaled.get(name, {}).items():
+def kept_values(name: str, tensor: Tensor, manifest: Manifest, rows: Tensor | None = None) -> Tensor:
+    """What a cut leaves of one parameter or buffer: the kept indices, times the factors that go with them.
+
+    rows: indices of what is left of dimension 0, if only those are wanted.
+    """
+    kept, scaled = manifest.kept.get(name, {}), manifest.scaled.get(name, {})
+    if rows is not None:
+        tensor = tensor.index_select(0, _index(kept[0]).to(rows.device)[rows] if 0 in kept else rows)
+        kept = {dimension: indices for dimension, indices in kept.items() if dimension != 0}
+    tensor = take(tensor, kept)
+    for dimension, factors in scaled.items():
         shape = [-1 if d == dimension else 1 for d in range(tensor.dim())]
-        tensor = tensor * torch.tensor(factors, dtype=tensor.dtype, device=tensor.device).reshape(shape)
+        factor = torch.tensor(factors, dtype=tensor.dtype, device=tensor.device)
+        tensor = tensor * (factor[rows] if dimension == 0 and rows is not None else factor).reshape(shape)
     return tensor
 
 

@@ -1,15 +1,15 @@
 """Copies of a model with random weights, in which a cut is compared with the masked original.
 
 `random_twin` draws every weight. `light_twin` is for probing, and for models so large that a copy of their weights in float64
-wouldn't fit: its weights are views of a few pools of random numbers, one per scale, so that the twin of a large model costs about
-as much memory as its largest weight; and `on_demand` makes what a cut or a mask leaves of a large weight for the operation that
-reads it, so that none of the runs needs a second copy of the weights either.
+wouldn't fit: its weights are views of a few pools of random numbers, one per scale, in which the rows of very large ones overlap,
+so that the twin of a large model costs little; and `on_demand` makes what a cut or a mask leaves of a large weight for the
+operation that reads it, so that none of the runs needs a second copy of the weights either.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import SurgeryError
-from paredown.graph.late import Late, WithoutInputs
+from paredown.graph.late import LateWeight, late_weights
 from paredown.graph.manifest import Manifest
 from paredown.graph.surgery import Layout, copy_with, cut, fix_attributes_, kept_values, named_tensors, restore_attributes_
 from paredown.task.batches import Inputs, apply_tensors, call, device_of, evaluating, first_samples, tensors, unfused
@@ -28,6 +28,8 @@ _BATCHES, _SAMPLES = 2, 2
 _SLACK = 8192  # how many places of a pool a tensor may begin at, so that no two of one size are equal
 _PERIOD = 262_139  # a prime
 _LATE = 1 << 18  # elements of a parameter that is made only when an operation reads it
+_OVERLAPPING = 1 << 23  # elements of a matrix whose rows overlap in their pool,
+_STEP = 61  # each beginning so many numbers after the one before
 _REMEDY = "name its module in protect, and please report the model"
 
 
@@ -52,6 +54,11 @@ class Twin:
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers of the copy, by name, whatever values they hold."""
         return named_tensors(self.model)
+
+    @functools.cached_property
+    def overlapping(self) -> dict[str, Tensor]:
+        """The weights that are larger than their memory: most operations copy one before they read it."""
+        return {name: t for name, t in self.weights.items() if t.numel() * t.element_size() > t.untyped_storage().nbytes()}
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -114,7 +121,8 @@ def light_twin(
 def runs(twin: Twin) -> bool:
     """Whether a twin's class takes its size, its number of samples and its type, stays in that, and stays finite."""
     try:
-        found = [t for batch in twin.batches for t in outputs(twin.model, batch, twin.dtype) if t.is_floating_point()]
+        with on_demand(twin, {}):
+            found = [t for batch in twin.batches for t in outputs(twin.model, batch, twin.dtype) if t.is_floating_point()]
     except Exception:  # whatever a class raises
         return False
     return all(t.dtype is twin.dtype and bool(torch.isfinite(t).all()) for t in found)
@@ -123,7 +131,8 @@ def runs(twin: Twin) -> bool:
 def training_too(twin: Twin) -> Twin:
     """The twin, whose cuts have to run in training mode too, if it does itself."""
     try:
-        run_in_training(twin)
+        with on_demand(twin, {}):
+            run_in_training(twin)
     except Exception:  # whatever a class raises
         return twin
     return replace(twin, trains=True)
@@ -145,9 +154,8 @@ def run_in_training(twin: Twin) -> None:
 def late_where_possible(twin: Twin) -> Twin | None:
     """The twin, late if its class reads large parameters by operations of torch alone; None if it doesn't run."""
     late = replace(twin, late=True)
-    large = [name for name, tensor in twin.tensors.items() if _is_late(late, name, tensor.numel())]
-    whole: dict[str, Callable[[], Tensor]] = {name: functools.partial(twin.weights.__getitem__, name) for name in large}
-    with on_demand(late, whole, {name: [*twin.weights[name].shape] for name in large}):
+    large = {name: whole for name, whole in twin.weights.items() if _is_late(late, name, whole.numel())}
+    with on_demand(late, {name: _whole(whole) for name, whole in large.items()}):
         if runs(late):
             return late
     return twin if runs(twin) else None
@@ -160,24 +168,35 @@ def outputs(model: nn.Module, batch: Any, dtype: torch.dtype) -> list[Tensor]:
 
 
 @contextmanager
-def on_demand(twin: Twin, values: dict[str, Callable[[], Tensor]], sizes: dict[str, list[int]]) -> Iterator[None]:
-    """While active, parameters and buffers of the twin's model are what `values` make, of these `sizes`.
+def on_demand(twin: Twin, values: dict[str, LateWeight]) -> Iterator[None]:
+    """While active, parameters and buffers of the twin's model are what `values` make.
 
     Of a late twin a large parameter holds NaN that takes no memory; its value is made for the operation that reads it.
     """
-    late = dict[int, Callable[[], Tensor]]()
-    for name, make in values.items():
+    late = dict[int, LateWeight]()
+    for name, value in values.items():
         tensor, whole = twin.tensors[name], twin.weights[name]
-        if _is_late(twin, name, math.prod(sizes[name])):
-            tensor.data, late[id(tensor)] = whole.new_full((), math.nan).expand(sizes[name]), make
+        if _is_late(twin, name, math.prod(value.size)):
+            tensor.data, late[id(tensor)] = whole.new_full((), math.nan).expand(*value.size), value
         else:
-            tensor.data = make()
+            tensor.data = value.make(None)
+    if twin.late:
+        late |= {id(twin.tensors[name]): _whole(t) for name, t in twin.overlapping.items() if name not in values}
     try:
-        with Late(late) if late else nullcontext():
+        with late_weights(late):
             yield
     finally:
         for name in values:
             twin.tensors[name].data = twin.weights[name]
+
+
+def _whole(weight: Tensor) -> LateWeight:
+    """A weight of which nothing is changed."""
+    return LateWeight(weight.shape, functools.partial(_some, weight))
+
+
+def _some(weight: Tensor, rows: Tensor | None) -> Tensor:
+    return weight if rows is None else weight.index_select(0, rows)
 
 
 @contextmanager
@@ -185,18 +204,15 @@ def masking(twin: Twin, removed: dict[str, dict[int, Tensor]]) -> Iterator[None]
     """While active, the twin's model reads nothing of the `removed` indices of its weights, by name and dimension: zeros stand in
     their place.
     """
-    values: dict[str, Callable[[], Tensor]] = {
-        name: functools.partial(zeroed, twin.weights[name], dimensions) for name, dimensions in removed.items()
-    }
-    inputs = {
-        id(twin.tensors[name]): (twin.weights[name], dimensions[1])
-        for name, dimensions in removed.items()
-        if dimensions.keys() == {1} and _is_late(twin, name, twin.weights[name].numel())
-    }
-    with (
-        on_demand(twin, values, {name: [*twin.weights[name].shape] for name in removed}),
-        WithoutInputs(inputs) if inputs else nullcontext(),
-    ):
+    values = {}
+    for name, dimensions in removed.items():
+        weight = twin.weights[name]
+        make = functools.partial(zeroed, weight, dimensions)
+        if dimensions.keys() == {1}:
+            values[name] = LateWeight(weight.shape, make, functools.partial(_some, weight), dimensions[1])
+        else:
+            values[name] = LateWeight(weight.shape, make)
+    with on_demand(twin, values):
         yield
 
 
@@ -206,26 +222,28 @@ def _is_late(twin: Twin, name: str, elements: int) -> bool:
     return twin.late and isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and elements >= _LATE
 
 
-def zeroed(weight: Tensor, removed: dict[int, Tensor]) -> Tensor:
-    """A copy with zeros at these indices of dimensions."""
-    value = weight.detach().clone()
+def zeroed(weight: Tensor, removed: dict[int, Tensor], rows: Tensor | None = None) -> Tensor:
+    """A copy with zeros at these indices of dimensions; of all rows, or of some."""
+    value = weight.detach().clone() if rows is None else weight.detach().index_select(0, rows)
     for dimension, indices in removed.items():
-        value.index_fill_(dimension, indices, 0)
+        if dimension == 0 and rows is not None:
+            value.index_fill_(0, torch.isin(rows, indices).nonzero().flatten(), 0)
+        else:
+            value.index_fill_(dimension, indices, 0)
     return value
 
 
 @contextmanager
 def recut(twin: Twin, manifest: Manifest) -> Iterator[None]:
     """While active, the twin's model is cut by `manifest`. What a cut leaves whole is shared with the twin."""
-    makers: dict[str, Callable[[], Tensor]] = {}
-    sizes: dict[str, list[int]] = {}
+    values: dict[str, LateWeight] = {}
     for name in dict.fromkeys((*manifest.kept, *manifest.scaled)):
         kept, whole = manifest.kept.get(name, {}), twin.weights[name]
-        sizes[name] = [len(kept[d]) if d in kept else length for d, length in enumerate(whole.shape)]
-        makers[name] = functools.partial(kept_values, name, whole, manifest)
+        size = [len(kept[d]) if d in kept else length for d, length in enumerate(whole.shape)]
+        values[name] = LateWeight(size, functools.partial(kept_values, name, whole, manifest))
     fix_attributes_(twin.modules, twin.layout, manifest)
     try:
-        with on_demand(twin, makers, sizes):
+        with on_demand(twin, values):
             yield
     finally:
         restore_attributes_(twin.modules, twin.layout, manifest)
@@ -234,13 +252,13 @@ def recut(twin: Twin, manifest: Manifest) -> Iterator[None]:
 @contextmanager
 def cut_twin(pruned: nn.Module, twin: Twin, manifest: Manifest) -> Iterator[nn.Module]:
     """A copy of a model, cut by `manifest` from the twin's source, that while active holds what is left of its weights."""
-    sizes = {name: [*tensor.shape] for name, tensor in named_tensors(pruned).items()}
-    makers: dict[str, Callable[[], Tensor]] = {
-        name: functools.partial(kept_values, name, twin.weights[name], manifest) for name in sizes
+    sizes = {name: tensor.shape for name, tensor in named_tensors(pruned).items()}
+    values = {
+        name: LateWeight(size, functools.partial(kept_values, name, twin.weights[name], manifest)) for name, size in sizes.items()
     }
     empty = {name: twin.weights[name].new_zeros(()).expand(size) for name, size in sizes.items()}
     candidate = Twin(_holding(pruned, empty), pruned, empty, (), twin.dtype, twin.late)
-    with on_demand(candidate, makers, sizes):
+    with on_demand(candidate, values):
         yield candidate.model
 
 
@@ -259,7 +277,7 @@ def _pooled(named: dict[str, Tensor], device: torch.device, generator: torch.Gen
     kinds = {name: _kind(tensor) for name, tensor in named.items() if tensor.is_floating_point()}
     sizes: dict[Any, int] = {}
     for name, kind in kinds.items():
-        sizes[kind] = max(sizes.get(kind, 0), named[name].numel())
+        sizes[kind] = max(sizes.get(kind, 0), _span(named[name]))
     noise = torch.randn(min(max(sizes.values(), default=0) + _SLACK, _PERIOD), generator=generator, dtype=dtype)
     pools = {kind: _pool(kind, size + _SLACK, noise).to(device) for kind, size in sizes.items()}
     starts = torch.randint(_SLACK, (len(named),), generator=generator).tolist()
@@ -267,8 +285,21 @@ def _pooled(named: dict[str, Tensor], device: torch.device, generator: torch.Gen
     for (name, tensor), start in zip(named.items(), starts, strict=True):
         result[name] = tensor.detach()
         if name in kinds:
-            result[name] = pools[kinds[name]][start : start + tensor.numel()].view(tensor.shape)
+            result[name] = _shaped(pools[kinds[name]][start : start + _span(tensor)], tensor)
     return result
+
+
+def _shaped(part: Tensor, like: Tensor) -> Tensor:
+    """A view that has the shape of another tensor."""
+    if len(part) == like.numel():
+        return part.view(like.shape)
+    return part.unfold(0, like[0].numel(), _STEP).view(like.shape)
+
+
+def _span(tensor: Tensor) -> int:
+    """How many numbers of a pool a tensor takes."""
+    overlapping = tensor.dim() > 1 and tensor.numel() >= max(_OVERLAPPING, _STEP * len(tensor))
+    return _STEP * (len(tensor) - 1) + tensor[0].numel() if overlapping else tensor.numel()
 
 
 def _kind(tensor: Tensor) -> int | str:

@@ -63,11 +63,11 @@ def test_a_scheme_is_held_against_the_best_plain_fine_tuning_once_all_its_rates_
 
 def test_the_180_seconds_come_first_and_can_be_run_alone() -> None:
     cells = list(recovery.cells((180,)))
-    assert cells == list(recovery.cells())[:24] and {cell.effort.amount for cell in cells} == {180}
+    assert cells == list(recovery.cells())[:39] and {cell.effort.amount for cell in cells} == {180}
 
 
 def test_a_third_of_the_time_goes_to_the_blocks_where_there_are_some() -> None:
-    config = recovery.Cell("combination", MINUTE, 0).config()
+    config = recovery.Cell("combination", MINUTE, 0, 0.05).config()
     assert isinstance(config.reconstruct, recovery.Blocks)
     assert config.reconstruct.training.effort == Effort(20, "seconds") and config.training.effort.amount == pytest.approx(40)
-    assert recovery.Cell("plain", MINUTE, 0).config().hard_weight == 1.0
+    assert recovery.Cell("plain", MINUTE, 0, 0.05).config().hard_weight == 1.0

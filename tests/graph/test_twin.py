@@ -2,11 +2,15 @@
 
 import functools
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from paredown.graph.groups import dependency_groups
-from paredown.graph.twin import late_where_possible, light_twin, masking, on_demand, outputs, runs, zeroed
+from paredown.graph.late import LateWeight
+from paredown.graph.manifest import Manifest
+from paredown.graph.surgery import kept_values
+from paredown.graph.twin import late_where_possible, light_twin, masking, on_demand, outputs, recut, runs, zeroed
 from paredown.task.batches import first_samples
 
 
@@ -34,7 +38,24 @@ REMOVED = {
 }
 
 
-def test_masking_equals_zeros_in_the_weights() -> None:
+@pytest.fixture(params=["whole", "in parts"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether large weights have memory of their own and are made whole, as most are, or have not and are made by rows."""
+    monkeypatch.setattr("paredown.graph.twin._LATE", 1 << 16)
+    if request.param == "in parts":
+        monkeypatch.setattr("paredown.graph.twin._OVERLAPPING", 1 << 17)
+        monkeypatch.setattr("paredown.graph.late._PART", 1 << 15)
+    return str(request.param)
+
+
+def test_rows_of_very_large_weights_overlap(reading: str) -> None:
+    twin = light_twin(Large().eval(), torch.randn(2, 64, 7, 7), 0, torch.float64, samples=2, late=True)
+    large = {"conv.weight", "grouped.weight", "wide.weight", "bare"}
+    assert set(twin.overlapping) == (large if reading == "in parts" else set())
+    assert all(len(twin.weights[name].flatten(1).unique(dim=0)) == len(twin.weights[name]) for name in large)
+
+
+def test_masking_equals_zeros_in_the_weights(reading: str) -> None:
     model, x = Large().eval(), torch.randn(2, 64, 7, 7)
     twin = light_twin(model, x, 0, torch.float64, samples=2, late=True)
     indices = {name: {d: torch.tensor(gone) for d, gone in dimensions.items()} for name, dimensions in REMOVED.items()}
@@ -54,13 +75,12 @@ def test_a_large_weight_is_made_when_it_is_read() -> None:
     model, x = Large().eval(), torch.randn(2, 64, 7, 7)
     twin, made = light_twin(model, x, 0, torch.float64, samples=2, late=True), list[str]()
 
-    def halved(name: str) -> Tensor:
+    def halved(name: str, rows: Tensor | None) -> Tensor:
         made.append(name)
-        return twin.weights[name] / 2
+        return (twin.weights[name] if rows is None else twin.weights[name][rows]) / 2
 
     names = ("conv.weight", "wide.weight", "bare", "small.weight")
-    sizes = {name: [*twin.weights[name].shape] for name in names}
-    with on_demand(twin, {name: functools.partial(halved, name) for name in names}, sizes):
+    with on_demand(twin, {name: LateWeight(twin.weights[name].shape, functools.partial(halved, name)) for name in names}):
         assert made == ["small.weight"]
         found = outputs(twin.model, twin.batches[0], twin.dtype)[0]
         assert made == ["small.weight", "conv.weight", "wide.weight", "bare", "wide.weight"]
@@ -69,6 +89,40 @@ def test_a_large_weight_is_made_when_it_is_read() -> None:
         assert twin.tensors[name].data_ptr() == twin.weights[name].data_ptr()
         twin.tensors[name].data = twin.weights[name] / 2
     assert torch.equal(outputs(twin.model, twin.batches[0], twin.dtype)[0], found)
+
+
+class Tied(nn.Module):
+    """A table that is the head too, and a convolution. Inputs: tokens (batch, length)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head, self.conv = nn.Embedding(3000, 100), nn.Linear(100, 3000), nn.Conv1d(100, 1000, 5, padding=2)
+        self.head.weight = self.table.weight
+        self.back = nn.Linear(1000, 100, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.table(tokens)
+        return self.head(h + self.back(self.conv(h.transpose(1, 2)).transpose(1, 2).relu()))
+
+
+def test_a_cut_that_is_made_by_rows_is_the_cut(reading: str) -> None:
+    model, x = Tied().eval(), torch.tensor([[5, 1, 5, 2999], [0, 7, 8, 9]])
+    kept, inner = tuple(range(0, 100, 2)), tuple(range(3, 1000, 3))
+    slices: dict[str, dict[int, tuple[int, ...]]] = {
+        "table.weight": {1: kept},
+        "conv.weight": {0: inner, 1: kept},
+        "conv.bias": {0: inner},
+        "back.weight": {0: kept, 1: inner},
+    }
+    manifest = Manifest(kept=slices, scaled={"conv.weight": {0: tuple(1 + i / 1000 for i in range(len(inner)))}})
+    twin = light_twin(model, x, 0, torch.float64, samples=2, late=True)
+    with recut(twin, manifest):
+        assert twin.tensors["table.weight"].untyped_storage().nbytes() < 100
+        found = outputs(twin.model, twin.batches[0], twin.dtype)[0]
+    by_hand = light_twin(model, x, 0, torch.float64, samples=2)
+    for name, weight in by_hand.weights.items():
+        by_hand.tensors[name].data = kept_values(name, weight, manifest)
+    assert torch.allclose(found, outputs(by_hand.model, twin.batches[0], torch.float64)[0], rtol=1e-12, atol=1e-12)
 
 
 class Wrapped(nn.Module):
