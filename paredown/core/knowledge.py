@@ -68,15 +68,19 @@ class SequenceLevel:
 @dataclass(frozen=True)
 class Hint:
     """The features themselves (FitNets, `losses/hint.py`). Of a student that was cut from the teacher, channel by kept channel;
-    of any other, through a 1x1 adapter where widths differ, which is trained along and thrown away.
+    of any other, through a 1x1 adapter, which is trained along and thrown away.
+
+    adapter: False compares channel by channel without one, which needs equal widths.
     """
 
     __pydantic_config__: ClassVar = _FORBID
     weight: float = 1.0
+    adapter: bool = True
     kind: Literal["hint"] = "hint"
 
     def __post_init__(self) -> None:
         positive("weight", self.weight)
+        instance("adapter", self.adapter, bool)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from paredown.core.knowledge import (
 from paredown.core.steps import Distill
 from paredown.distillation.axes import channel_axes
 from paredown.distillation.features import with_features
-from paredown.distillation.lineage import Pair, lineage
+from paredown.distillation.graph_lineage import descent
+from paredown.distillation.lineage import Pair
 from paredown.distillation.losses.attention_transfer import attention_transfer_loss
 from paredown.distillation.losses.contrastive import contrastive_loss
 from paredown.distillation.losses.embedding import embedding_loss
@@ -73,7 +74,7 @@ def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs)
     with evaluating(student), torch.no_grad(), unfused():
         _, ours = with_features(student, inputs, [pair.student for pair in pairs])
     _, theirs = teacher.features(inputs, [pair.teacher for pair in pairs])
-    learns = any(isinstance(feature, _CHANNEL_BY_CHANNEL) for feature in features)
+    learns = any(isinstance(f, _CHANNEL_BY_CHANNEL) and not (isinstance(f, Hint) and not f.adapter) for f in features)
     axes = [{} if all(pair.exact for pair in pairs) else channel_axes(model, inputs) for model in (student, teacher.model)]
     for pair in pairs:
         for name, known in zip((pair.student, pair.teacher), axes, strict=True):
@@ -138,7 +139,8 @@ def _loss(feature: OfLayer, compared: Compared, student: Tensor, teacher: Tensor
     axis, teacher = compared.pair.axis, compared.laid_out(teacher)
     match feature:
         case Hint():
-            return hint_loss(*compared.alike(student, teacher), axis=axis)
+            own = compared if feature.adapter else replace(compared, adapter=None)
+            return hint_loss(*own.alike(student, teacher), axis=axis)
         case Embedding():
             return embedding_loss(*compared.alike(student, teacher), axis=axis)
         case Contrastive():
@@ -166,13 +168,14 @@ def _pooled(features: Tensor, axis: int) -> Tensor:
 
 
 def _named(pairs: Sequence[tuple[str, str]], teacher: nn.Module, student: nn.Module) -> list[Pair]:
-    """The user's pairs, with kept channels where lineage knows them."""
+    """The user's pairs, with kept channels where lineage knows them. A block of a graph may be named as in the teacher."""
     if not pairs:
         return []
     try:
-        known = {pair.student: pair for pair in lineage(teacher, student)}
+        descended = descent(teacher, student)
     except TaskError:
-        known = {}
+        descended = []
+    known = {pair.teacher: pair for pair in descended} | {pair.student: pair for pair in descended}
     exact = [known.get(ours) for ours, _ in pairs]
     return [
         pair if pair is not None and pair.teacher == theirs else Pair(ours, theirs, None, 1, exact=False)

@@ -2,7 +2,7 @@
 
 A student that was cut from the teacher carries a manifest: the same name is the same layer, and the channels that it kept are
 known exactly, so hidden states are compared like with like, without adapters. Layers that the manifest rescales are left out.
-For any other student, see `pairing.py`.
+Of a student that is a graph see `graph_lineage.py`, for any other `pairing.py`.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def lineage(teacher: nn.Module, student: nn.Module) -> list[Pair]:
     """
     others = dict(teacher.named_modules())
     before, after = (manifest_of(model) or Manifest() for model in (teacher, student))
-    _check_layers(teacher, student, after)
+    check_layers(layers_of(teacher), layers_of(student), after)
     pairs: list[Pair] = []
     for name, module in student.named_modules():
         other, place = others.get(name), _channels(module)
@@ -59,24 +59,25 @@ def lineage(teacher: nn.Module, student: nn.Module) -> list[Pair]:
         weight, (dimension, axis) = f"{name}.weight" if name else "weight", place
         if dimension in after.scaled.get(weight, {}):
             continue
-        kept = _relative(before.kept.get(weight, {}).get(dimension), after.kept.get(weight, {}).get(dimension), name)
-        _check(name, module, other, kept, dimension)
+        kept = relative_indices(before.kept.get(weight, {}).get(dimension), after.kept.get(weight, {}).get(dimension), name)
+        check_widths(name, module.get_parameter("weight"), other.get_parameter("weight"), kept, dimension)
         pairs.append(Pair(name, name, kept, axis))
     if not pairs:
-        raise _stranger("no layer in common")
+        raise stranger("no layer in common")
     return pairs
 
 
-def _check_layers(teacher: nn.Module, student: nn.Module, manifest: Manifest) -> None:
+def layers_of(model: nn.Module) -> set[str]:
+    """Names of the layers whose weight is a matrix, norms left out."""
+    return {name for name, module in model.named_modules() if _channels(module) and module.get_parameter("weight").dim() > 1}
+
+
+def check_layers(teacher: set[str], student: set[str], manifest: Manifest) -> None:
     """Both have the same layers but for norms (which are folded) and what was dropped: a ResNet-20 isn't part of a ResNet-56."""
     gone = tuple(f"{part.module}." for part in manifest.dropped)
-    names = [
-        {n for n, m in model.named_modules() if _channels(m) and m.get_parameter("weight").dim() > 1}
-        for model in (teacher, student)
-    ]
-    odd = sorted(name for name in names[0] ^ names[1] if not f"{name}.".startswith(gone))
-    if odd and names[1]:
-        raise _stranger(f"{odd[0]}, which only one of them has")
+    odd = sorted(name for name in teacher ^ student if not f"{name}.".startswith(gone))
+    if odd and student:
+        raise stranger(f"{odd[0]}, which only one of them has")
 
 
 def _channels(module: nn.Module) -> tuple[int, int] | None:
@@ -104,31 +105,31 @@ def relative(before: Manifest, after: Manifest) -> Manifest:
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, dimensions in after.kept.items():
         for dimension, indices in dimensions.items():
-            found = _relative(before.kept.get(name, {}).get(dimension), indices, name)
+            found = relative_indices(before.kept.get(name, {}).get(dimension), indices, name)
             if found is not None:
                 kept.setdefault(name, {})[dimension] = found
     return Manifest(kept)
 
 
-def _relative(before: Sequence[int] | None, after: Sequence[int] | None, name: str) -> tuple[int, ...] | None:
+def relative_indices(before: Sequence[int] | None, after: Sequence[int] | None, name: str) -> tuple[int, ...] | None:
     """The student's indices, which are those of the model that was never cut, as positions among the teacher's."""
     if after is None or before is None:
         return None if after is None else tuple(after)
     place = {index: position for position, index in enumerate(before)}
     if not set(after) <= set(place):
-        raise _stranger(f"channels of {name} that the teacher doesn't have")
+        raise stranger(f"channels of {name} that the teacher doesn't have")
     found = tuple(place[index] for index in after)
     return None if len(found) == len(before) else found
 
 
-def _check(name: str, module: nn.Module, other: nn.Module, kept: tuple[int, ...] | None, dimension: int) -> None:
-    """The widths are those that the manifest tells."""
-    student, teacher = (m.get_parameter("weight").shape[dimension] for m in (module, other))
-    if student != (teacher if kept is None else len(kept)) or (kept is not None and max(kept) >= teacher):
-        raise _stranger(f"{name} with {student} of {teacher} channels")
+def check_widths(name: str, student: Tensor, teacher: Tensor, kept: tuple[int, ...] | None, dimension: int) -> None:
+    """Weights have the widths that the manifest tells. kept: indices of the teacher's."""
+    ours, theirs = student.shape[dimension], teacher.shape[dimension]
+    if ours != (theirs if kept is None else len(kept)) or (kept is not None and max(kept) >= theirs):
+        raise stranger(f"{name} with {ours} of {theirs} channels")
 
 
-def _stranger(got: str) -> TaskError:
+def stranger(got: str) -> TaskError:
     return TaskError(
         "lineage needs a student that was cut from the teacher", got=got, remedy="propose pairs of layers for independent models"
     )

@@ -3,7 +3,8 @@
 Both models run once on a batch. Where both go through the same two or more resolutions, the largest module at each is matched
 with the largest of the other: `layer2` with `layer2`. Else the student's stage ends are matched, the last modules at each
 resolution and evenly spaced ones where the resolution stays. Each gets a teacher's module of the same resolution where there
-is one; among those the order is kept, and the sum of
+is one, where both models repeat a block throughout, as transformers do, one of its blocks; among those the order is kept, and the
+sum of
 
     cka(student, teacher) - |depth of the student's module - depth of the teacher's|,   depths from 0 to 1
 
@@ -13,7 +14,7 @@ is the largest that there is.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,8 @@ from paredown.core.fields import count as count_of
 from paredown.distillation.axes import channel_axes
 from paredown.distillation.cka import alignment, centred_gram
 from paredown.distillation.features import observed
-from paredown.distillation.lineage import Pair, lineage
+from paredown.distillation.graph_lineage import descent
+from paredown.distillation.lineage import Pair
 from paredown.task.batches import Inputs, batch_size, call, evaluating, tensors
 
 
@@ -62,8 +64,10 @@ def propose(
         return [Pair(s.name, t.name, None, s.axis, exact=False) for s, t in stages[-count:]]
     ours, theirs = see(student, inputs), see(teacher, inputs)
     _check_overrides(fixed, ours, theirs)
-    free = [seen for seen in stage_ends(ours, count) if seen.name not in fixed][: max(0, count - len(fixed))]
-    chosen = [(seen, theirs[i]) for seen, i in zip(free, align(free, theirs), strict=True)]
+    alike = repeated(student, ours), repeated(teacher, theirs)
+    some, others = alike if all(alike) else (ours, theirs)
+    free = [seen for seen in stage_ends(some, count) if seen.name not in fixed][: max(0, count - len(fixed))]
+    chosen = [(seen, others[i]) for seen, i in zip(free, align(free, others), strict=True)]
     named = {seen.name: seen for seen in theirs}
     chosen += [(seen, named[fixed[seen.name]]) for seen in ours if seen.name in fixed]
     if not chosen:
@@ -77,14 +81,14 @@ def propose(
 
 
 def lineage_ends(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, count: int = 4) -> list[Pair]:
-    """Of the pairs that `lineage` gives those at stage ends: as much as hidden losses need, at a fraction of the cost."""
-    pairs = {pair.student: pair for pair in lineage(teacher, student)}
-    ends = stage_ends([seen for seen in see(student, inputs, grams=False) if seen.name in pairs], count)
+    """Of the pairs that lineage gives those at stage ends: as much as hidden losses need, at a fraction of the cost."""
+    pairs = {pair.student: pair for pair in descent(teacher, student)}
+    ends = stage_ends(see(student, inputs, grams=False, names=pairs), count)
     return [pairs[seen.name] for seen in ends]
 
 
-def see(model: nn.Module, inputs: Inputs, *, grams: bool = True) -> list[Seen]:
-    """Every module below the model, in the order in which they finish, that gives features (batch, ...).
+def see(model: nn.Module, inputs: Inputs, *, grams: bool = True, names: Collection[str] | None = None) -> list[Seen]:
+    """Every module below the model, or of these names, in the order in which they finish, that gives features (batch, ...).
 
     grams: without them, which take the time, nothing can be aligned.
     """
@@ -98,7 +102,8 @@ def see(model: nn.Module, inputs: Inputs, *, grams: bool = True) -> list[Seen]:
             space = tuple(first.shape[2:]) if axis == 1 else tuple(first.shape[1:-1])
             found[name] = Seen(name, len(found), space, first.shape[axis], axis, centred_gram(first if grams else first[:0]))
 
-    names = [name for name, _ in model.named_modules() if name and _gives_features(model, name)]
+    if names is None:
+        names = [name for name, _ in model.named_modules() if name and _gives_features(model, name)]
     with evaluating(model), torch.no_grad(), observed(model, names, add):
         call(model, inputs)
     last = max(1, len(found) - 1)
@@ -148,6 +153,22 @@ def _largest(seen: Sequence[Seen]) -> dict[tuple[int, ...], Seen]:
             if before is None or inside[each.name] >= inside[before.name]:
                 found[each.space] = each
     return found
+
+
+def repeated(model: nn.Module, seen: Sequence[Seen]) -> list[Seen]:
+    """Of the modules that were seen the blocks, of one class and with parts, that the model is a list of, if all have one
+    resolution. Lists inside blocks don't count.
+    """
+    names = [
+        f"{path}.{child}" if path else child
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList | nn.Sequential)
+        for child, block in module.named_children()
+        if sum(type(other) is type(block) for other in module) > 1 and next(block.children(), None) is not None
+    ]
+    outermost = {name for name in names if not any(name.startswith(f"{other}.") for other in names)}
+    found = [each for each in seen if each.name in outermost]
+    return found if len({each.space for each in found}) == 1 else []
 
 
 def align(ours: Sequence[Seen], theirs: Sequence[Seen]) -> list[int]:

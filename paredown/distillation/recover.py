@@ -27,7 +27,7 @@ from paredown.distillation.objective import Objective
 from paredown.distillation.reconstruct import reconstruct_
 from paredown.distillation.suited import settled
 from paredown.distillation.teacher import Asked
-from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, teacher_of
+from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, require_hidden_layers, teacher_of
 from paredown.distillation.uncut import before_the_cut, has_layers_of
 from paredown.task.batches import device_of, each
 from paredown.task.task import Task
@@ -168,6 +168,8 @@ def objective_of(
     """The loss that a Distill stands for; a teacher is made only where it will be asked. resume: where its outputs are kept."""
     if not config.features and (config.soft is None or config.hard_weight == 1):
         return Objective(task, config)
+    if config.features:
+        require_hidden_layers(teacher)
     config = settled(config, task, student) if config.hard_weight < 1 else config
     asked = teacher_of(
         teacher,

@@ -22,7 +22,7 @@ def tapped(
     Raises TaskError for a name of which no operators are left in the graph.
     """
     graph = copy.deepcopy(model.graph)
-    flowing = _flowing(graph)
+    flowing = set(flowing_nodes(graph))
     for name in names:
         own = [node for node in graph.nodes if node in flowing and name in module_stack(node)]
         leaving = [node for node in own if any(user not in own for user in node.users)]
@@ -41,13 +41,13 @@ def tapped(
     return fx.GraphModule(model, graph)
 
 
-def _flowing(graph: fx.Graph) -> set[fx.Node]:
-    """What depends on an input: weights, and their rounding, don't."""
-    found = set[fx.Node]()
+def flowing_nodes(graph: fx.Graph) -> dict[fx.Node, None]:
+    """What depends on an input, in order: weights, and their rounding, don't."""
+    found = dict[fx.Node, None]()
     for node in graph.nodes:
-        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found - {node for node in graph.nodes if node.op == "output"}
+        if node.op == "placeholder" or not found.keys().isdisjoint(node.all_input_nodes):
+            found[node] = None
+    return {node: None for node in found if node.op != "output"}
 
 
 def _seeing(name: str, leave: Callable[[str, Tensor], None]) -> Callable[[Any], None]:

@@ -154,6 +154,14 @@ def models_of(given: Given, original: nn.Module) -> list[nn.Module]:
     return [each.model if isinstance(each, Cached) else each for each in _each(given)]
 
 
+def require_hidden_layers(given: Given) -> None:
+    """Raises RecipeError for a teacher of which outputs alone are kept, where hidden layers are compared: it would run anyway."""
+    if given is not None and not isinstance(given, str) and isinstance(_each(given)[0], Cached):
+        raise RecipeError(
+            "Cached keeps outputs, no hidden layers", got="features", remedy="pass the model itself, or no features"
+        )
+
+
 def _each(given: object) -> list[One]:
     match given:
         case nn.ModuleList() | list() | tuple():

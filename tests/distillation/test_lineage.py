@@ -7,11 +7,14 @@ import torch
 from torch import nn
 
 import paredown
-from paredown import Prune, Task
+from paredown import Distill, Hint, Prune, Task, Training
 from paredown.core.errors import TaskError
 from paredown.distillation.features import with_features
+from paredown.distillation.graph_lineage import descent
 from paredown.distillation.lineage import Pair, lineage
 from paredown.distillation.losses.hint import hint_loss
+from paredown.distillation.pairing import lineage_ends
+from paredown.distillation.recover import objective_of
 from paredown.graph.manifest import Manifest, attach_
 from paredown.graph.surgery import cut
 from tests.conftest import SmallResNet, make_small_resnet
@@ -83,3 +86,42 @@ def test_student_of_a_wider_ancestor_is_an_error_for_a_teacher_that_lacks_its_ch
 def test_a_pair_reads_as_a_line() -> None:
     assert str(Pair("a", "b", (0, 2))) == "a <- b, 2 kept channels"
     assert str(Pair("a", "b")) == "a <- b"
+
+
+def test_quantized_student_pairs_by_blocks_with_the_channels_that_were_kept(pattern_task: Task, student: nn.Module) -> None:
+    quantized = paredown.quantize(pattern_task, paredown.Quantize(samples=32), model=student)
+    pairs, x = descent(pattern_task.model, quantized), torch.randn(8, 1, 8, 8)
+    found = {pair.teacher: pair for pair in pairs}
+    assert {"block1", "block2"} <= found.keys() and all(pair.exact and pair.kept is not None for pair in pairs)
+    _, ours = with_features(quantized, x, [pair.student for pair in pairs])
+    _, cut_alone = with_features(student, x, [pair.teacher for pair in pairs])
+    _, theirs = with_features(pattern_task.model, x, [pair.teacher for pair in pairs])
+    for pair in pairs:
+        assert ours[pair.student].shape == pair.like(theirs[pair.teacher]).shape
+        close = nn.functional.cosine_similarity(ours[pair.student].flatten(), cut_alone[pair.teacher].flatten(), 0)
+        assert close > 0.99
+    by_layers = {pair.student: pair.kept for pair in lineage(pattern_task.model, student)}
+    assert found["block1"].kept == by_layers["block1.conv2"]
+    ends = lineage_ends(pattern_task.model, quantized, x, count=2)
+    assert [pair.teacher for pair in ends] == ["block1", "block2"]
+
+
+def test_quantized_student_learns_hints_of_its_blocks_without_adapters(pattern_task: Task, student: nn.Module) -> None:
+    quantized = paredown.quantize(pattern_task, paredown.Quantize(samples=32), model=student)
+    config = Distill(features=(Hint(),), pairs=(("block1", "block1"),), training=Training("2 steps"))
+    objective = objective_of(pattern_task, config, quantized)
+    assert [(each.pair.teacher, each.adapter) for each in objective.compared] == [("block1", None)]
+    trained = paredown.distill(pattern_task, config, model=quantized)
+    before, after = (dict(model.named_parameters()) for model in (quantized, trained))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_quantized_model_of_other_layers_is_no_descendant(pattern_task: Task) -> None:
+    quantized = paredown.quantize(pattern_task, paredown.Quantize(samples=32))
+    wider = copy.deepcopy(pattern_task.model)
+    wider.extra = nn.Linear(10, 10)
+    with pytest.raises(TaskError, match="extra, which only one of them has"):
+        descent(wider, quantized)
+    with pytest.raises(TaskError, match="no block in common"):
+        descent(nn.Sequential(pattern_task.model), quantized)
+    assert all(pair.kept is None for pair in descent(pattern_task.model, quantized))

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,6 +119,22 @@ def test_a_cut_student_needs_no_adapter_and_an_independent_one_has_it_thrown_awa
     found = paredown.distill(unlabelled(teacher), dataclasses.replace(config, hard_weight=0), model=student)
     assert list(found.state_dict()) == names == list(student.state_dict())
     assert hooks(found) == hooks(student) == hooks(teacher) == 0
+
+
+def test_a_hint_goes_without_an_adapter_where_that_is_asked_for() -> None:
+    torch.manual_seed(0)
+    teacher, student = Plain(4), Plain(4)
+    config = Distill(hard_weight=0, soft=None, features=(Hint(adapter=False),), pairs=(("two", "two"),))
+    compared = compare(config, Teacher(teacher), student, X)
+    assert [each.adapter for each in compared] == [None]
+    with pytest.raises(TaskError, match="put an adapter between them"):
+        paredown.distill(unlabelled(teacher), config, model=Plain(6))
+
+
+def test_outputs_that_are_kept_are_no_hidden_layers(tmp_path: Path) -> None:
+    task, cached = unlabelled(make_small_resnet(8)), paredown.Cached(make_small_resnet(8), tmp_path)
+    with pytest.raises(RecipeError, match=r"no hidden layers.*pass the model itself"):
+        paredown.distill(task, Distill(hard_weight=0, features=(Hint(),)), model=make_small_resnet(8), teacher=cached)
 
 
 def test_the_adapter_is_trained_with_the_student() -> None:

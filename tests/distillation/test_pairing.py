@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import paredown
 from paredown import Prune, Task
@@ -128,6 +128,45 @@ def test_quantizers_of_weights_are_no_features(small_resnet: nn.Module) -> None:
     quantized = paredown.quantize(task, paredown.Quantize(samples=8))
     pairs = propose(small_resnet, quantized, X[:8])  # as many samples as the stem has channels
     assert pairs and all(pair.student.endswith(":output") for pair in pairs)
+
+
+class Layer(nn.Module):
+    """A block with parts, of which a list makes a transformer-like model."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+class Layers(nn.Module):
+    """Inputs (batch, sequence, 8)."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, width), nn.Linear(width, 4)
+        self.layers = nn.ModuleList(Layer(width) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x.mean(1))
+
+
+def test_blocks_that_are_repeated_pair_with_blocks() -> None:
+    torch.manual_seed(0)
+    teacher, x = Layers(16, 6), torch.randn(12, 5, 8)
+    student = copy.deepcopy(teacher)
+    student.layers = nn.ModuleList(student.layers[i] for i in (1, 3, 5))
+    pairs = [(pair.student, pair.teacher) for pair in propose(teacher, student, x)]
+    assert pairs[-1] == ("layers.2", "layers.5")
+    assert [ours for ours, _ in pairs] == ["layers.0", "layers.1", "layers.2"]
+    assert {theirs for _, theirs in pairs} <= {f"layers.{i}" for i in range(6)}
+    other = propose(teacher, Layers(4, 2), x)
+    assert [pair.student for pair in other] == ["layers.0", "layers.1"] and other[-1].teacher == "layers.5"
 
 
 def test_a_number_of_pairs_is_a_number(small_resnet: nn.Module) -> None:

@@ -1,0 +1,80 @@
+"""Lineage of a student that is a graph, since it was quantized: what a quantizer gives, beside the block of the teacher's.
+
+Norms are folded and a quantizer stands behind the activation, so that layers have no counterpart; blocks have: what the operators
+of `layer1.0` hand on is what the teacher's `layer1.0` gives. Its channels are those that the manifest keeps of the last weight
+before it.
+"""
+
+from collections.abc import Collection, Iterator
+
+from torch import fx, nn
+
+from paredown.distillation.lineage import Pair, check_layers, check_widths, layers_of, lineage, relative_indices, stranger
+from paredown.distillation.taps import flowing_nodes
+from paredown.graph.manifest import Manifest, manifest_of
+from paredown.graph.trace import module_stack
+
+_AXES = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "linear": -1}  # of the channels that an operator gives
+_KEEPING = frozenset((
+    "add", "mul", "relu", "relu_", "hardtanh", "hardtanh_", "clamp", "silu", "silu_", "gelu", "hardswish", "hardswish_", "elu",
+    "leaky_relu", "leaky_relu_", "prelu", "dropout", "batch_norm", "layer_norm", "group_norm", "max_pool2d", "avg_pool2d",
+    "adaptive_avg_pool2d", "contiguous", "clone", "to",
+))  # operators that give the channels of one of their inputs  # fmt: skip
+
+
+def descent(teacher: nn.Module, student: nn.Module) -> list[Pair]:
+    """Pairs by lineage, whether the student is a class of the user's or a graph. Raises TaskError where there are none."""
+    if not isinstance(student, fx.GraphModule):
+        return lineage(teacher, student)
+    if pairs := list(_pairs(teacher, student)):
+        return pairs
+    raise stranger("no block in common")
+
+
+def _pairs(teacher: nn.Module, student: fx.GraphModule) -> Iterator[Pair]:
+    before, found = manifest_of(teacher) or Manifest(), getattr(student, "manifest", None)
+    after = found if isinstance(found, Manifest) else Manifest()
+    ours = {name for name, _ in student.named_parameters()}
+    check_layers(layers_of(teacher), {name for name in layers_of(teacher) if f"{name}.weight" in ours}, after)
+    flowing = flowing_nodes(student.graph)
+    for name, module in teacher.named_modules():
+        if not name or next(module.children(), None) is None:
+            continue
+        own = [node for node in flowing if name in module_stack(node)]
+        leaving = {_unquantized(node): node for node in own if any(user not in own for user in node.users)}
+        if len(leaving) != 1:
+            continue
+        value = next(iter(leaving))
+        quantizer = next((node for node in (leaving[value], *value.users) if _is_quantizer(node)), None)
+        shape = getattr(value.meta.get("val"), "shape", ())
+        fitting = (s for s in _sources(value, flowing) if len(shape) > 1 and shape[s[1]] == len(student.get_parameter(s[0])))
+        weight, axis = next(fitting, ("", 0))
+        if quantizer is None or not weight or 0 in after.scaled.get(weight, {}):
+            continue
+        kept = relative_indices(before.kept.get(weight, {}).get(0), after.kept.get(weight, {}).get(0), weight)
+        check_widths(weight, student.get_parameter(weight), teacher.get_parameter(weight), kept, 0)
+        yield Pair(str(quantizer.target), name, kept, axis)
+
+
+def _sources(node: fx.Node, flowing: Collection[fx.Node]) -> Iterator[tuple[str, int]]:
+    """The weights whose rows may be the channels of what a node gives, and where these lie: of a sum any of its parts."""
+    name = str(node.target).split(".")[1] if node.op == "call_function" and "." in str(node.target) else ""
+    if name in _AXES:
+        weight = _unquantized(node.args[1]) if isinstance(node.args[1], fx.Node) else None
+        if weight is not None and weight.op == "get_attr":
+            yield str(weight.target), _AXES[name]
+    elif name in _KEEPING or _is_quantizer(node):
+        for each in node.all_input_nodes:
+            if each in flowing:
+                yield from _sources(each, flowing)
+
+
+def _unquantized(node: fx.Node) -> fx.Node:
+    """What a quantizer reads; any other node itself."""
+    while _is_quantizer(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _is_quantizer(node: fx.Node) -> bool:
+    return node.op == "call_module" and str(node.target).startswith("quantizers.")
