@@ -1,7 +1,7 @@
 """What each scheme of distillation recovers per second: ResNet-56 at 0.35x of its MACs, CIFAR-10.
 
-    python -m benchmarks.recovery                        117 trainings of 9.1 hours, 180 s first; goes on where it stopped
-    python -m benchmarks.recovery 180                    those of 180 s: 39 trainings of 117 minutes, and their scores
+    python -m benchmarks.recovery                        75 trainings of 5.8 hours, 180 s first; goes on where it stopped
+    python -m benchmarks.recovery 180                    those of 180 s: 25 trainings of 75 minutes, and their scores
     python -m benchmarks.recovery cell hints 180 0       one scheme, time and seed, at each learning rate
     python -m benchmarks.recovery table                  the cells that are done, into benchmarks/results/recovery.csv
     python -m benchmarks.recovery smoke                  two steps of every scheme; nothing is written
@@ -10,8 +10,8 @@ Every student begins as the same cut with the same recalibrated batch norms; a s
 images. `seconds` is what is spent on training; of the schemes that train blocks first a third goes there. Each of the three times
 is a training of its own: the learning rate falls to zero at its end, so one of 600 s has after 60 s not what one of 60 s gives.
 The teacher is asked on the fly. Tracing and proposals come on top: `wall_seconds` is everything. Of plain fine-tuning's three
-learning rates, and of the other schemes' two, the means are of the one that is best on the validation images. Drops are on the
-5,000 validation images, which choose, and on the 5,000 of the test.
+learning rates, and of the other schemes' two, the one that the first seed did best with on the validation images gets the other
+seeds. Drops are on the 5,000 validation images, which choose, and on the 5,000 of the test.
 """
 
 import dataclasses
@@ -45,7 +45,6 @@ RATES, PLAIN_RATES = (0.05, 0.02), (0.05, 0.02, 0.1)
 SCHEMES = ("plain", "soft_labels", "attention_transfer", "hints", "blocks", "combination")
 SPLITS = ("validation", "test")
 _BLOCKS = 1 / 3  # of the time
-Group = tuple[str, Effort, float]  # scheme, time, learning rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +85,30 @@ def task_of(seed: int) -> paredown.Task:
 
 
 def cells(times: Sequence[int] = SECONDS) -> Iterator[Cell]:
-    """One time after the other, and in it one seed after the other."""
-    for seconds in times:
-        for seed in SEEDS:
+    """One time after the other: every scheme at each of its rates with the first seed, then at the best of them with the others.
+
+    What is best is known once the first seed is done: take one after the other.
+    """
+    first, *others = SEEDS
+    for effort in (Effort(seconds, "seconds") for seconds in times):
+        for scheme in SCHEMES:
+            yield from (Cell(scheme, effort, first, rate) for rate in rates(scheme))
+        for seed in others:
             for scheme in SCHEMES:
-                yield from (Cell(scheme, Effort(seconds, "seconds"), seed, rate) for rate in rates(scheme))
+                yield from (Cell(scheme, effort, seed, rate) for rate in [best_rate(scheme, effort)] if rate is not None)
 
 
 def rates(scheme: str) -> tuple[float, ...]:
     """Learning rates that a scheme is tried with."""
     return PLAIN_RATES if scheme == "plain" else RATES
+
+
+def best_rate(scheme: str, effort: Effort) -> float | None:
+    """By the first seed's drop on the validation images; None before all rates are done with it."""
+    tried = [Cell(scheme, effort, SEEDS[0], rate) for rate in rates(scheme)]
+    if not all(cell.file.exists() for cell in tried):
+        return None
+    return min(tried, key=lambda cell: json.loads(cell.file.read_text())["validation"]["value"]).rate
 
 
 def cut(task: paredown.Task) -> nn.Module:
@@ -130,37 +143,29 @@ def _trained(cell: Cell) -> dict[str, Any]:
 
 
 def table() -> list[dict[str, Any]]:
-    """A row for each cell that is done and split; the mean over seeds where all are, of plain fine-tuning that of the best rate;
-    and what that mean is of plain fine-tuning's.
+    """A row for each cell that is done and split; the mean over seeds where all are, at the best rate; and what that mean is of
+    plain fine-tuning's.
     """
     rows, done = [], [cell for cell in cells() if cell.file.exists()]
-    groups = {(cell.scheme, cell.effort, cell.rate): [c for c in done if _group(c) == _group(cell)] for cell in done}
-    whole = {key: found for key, found in groups.items() if len(found) == len(SEEDS)}
-    for (scheme, effort, rate), found in groups.items():
-        for cell in found:
-            kept = json.loads(cell.file.read_text())
-            extra = {key: kept[key] for key in ("macs_ratio", "wall_seconds")}
-            for split in SPLITS:
-                fields = {"scheme": scheme, "seconds": effort.amount, "learning_rate": rate, "split": split, "seed": cell.seed}
-                rows.append(row(_name(cell), Measurement(**kept[split]), **fields, **extra))
-    for key, found in whole.items():
-        if key == _best(whole, key):
-            rows += [_mean(found, split) for split in SPLITS]
-            plain = _best(whole, ("plain", *key[1:]))
-            rows += [_ratio(found, whole[plain], split) for split in SPLITS if plain is not None]
+    for cell in done:
+        kept = json.loads(cell.file.read_text())
+        extra = {key: kept[key] for key in ("macs_ratio", "wall_seconds")}
+        for split in SPLITS:
+            fields = {"scheme": cell.scheme, "seconds": cell.effort.amount, "learning_rate": cell.rate, "split": split}
+            rows.append(row(_name(cell), Measurement(**kept[split]), **fields, seed=cell.seed, **extra))
+    for effort in dict.fromkeys(cell.effort for cell in done):
+        plain = _seeds("plain", effort, done)
+        for found in (_seeds(scheme, effort, done) for scheme in SCHEMES):
+            rows += [_mean(found, split) for split in SPLITS if found]
+            rows += [_ratio(found, plain, split) for split in SPLITS if found and plain]
     return rows
 
 
-def _group(cell: Cell) -> Group:
-    return cell.scheme, cell.effort, cell.rate
-
-
-def _best(whole: dict[Group, list[Cell]], key: Group) -> Group | None:
-    """Of the same scheme and time the learning rate with the least drop on the validation images, once all of them are done."""
-    rivals = [other for other in whole if other[:2] == key[:2]]
-    if len(rivals) < len(rates(key[0])):
-        return None
-    return min(rivals, key=lambda other: np.mean(_drops(whole[other], "validation")))
+def _seeds(scheme: str, effort: Effort, done: Sequence[Cell]) -> list[Cell]:
+    """The cells of a scheme's best rate, if all of its seeds are done."""
+    rate = best_rate(scheme, effort)
+    found = [cell for cell in done if (cell.scheme, cell.effort, cell.rate) == (scheme, effort, rate)]
+    return found if len(found) == len(SEEDS) else []
 
 
 def _ratio(found: list[Cell], plain: list[Cell], split: str) -> dict[str, Any]:
