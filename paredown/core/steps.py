@@ -1,7 +1,7 @@
 """The step configs: what each step is asked to do, as frozen data that checks itself."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -10,7 +10,7 @@ from paredown.core.budget import Limit, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
 from paredown.core.fields import choice, count, fraction, fractions, instance, names, positive, within
-from paredown.core.knowledge import Blocks, Feature, OfText, Soft, checked_features, checked_soft
+from paredown.core.knowledge import AttentionTransfer, Blocks, Feature, Hint, OfText, Soft, checked_features, checked_soft
 from paredown.core.precision import Activations as Activations  # noqa: PLC0414 (every step is imported from here)
 from paredown.core.precision import MixedBits as MixedBits  # noqa: PLC0414 (likewise)
 from paredown.core.precision import Quantize as Quantize  # noqa: PLC0414 (likewise)
@@ -355,6 +355,22 @@ class Distill:
             )
         if not self.features and self.soft is None and self.hard_weight == 0:
             raise RecipeError("Distill needs a loss", got="soft=None, hard_weight=0, no features", remedy="leave soft out")
+
+    @classmethod
+    def combined(cls, training: Training | None = None) -> "Distill":
+        """What recovers a convnet that was cut from its teacher most per second (`benchmarks/recovery.py`): a third of the effort
+        for its blocks, then soft labels, attention transfer and hints together, balanced.
+        """
+        features = (AttentionTransfer(), Hint())
+        return cls(reconstruct=Blocks(solve=False), features=features, balance=True).over(training or Training())
+
+    def over(self, training: Training) -> "Distill":
+        """The same step with another training, of which its blocks, if it trains any, get a third."""
+        if not isinstance(self.reconstruct, Blocks):
+            return replace(self, training=training)
+        first, rest = training.effort.parts(1 / 3)
+        blocks = replace(self.reconstruct, training=replace(training, effort=first))
+        return replace(self, reconstruct=blocks, training=replace(training, effort=rest))
 
 
 def _pairs(value: object) -> tuple[tuple[str, str], ...]:

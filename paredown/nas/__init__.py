@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from paredown.nas.dimensions import ActiveIf, AtMost, Choice, Forbid, Int, Ordinal
     from paredown.nas.evaluators.blocks import BlockLatency, measure_blocks
     from paredown.nas.evaluators.evaluator import Evaluator, FunctionEvaluator, Job, Outcome
-    from paredown.nas.evaluators.executor import Processes
+    from paredown.nas.evaluators.executor import Processes, Serial
     from paredown.nas.evaluators.halving import Rung, successive_halving
     from paredown.nas.evaluators.proxies.evaluator import ProxyEvaluator
     from paredown.nas.evaluators.supernet import SupernetEvaluator, train_supernet
-    from paredown.nas.evaluators.table import Table, from_nats_bench
+    from paredown.nas.evaluators.table import Table, cell201_table, from_nats_bench
     from paredown.nas.evaluators.training import Data, TrainingEvaluator
     from paredown.nas.outcome import Found, SearchResult
-    from paredown.nas.problem import Limit, Objective
+    from paredown.nas.problem import Limit, Objective, SearchEffort
     from paredown.nas.space import Space
     from paredown.nas.strategies.genetic import Genetic
     from paredown.nas.strategies.local_search import LocalSearch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from paredown.nas.strategies.random import Random
     from paredown.nas.strategies.regularized_evolution import RegularizedEvolution
     from paredown.nas.strategies.reinforce import Reinforce
+    from paredown.nas.strategies.starting import starting_with
     from paredown.nas.strategies.surrogate import Surrogate
 
 _HOME = {
@@ -43,7 +44,8 @@ _HOME = {
     "TrainingEvaluator": "evaluators.training", "Genetic": "strategies.genetic", "LocalSearch": "strategies.local_search",
     "NSGA2": "strategies.nsga2", "Optuna": "strategies.optuna", "PPO": "strategies.ppo", "Random": "strategies.random",
     "RegularizedEvolution": "strategies.regularized_evolution", "Reinforce": "strategies.reinforce",
-    "Surrogate": "strategies.surrogate",
+    "Surrogate": "strategies.surrogate", "starting_with": "strategies.starting",
+    "SearchEffort": "problem", "Serial": "evaluators.executor", "cell201_table": "evaluators.table",
 }  # fmt: skip
 
 __all__ = [
@@ -73,17 +75,21 @@ __all__ = [
     "RegularizedEvolution",
     "Reinforce",
     "Rung",
+    "SearchEffort",
     "SearchResult",
+    "Serial",
     "Space",
     "SupernetEvaluator",
     "Surrogate",
     "Table",
     "TrainingEvaluator",
+    "cell201_table",
     "from_nats_bench",
     "measure_blocks",
     "per_layer",
     "product",
     "split",
+    "starting_with",
     "successive_halving",
     "train_supernet",
 ]

@@ -17,6 +17,9 @@ def product(**parts: Space) -> Space:
     """Every combination of the parts' architectures. Raises SearchSpaceError without parts."""
     if not parts:
         raise SearchSpaceError("a product needs spaces", got="none", remedy="write product(cell=..., bits=...)")
+    for part, space in parts.items():
+        if not isinstance(space, Space):
+            raise SearchSpaceError("a product is of spaces", got=f"{part}={space!r}", remedy="write Space((Choice(...),))")
     return Space(
         tuple(dataclasses.replace(d, name=f"{part}.{d.name}") for part, space in parts.items() for d in space.dimensions),
         tuple(_renamed(constraint, part) for part, space in parts.items() for constraint in space.constraints),

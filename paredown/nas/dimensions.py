@@ -90,6 +90,8 @@ class ActiveIf:
 
 def _plain(name: str, options: Any) -> tuple[Value, ...]:
     """Options as a tuple of plain values. Raises SearchSpaceError."""
+    if not isinstance(name, str) or not name:
+        raise SearchSpaceError("a dimension's name must be a text", got=repr(name), remedy='write Choice("operator", (...))')
     listed = isinstance(options, tuple | list) and [each.item() if isinstance(each, np.generic) else each for each in options]
     if listed is False or not all(isinstance(each, str | int | float) and _is_finite(each) for each in listed):
         raise SearchSpaceError(

@@ -29,6 +29,13 @@ class Objective:
     metric: str
     maximize: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.metric, str) or not isinstance(self.maximize, bool):
+            raise SearchError(
+                "an objective is a metric's name, and whether it is to be large", got=(self.metric, self.maximize),
+                remedy='write Objective("accuracy", maximize=True)'
+            )  # fmt: skip
+
     def cost(self, metrics: Mapping[str, float]) -> float:
         """Smaller is better. Raises SearchError where the evaluation gave no such metric."""
         return -_metric(metrics, self.metric) if self.maximize else _metric(metrics, self.metric)
@@ -71,6 +78,8 @@ class SearchEffort:
     def __post_init__(self) -> None:
         if not 0 < self.amount < float("inf"):
             raise SearchError("a search's effort must be a positive amount", got=self.amount, remedy='write "200 evaluations"')
+        if self.unit == "evaluations" and self.amount != int(self.amount):
+            raise SearchError("evaluations are counted in whole ones", got=self.amount, remedy='write "200 evaluations"')
 
     @classmethod
     def parse(cls, value: "int | str | SearchEffort") -> "SearchEffort":
@@ -89,7 +98,10 @@ class SearchEffort:
         return cls(amount, "evaluations") if seconds is None else cls(amount * seconds, "seconds")
 
 
-_UNITS = {"": None, "evaluation": None, "evaluations": None, "s": 1.0, "seconds": 1.0, "min": 60.0, "h": 3600.0}
+_UNITS = {
+    "": None, "evaluation": None, "evaluations": None, "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0,
+    "min": 60.0, "minute": 60.0, "minutes": 60.0, "h": 3600.0, "hour": 3600.0, "hours": 3600.0,
+}  # fmt: skip
 
 
 _LIKE: dict[type, str] = {

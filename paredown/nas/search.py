@@ -22,6 +22,8 @@ from paredown.nas.pareto import front
 from paredown.nas.problem import ACCURACY, Limit, Objective, Problem, Proposal, Result, SearchEffort
 from paredown.nas.scores import scores
 from paredown.nas.space import Space
+from paredown.nas.strategies.reranked import Reranked
+from paredown.nas.strategies.starting import Starting
 from paredown.nas.strategies.strategy import Strategy, StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
 
@@ -49,7 +51,7 @@ def search(
     asking = strategy_of(strategy, problem)
     kept = None if store is None else Store(store, identity(problem, executor.evaluator))
     history = run(problem, asking, executor, kept)
-    return conclude(problem, type(asking).__name__, executor.evaluator, history)
+    return conclude(problem, name_of(asking), executor.evaluator, history)
 
 
 def strategy_of(strategy: StrategyFactory, problem: Problem) -> Strategy:
@@ -61,7 +63,19 @@ def strategy_of(strategy: StrategyFactory, problem: Problem) -> Strategy:
         raise SearchError("a strategy is made of the problem and its own options", got=str(error), remedy=_REMEDY) from error
     if not all(hasattr(found, name) for name in ("ask", "tell")):
         raise SearchError("a strategy asks and is told", got=type(found).__name__, remedy=_REMEDY)
-    return found
+    knows_fidelities = isinstance(_innermost(found), Surrogate)
+    return found if len(problem.fidelities) == 1 or knows_fidelities else Reranked(found, problem)
+
+
+def name_of(strategy: Strategy) -> str:
+    """The class that the user named, or the default."""
+    return type(_innermost(strategy)).__name__
+
+
+def _innermost(strategy: Strategy) -> Strategy:
+    while isinstance(strategy, Reranked | Starting):
+        strategy = strategy.inner
+    return strategy
 
 
 def require_strategy(strategy: object) -> None:

@@ -33,6 +33,7 @@ Architecture: TypeAlias = tuple[int, ...]
 Features: TypeAlias = NDArray[np.float64]
 _TRIES = 10_000
 _FEW = 200  # tries before it is looked at what there is
+_MANY = 1_000  # tries before a draw is made to fit
 _LISTED = 1_000_000  # combinations that are listed at most
 
 
@@ -110,14 +111,36 @@ class Space:
         return all(self._holds(constraint, architecture) for constraint in self.constraints)
 
     def sample(self, random: np.random.Generator) -> Architecture:
-        """Uniform over the combinations that the constraints allow. Raises SearchSpaceError where none is found."""
+        """Uniform over the combinations that the constraints allow; where these are next to none of a large space, one that
+        was lowered step by step until sums kept their limits. Raises SearchSpaceError where none is found.
+        """
         for tried in range(_TRIES):
             if tried >= _FEW and self._every:  # constraints leave so little that it is quicker to list it
                 return self._every[int(random.integers(len(self._every)))]
             drawn: Architecture = tuple(random.integers(self._size_array).tolist())
             if self.allows(drawn):
                 return drawn
+            if tried >= _MANY and (lowered := self._lowered(drawn, random)) is not None:
+                return lowered
         raise SearchSpaceError("the constraints must leave architectures over", got=f"none in {_TRIES}", remedy="loosen one")
+
+    def _lowered(self, architecture: Architecture, random: np.random.Generator) -> Architecture | None:
+        """The architecture with random dimensions moved to the option next smaller in the sums that are too large."""
+        sums = [constraint for constraint in self.constraints if isinstance(constraint, AtMost)]
+        for constraint in sums:
+            while not self._holds(constraint, architecture):
+                parts = {name: weight * float(self._chosen(name, architecture)) for name, weight in constraint.weights.items()}
+                lower = [
+                    (self._place[name], i)
+                    for name, weight in constraint.weights.items()
+                    for i, option in enumerate(self._options[self._place[name]])
+                    if weight * float(option) < parts[name]
+                ]
+                if not lower:
+                    return None
+                place, index = lower[int(random.integers(len(lower)))]
+                architecture = _with(architecture, place, index)
+        return architecture if sums and self.allows(architecture) else None
 
     def neighbors(self, architecture: Architecture) -> list[Architecture]:
         """Those that differ in one dimension: by any other option of a Choice, by one step of an Ordinal or Int."""

@@ -48,7 +48,7 @@ from paredown.nas.evaluators.training import unfinished
 from paredown.nas.outcome import Found, SearchResult
 from paredown.nas.page import search_report
 from paredown.nas.problem import Limit, Objective, Problem, SearchEffort
-from paredown.nas.search import conclude, identity, require_strategy, run, strategy_of
+from paredown.nas.search import conclude, identity, name_of, require_strategy, run, strategy_of
 from paredown.nas.strategies.strategy import StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
 from paredown.pipeline.after_quantization import AfterQuantization
@@ -290,7 +290,7 @@ def _search(made: _Run, evaluator: SupernetEvaluator, limits: tuple[Limit, ...],
     store = None if made.folder is None else Store(made.folder / "search.jsonl", identity(problem, evaluator))
     asking = strategy_of(strategy, problem)
     history = run(problem, asking, Serial(evaluator), store, made.progress)
-    return conclude(problem, type(asking).__name__, evaluator, history)
+    return conclude(problem, name_of(asking), evaluator, history)
 
 
 def _chosen(found: SearchResult, keep: int, time: Callable[[Found], float] | None) -> Sequence[Found]:

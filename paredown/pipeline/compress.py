@@ -39,7 +39,7 @@ from paredown.core.steps import ChannelAttention, Distill, Prune, Quantize, Slim
 from paredown.core.target import Target
 from paredown.core.training import Resume, Training
 from paredown.deploy.capabilities import environment, executed_operators
-from paredown.distillation.suited import suited
+from paredown.distillation.suited import recovering
 from paredown.graph.groups import dependency_groups
 from paredown.graph.manifest import folds_of
 from paredown.measure.cost import compressed_bytes
@@ -213,7 +213,7 @@ def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) ->
 def _plan(run: _Run, training: Training) -> tuple[Barrier, ...]:
     """Proposals until the budget is met or the planner has no more to try. -> what kept it from trying more."""
     screen = Screen(run.task, run.baseline, run.target, run.store, run.seed, run.progress)
-    planner = Planner(allowed(run.budget, run.baseline), training, screen, recovery=suited(run.task))
+    planner = Planner(allowed(run.budget, run.baseline), training, screen, recovery=recovering(run.task))
     try:
         _propose(run, planner, training)
     except NotTrainableError as error:  # all that is left needs gradients: to rank channels, or to recover

@@ -168,18 +168,19 @@ class Planner:
         return outcome.possible and outcome.complete and outcome.drop_met and self._cheap(outcome.ratios)
 
     def _recipe(self, kept: float, goal: Goal) -> Recipe:
-        """Prune to the kept fraction and distill (not for 1), then int8; `_recovers`: distill after that too, a third as long and
-        at a tenth of the learning rate.
+        """Prune to the kept fraction and distill (not for 1), then int8; `_recovers`: distill after that too, outputs alone, a
+        third as long and at a tenth of the learning rate.
         """
         steps: list[Step] = []
         if kept < 1:
-            steps += [self._prune(kept, goal), replace(self.recovery, training=self.training)]
+            steps += [self._prune(kept, goal), self.recovery.over(self.training)]
         steps += self.int8[:1]
         if self._recovers:
             amount, unit = self.training.effort.amount / 3, self.training.effort.unit
             effort = replace(self.training.effort, amount=amount if unit == "seconds" else max(amount, 1))
             short = replace(self.training, effort=effort, learning_rate=self.training.learning_rate / 10)
-            steps.append(replace(self.recovery, training=short, recalibrate=False))
+            outputs = replace(self.recovery, reconstruct=False, features=(), balance=False)
+            steps.append(replace(outputs, training=short, recalibrate=False))
         return Recipe(tuple(steps))
 
     def _prune(self, kept: float, goal: Goal) -> Prune:

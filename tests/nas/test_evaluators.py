@@ -1,5 +1,6 @@
 """Tables, proxies, training and halving: what they return, and that they leave models as they were."""
 
+import dataclasses
 import functools
 import math
 from types import ModuleType
@@ -16,13 +17,13 @@ from paredown.core.steps import Training
 from paredown.nas import cell201
 from paredown.nas.cell201_network import build
 from paredown.nas.dimensions import Int
-from paredown.nas.evaluators.evaluator import FunctionEvaluator, Job, Outcome, as_evaluator, run_job
+from paredown.nas.evaluators.evaluator import FunctionEvaluator, Job, Outcome, Values, as_evaluator, run_job
 from paredown.nas.evaluators.halving import Rung, successive_halving
 from paredown.nas.evaluators.proxies.evaluator import ProxyEvaluator, proxy_score
 from paredown.nas.evaluators.proxies.naswot import naswot
 from paredown.nas.evaluators.proxies.synflow import synflow
 from paredown.nas.evaluators.table import Table, cell201_table, from_nats_bench
-from paredown.nas.evaluators.training import TrainingEvaluator, mean_metric, on_test, shortened
+from paredown.nas.evaluators.training import Data, TrainingEvaluator, mean_metric, shortened
 from paredown.nas.space import Space
 from paredown.nas.symmetry import OPERATORS
 from paredown.task.metric import Metric
@@ -152,7 +153,37 @@ def test_the_winner_is_a_plain_module_that_scores_as_the_search_said() -> None:
     result = run_job(made, Job((), CONVOLUTIONS, 0.1, seed=3))
     model = made.trained(CONVOLUTIONS, data(), 0.1, seed=3)
     assert mean_metric(model, data().validation) == result.metrics["accuracy"]
-    assert on_test(made, model)["test_accuracy"] == result.metrics["accuracy"]  # the same batches here
+
+
+def test_test_metrics_are_those_of_the_winner_trained_in_full() -> None:
+    made = TrainingEvaluator(small_network, data, Training(effort=Effort(2, "epochs"), learning_rate=0.1))
+    model = made.module(CONVOLUTIONS)
+    assert made.test(CONVOLUTIONS)["test_accuracy"] == mean_metric(model, data().validation)  # the same batches here
+    assert dataclasses.replace(made, data=untested).test(CONVOLUTIONS) == {}
+
+
+def untested() -> Data:
+    return dataclasses.replace(data(), test=None)
+
+
+def numbers() -> Data:
+    """Targets (batch, 1): the mean of the inputs."""
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    batches = [(part, part.mean((1, 2, 3))[:, None]) for part in x.split(16)]
+    return Data(batches, batches)
+
+
+def mean_network(_values: Values) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 1))
+
+
+def test_a_regression_needs_a_loss_of_its_own() -> None:
+    squares = Metric(lambda output, target: (output - target).square().mean(1), higher_is_better=False, name="mse")
+    made = TrainingEvaluator(mean_network, numbers, Training(effort=Effort(30, "epochs"), learning_rate=0.1), metric=squares)
+    refused = run_job(made, Job((), {}))
+    assert "cross-entropy needs targets that are classes" in refused.failed
+    found = run_job(dataclasses.replace(made, loss=nn.functional.mse_loss), Job((), {}))
+    assert not found.failed and found.metrics["mse"] < 0.5 * float(torch.cat([y for _, y in numbers().validation]).var())
 
 
 def test_a_fidelity_shortens_the_effort() -> None:
@@ -242,3 +273,54 @@ def test_an_error_is_no_accuracy() -> None:
     evaluator = TrainingEvaluator(small_network, data, Training(effort=Effort(1, "steps")), metric=metric)
     outcome = evaluator.evaluate(Job((), CONVOLUTIONS))
     assert set(outcome.metrics) == {"error", "params"} and set(outcome.deviation) == {"error"}
+
+
+class Branches(nn.Module):
+    """Two inputs, activations by functions, a batch norm and a linear layer at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Linear(6, 8), nn.Linear(4, 8), nn.BatchNorm1d(8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.last(nn.functional.gelu(self.norm(self.one(x).relu() + self.two(y))))
+
+
+class Tokens(nn.Module):
+    """Inputs: tokens (batch, length)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(20, 64), nn.Linear(64, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.last(self.table(tokens).mean(1).relu())
+
+
+def test_proxies_take_several_inputs_and_activations_that_are_functions() -> None:
+    torch.manual_seed(0)
+    inputs = (torch.randn(8, 6), torch.randn(8, 4))
+    for name in ("params", "macs", "naswot", "synflow", "jacov", "zen"):
+        assert math.isfinite(proxy_score(name, Branches(), inputs)), name  # type: ignore[arg-type]  # a Literal
+    layers = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layers[2](self.layers[0](x).relu())
+
+    assert naswot(layers, inputs[0]) == naswot(Functions(), inputs[0]) > 0
+
+
+def test_proxies_that_change_inputs_refuse_tokens() -> None:
+    tokens = torch.arange(20).view(4, 5)
+    assert math.isfinite(proxy_score("naswot", Tokens(), tokens)) and proxy_score("params", Tokens(), tokens) > 0
+    for name in ("synflow", "jacov", "zen"):
+        with pytest.raises(SearchError, match=f"{name} changes its inputs"):
+            proxy_score(name, Tokens(), tokens)  # type: ignore[arg-type]  # a Literal
+    with pytest.raises(SearchError, match="last linear layer"):
+        proxy_score("zen", nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), images())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paredown.core.errors import ArtifactError, RecipeError, SearchError
+from paredown.core.errors import ArtifactError, OutputError, RecipeError, SearchError
 from paredown.nas import cell201
 from paredown.nas.evaluators.evaluator import Job, Values
 from paredown.nas.evaluators.executor import Processes
@@ -268,6 +268,12 @@ def test_bad_input_is_told_before_anything_runs(wrong: dict[str, Any], message: 
         search(toy(), score, effort=3, **wrong)
     with pytest.raises(SearchError, match="a search needs a Space"):
         search([1], score, effort=3)  # type: ignore[arg-type]  # the point
+
+
+def test_a_store_that_cannot_be_written_is_told(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="a store must be a file that can be written to"):
+        search(toy(), score, effort=3, store=tmp_path / "file" / "run.jsonl")
 
 
 @pytest.mark.parametrize("ends", [{}, {"high": float("nan")}, {"low": 3.0, "high": 1.0}, {"high": "3"}])

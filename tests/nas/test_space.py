@@ -1,5 +1,7 @@
 """Spaces: sampling, moves, encoding, canonical forms and JSON hold for any space that can be written."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -193,3 +195,25 @@ def test_a_space_whose_constraints_leave_little_is_sampled_all_the_same() -> Non
 def test_dimensions_and_constraints_stand_in_tuples() -> None:
     with pytest.raises(SearchSpaceError, match="dimensions must be a tuple of Choice, Ordinal, Int"):
         Space(Choice("a", ("x",)))  # type: ignore[arg-type]  # the point
+
+
+def test_a_large_space_of_which_sums_leave_next_to_nothing_is_sampled() -> None:
+    names = [f"w{i}" for i in range(60)]
+    space = Space(tuple(Int(name, 0, 7) for name in names), (AtMost(dict.fromkeys(names, 1.0), 20),))
+    random = np.random.default_rng(0)
+    drawn = [space.sample(random) for _ in range(5)]
+    assert all(space.allows(each) for each in drawn) and len(set(drawn)) == 5
+    impossible = Space(tuple(Int(name, 1, 7) for name in names), (AtMost(dict.fromkeys(names, 1.0), 20),))
+    with pytest.raises(SearchSpaceError, match="must leave architectures over"):
+        impossible.sample(random)
+
+
+@pytest.mark.parametrize("make", [lambda: Choice("", ("a",)), lambda: Choice(5, ("a",))])  # type: ignore[arg-type]
+def test_a_dimension_has_a_name(make: Callable[[], object]) -> None:
+    with pytest.raises(SearchSpaceError, match="name must be a text"):
+        make()
+
+
+def test_a_product_is_of_spaces() -> None:
+    with pytest.raises(SearchSpaceError, match="a product is of spaces"):
+        product(net=3)  # type: ignore[arg-type]

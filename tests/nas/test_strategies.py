@@ -168,6 +168,11 @@ def test_optuna_proposes_through_the_same_protocol() -> None:
         lambda p: PPO(p, rollout=1),
         lambda p: RegularizedEvolution(p, population=0),
         lambda p: Surrogate(p, rerank=1.5),
+        lambda p: Surrogate(p, capacity=3),  # type: ignore[arg-type]  # bad on purpose
+        lambda p: Reinforce(p, learning_rate=-1.0),
+        lambda _: Objective("params", "min"),  # type: ignore[arg-type]  # bad on purpose
+        lambda _: Objective(3),  # type: ignore[arg-type]  # bad on purpose
+        lambda _: SearchEffort(0.4),
         lambda p: Genetic(p, crossover=2.0),
         lambda _: SearchEffort.parse("ten minutes"),
         lambda _: Problem(toy(), ()),

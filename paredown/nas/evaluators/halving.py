@@ -62,6 +62,9 @@ def as_executor(value: "Evaluator | Function | Executor") -> Executor:
 
 
 def _check(architectures: Sequence[Architecture], rungs: Sequence[Rung]) -> None:
+    odd = [rung for rung in rungs if not isinstance(rung, Rung)]
+    if odd:
+        raise SearchError("each step of a halving is a Rung", got=type(odd[0]).__name__, remedy="write Rung(evaluate, keep=10)")
     keeps = [rung.keep for rung in rungs]
     if not architectures or not rungs:
         raise SearchError("halving needs architectures and rungs", got=(len(architectures), len(rungs)), remedy="give both")

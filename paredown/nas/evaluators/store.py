@@ -7,9 +7,11 @@ tried again: what it failed of may have passed.
 import json
 import math
 import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from paredown.core.errors import ArtifactError
+from paredown.core.errors import ArtifactError, OutputError
 from paredown.nas.evaluators.evaluator import Job
 from paredown.nas.problem import Result
 from paredown.nas.strategies.memory import dump, restore
@@ -32,8 +34,9 @@ class Store:
             )  # fmt: skip
         for result in self._results(rows[1:]):
             self.found[result.architecture, result.fidelity] = result
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._rewrite([header, *rows[1:]])
+        with _written(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._rewrite([header, *rows[1:]])
 
     def get(self, job: Job) -> Result | None:
         found = self.found.get((job.architecture, job.fidelity))
@@ -42,7 +45,7 @@ class Store:
     def add(self, result: Result) -> None:
         """On disk before it returns."""
         self.found[result.architecture, result.fidelity] = result
-        with self.path.open("a", encoding="utf-8") as stream:
+        with _written(self.path), self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(dump([result])[0]) + "\n")
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -76,3 +79,13 @@ class Store:
         unfinished = self.path.with_name(f".{self.path.name}")
         unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         unfinished.replace(self.path)
+
+
+@contextmanager
+def _written(path: pathlib.Path) -> Iterator[None]:
+    """Raises OutputError where the file can't be written to: results that were found are in it, up to the last that went in."""
+    try:
+        yield
+    except OSError as error:
+        got = f"{path.name}: {error.strerror}"
+        raise OutputError("a store must be a file that can be written to", got=got, remedy="name another") from error

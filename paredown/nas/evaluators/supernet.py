@@ -8,6 +8,7 @@ loss, and the smallest and a few random ones on what the largest gives for the s
 What a subnet inherits are weights; its batch norms' statistics are measured anew before each evaluation.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -124,10 +125,12 @@ class SupernetEvaluator:
     source: Source = "supernet"
     fidelities: tuple[float, ...] = (1.0,)
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
-        named = ", ".join(("params", "macs", *self.costs, *self.known))
-        return f"supernet of {self.task.name} with {named}{'' if self.finish is unfinished else f', {self.finish}'}"
+        """With a digest of the weights; costs by their names, since a clock is another one in each process."""
+        metrics = ", ".join((self.task.scorer.name, "params", "macs", *self.costs, *self.known))
+        finish = "" if self.finish is unfinished else f", {self.finish}"
+        return f"supernet of {self.task.name} {model_digest(self.supernet)[:12]}, {self.batches} batches, with {metrics}{finish}"
 
     def evaluate(self, job: Job) -> Outcome:
         start = time.perf_counter()
@@ -140,6 +143,10 @@ class SupernetEvaluator:
         sizes = {"params": float(count_parameters(subnet)), "macs": float(count_macs(subnet, self.task.inputs))}
         noise = {} if quality.values is None else {quality.name: standard_error(quality.values)}
         return Outcome({quality.name: quality.value, **sizes, **costs}, time.perf_counter() - start, noise)
+
+    def module(self, values: Values) -> nn.Module:
+        """As `subnet`: what to recover, prune, quantize or export."""
+        return self.subnet(values)
 
     def subnet(self, values: Values) -> nn.Module:
         """With inherited weights and statistics of its own: a plain module, in evaluation mode."""

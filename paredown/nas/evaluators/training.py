@@ -26,6 +26,7 @@ from paredown.task.task import Task
 from paredown.train.loop import fit_
 from paredown.train.seeds import seeded
 
+_ROUNDED = 1e-3  # of a sum of shares
 Predict: TypeAlias = Callable[[Inputs], Any]
 Finish: TypeAlias = Callable[[nn.Module, Task], Predict]  # a trained model, in evaluation mode, to what is scored
 
@@ -49,6 +50,7 @@ class TrainingEvaluator:
     """build: values -> untrained network. data: () -> Data, called in the process that trains. Both module-level functions.
 
     training: the full training, fidelity 1; a lower fidelity shortens its effort, schedule and all. metric: per sample.
+    loss: (output, target) -> scalar; cross-entropy doesn't take targets that are numbers.
     finish: what takes the inputs in the trained network's place, such as its quantization.
     Metrics: "accuracy" (mean of the metric on validation; of one whose lower values are better under its own name, so that no
     objective takes it for the other kind), "params".
@@ -60,11 +62,13 @@ class TrainingEvaluator:
     fidelities: tuple[float, ...] = (1.0,)
     metric: Metric = top1
     finish: Finish = unfinished
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy
     source: Source = "training"
 
     @property
     def name(self) -> str:
         parts = [f"{named(self.build)} on {named(self.data)}", str(self.training)]
+        parts += [] if self.loss is F.cross_entropy else [named(self.loss)]
         parts += [] if self.metric == top1 else [f"{self.metric} by {named(self.metric.fn)}"]
         parts += [] if self.finish is unfinished else [str(self.finish)]
         return ", ".join(parts)
@@ -78,16 +82,40 @@ class TrainingEvaluator:
         with evaluating(model):
             predict = functools.partial(call, model) if self.finish is unfinished else self.finish(model, self.task(model, data))
             values = per_sample(predict, data.validation, self.metric)
-        name = "accuracy" if self.metric.higher_is_better else str(self.metric)
-        metrics = {name: float(values.mean()), "params": float(count_parameters(model))}
-        return Outcome(metrics, time.perf_counter() - start, {name: standard_error(values)})
+        metrics = {self._metric: float(values.mean()), "params": float(count_parameters(model))}
+        return Outcome(metrics, time.perf_counter() - start, {self._metric: standard_error(values)})
 
     def trained(self, values: Values, data: Data, fidelity: float = 1.0, seed: int = 0) -> nn.Module:
         """The network of an architecture, trained, in evaluation mode: the search's winner as a plain module."""
         with seeded(seed):
             model = self.build(values)
         training = shortened(self.training, fidelity)
-        return fit_(model, data.train, cross_entropy, training, seed=seed)
+        return fit_(model, data.train, self._loss, training, seed=seed)
+
+    def module(self, values: Values, seed: int = 0) -> nn.Module:
+        """The network of an architecture, trained in full on the evaluator's own data: what to prune, quantize or export."""
+        with seeded(seed):
+            data = self.data()
+        return self.trained(values, data, seed=seed)
+
+    def test(self, values: Values) -> Mapping[str, float]:
+        """Test metrics of an architecture, trained in full once more; none where there are no test data."""
+        test = self.data().test
+        return {} if test is None else {f"test_{self._metric}": mean_metric(self.module(values), test, self.metric)}
+
+    @property
+    def _metric(self) -> str:
+        return "accuracy" if self.metric.higher_is_better else str(self.metric)
+
+    def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        inputs, target = batch
+        output = call(model, inputs)
+        if self.loss is F.cross_entropy and isinstance(target, Tensor) and _is_number(output, target):
+            raise SearchError(
+                "cross-entropy needs targets that are classes, or shares of them", got=f"{target.dtype} {tuple(target.shape)}",
+                remedy="pass loss=torch.nn.functional.mse_loss, and a metric"
+            )  # fmt: skip
+        return self.loss(output, target)
 
     def task(self, model: nn.Module, data: Data) -> Task:
         """A network with its data, as the steps of compression take it. Raises TaskError where the two don't fit."""
@@ -96,9 +124,12 @@ class TrainingEvaluator:
         return Task(model, examples, data.train, data.validation, metric=self.metric, name="architecture")
 
 
-def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    inputs, target = batch
-    return F.cross_entropy(call(model, inputs), target)
+def _is_number(output: Any, target: Tensor) -> bool:
+    """Whether a target is no share of each class, as mixed images have it, and no class."""
+    if not target.is_floating_point():
+        return False
+    shares = isinstance(output, Tensor) and output.dim() > 1 and output.shape == target.shape and output.shape[1] > 1
+    return not shares or bool((target < 0).any()) or bool((target.sum(1) - 1).abs().max() > _ROUNDED)
 
 
 def shortened(training: Training, fidelity: float) -> Training:
@@ -128,11 +159,3 @@ def per_sample(predict: Predict, batches: Batches, metric: Metric) -> NDArray[np
 def standard_error(values: NDArray[np.float64]) -> float:
     """Of the mean of values (samples,)."""
     return float(values.std() / np.sqrt(len(values)))
-
-
-def on_test(evaluator: TrainingEvaluator, model: nn.Module) -> Mapping[str, float]:
-    """Of a trained winner, on the test data, for the report. Raises SearchError where there are none."""
-    test = evaluator.data().test
-    if test is None:
-        raise SearchError("test metrics need test data", got="None", remedy="give Data(test=...)")
-    return {"test_accuracy": mean_metric(model, test, evaluator.metric)}

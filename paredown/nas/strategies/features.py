@@ -13,10 +13,12 @@ Matrix: TypeAlias = NDArray[np.float32]
 Capacity: TypeAlias = Callable[[Architecture], float]
 ENUMERATED = 20_000  # spaces up to this size are looked through whole
 _PAIRS = np.float32(0.5)
+_PAIRS_AT_MOST = 4_000  # of the products, which a space of 60 dimensions has a hundred thousand of
 
 
 def features(space: Space, architectures: Sequence[Architecture], capacity: Capacity | None, *, literal: bool = False) -> Matrix:
-    """(n, features): 1, the encoding, its products between dimensions (halved), the log of the capacity where it is known.
+    """(n, features): 1, the encoding, its products between dimensions (halved; of many always the same ones), the log of the
+    capacity where it is known.
 
     All but the capacity are of the canonical architecture; the capacity is taken relative to that of the space's first one.
     literal: the encoding of each architecture as it stands, too: those that the space calls the same are equally good, and yet
@@ -26,6 +28,9 @@ def features(space: Space, architectures: Sequence[Architecture], capacity: Capa
     single = space.encode(canonical).astype(np.float32)
     owner = np.repeat(np.arange(len(space.sizes)), [block.shape[1] for block in space.blocks])
     first, second = np.nonzero(np.triu(owner[:, None] != owner[None]))
+    if len(first) > _PAIRS_AT_MOST:
+        some = np.random.default_rng(0).choice(len(first), _PAIRS_AT_MOST, replace=False)
+        first, second = first[some], second[some]
     columns = [np.ones((len(single), 1), np.float32), single, _PAIRS * single[:, first] * single[:, second]]
     if capacity is not None:
         origin = capacity((0,) * len(space.sizes))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from paredown.core.errors import SearchError
 from paredown.nas.problem import Problem, Proposal, Result
 from paredown.nas.scores import scores
 from paredown.nas.space import Architecture
@@ -22,6 +23,8 @@ class Reinforce:
     """The reward is the score among all results so far (`scores`): with one objective and no limit, that objective."""
 
     def __init__(self, problem: Problem, *, learning_rate: float = 0.01, unique: bool = True) -> None:
+        if not learning_rate > 0:
+            raise SearchError("learning_rate must be positive", got=learning_rate, remedy="write learning_rate=0.01")
         self.memory = Memory(problem, unique=unique)
         self.policy = Policy(problem.space, problem.seed)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=learning_rate)

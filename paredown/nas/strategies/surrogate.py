@@ -24,6 +24,7 @@ from paredown.nas.strategies.strategy import State
 
 _POOL, _NEAR = 2000, 10  # of a large space: random candidates, and how many of the best give their neighbors
 _SMOOTH = 0.25  # weight of the regression beside the measured value when the best are picked for full fidelity
+_ROUNDING = 1e-9
 Places: TypeAlias = NDArray[np.int64]
 
 
@@ -48,6 +49,8 @@ class Surrogate:
     ) -> None:
         if not 0 <= rerank < 1:
             raise SearchError("rerank is a share of the effort in [0, 1)", got=rerank, remedy="write rerank=0.33")
+        if capacity is not None and not callable(capacity):
+            raise SearchError("capacity is a function of an architecture", got=repr(capacity), remedy="leave it out")
         self.memory = Memory(problem)
         alone = len(problem.objectives) == 1
         self.capacity, self.batch = capacity if alone else None, at_least("batch", batch, 1)
@@ -60,8 +63,8 @@ class Surrogate:
         self.ranked: set[Architecture] = set()
 
     def ask(self, n: int) -> list[Proposal]:
-        reranking = self.rerank > 0 and self._spent() >= 1 - self.rerank
-        return [proposal for _ in range(n) for proposal in (self._full() if reranking else self._cheap())]
+        reranking = self.rerank > 0 and self._spent() >= 1 - self.rerank - _ROUNDING
+        return [proposal for _ in range(n) for proposal in (self._at_last() if reranking else self._cheap())]
 
     def tell(self, results: Sequence[Result]) -> None:
         self.memory.note(results)
@@ -136,6 +139,11 @@ class Surrogate:
         spent = len(self.known) if effort.unit == "evaluations" else sum(result.seconds for result in self.known)
         return spent / effort.amount
 
+    def _at_last(self) -> list[Proposal]:
+        """In full; where not one full evaluation fits into what is left, cheap ones to the end."""
+        full = self._full()
+        return full if full or self.ranked else self._cheap()
+
     def _full(self) -> list[Proposal]:
         """The best that wasn't evaluated in full yet and still fits into the effort."""
         problem, known = self.memory.problem, self._good()
@@ -143,7 +151,7 @@ class Surrogate:
         ratio = problem.fidelities[-1] / problem.fidelities[0]
         for i in np.argsort(-self._value(known), kind="stable").tolist():
             cost = 1.0 if problem.effort.unit == "evaluations" else known[i].seconds * ratio
-            if known[i].architecture not in self.ranked and cost <= left:
+            if known[i].architecture not in self.ranked and cost <= left * (1 + _ROUNDING) + _ROUNDING:
                 self.ranked.add(known[i].architecture)
                 return [Proposal(known[i].architecture, problem.fidelities[-1])]
         return []

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, assert_never, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from paredown.core.errors import SearchError
 from paredown.measure.cost import count_macs, count_parameters
@@ -15,13 +15,14 @@ from paredown.nas.evaluators.proxies.naswot import naswot
 from paredown.nas.evaluators.proxies.synflow import synflow
 from paredown.nas.evaluators.proxies.zen import zen
 from paredown.nas.problem import Source
+from paredown.task.batches import Inputs
 from paredown.train.seeds import seeded
 
 Proxy = Literal["params", "macs", "naswot", "synflow", "jacov", "zen"]
 
 
-def proxy_score(name: Proxy, model: nn.Module, inputs: Tensor) -> float:
-    """inputs (batch, ...), 2 or more samples of training data. params and macs are counts, the others scores."""
+def proxy_score(name: Proxy, model: nn.Module, inputs: Inputs) -> float:
+    """inputs: a batch of 2 or more samples of training data. params and macs are counts, the others scores."""
     match name:
         case "params":
             return float(count_parameters(model))
@@ -46,7 +47,7 @@ class ProxyEvaluator:
     """
 
     build: Callable[[Values], nn.Module]
-    inputs: Callable[[], Tensor]
+    inputs: Callable[[], Inputs]
     proxies: tuple[Proxy, ...] = ("naswot", "synflow")
     source: Source = "proxy"
     fidelities: tuple[float, ...] = (1.0,)
@@ -58,7 +59,7 @@ class ProxyEvaluator:
 
     @property
     def name(self) -> str:
-        return f"{', '.join(self.proxies)} of {named(self.build)}"
+        return f"{', '.join(self.proxies)} of {named(self.build)} on {named(self.inputs)}"
 
     def evaluate(self, job: Job) -> Outcome:
         start = time.perf_counter()

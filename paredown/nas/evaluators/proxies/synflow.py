@@ -5,21 +5,23 @@ input on. In float64, since a product over all layers leaves the range of float3
 """
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from paredown.nas.evaluators.proxies.copied import copied
+from paredown.nas.evaluators.proxies.copied import copied, require_numbers
+from paredown.task.batches import Inputs, apply_tensors, call, tensors
 
 
-def synflow(model: nn.Module, inputs: Tensor) -> float:
-    """inputs (batch, ...): only the shape of one sample counts. -inf where no weight reaches the output."""
-    ones = torch.ones_like(inputs[:1], dtype=torch.float64)
+def synflow(model: nn.Module, inputs: Inputs) -> float:
+    """inputs: floating-point; only the shape of one sample counts. -inf where no weight reaches the output."""
+    require_numbers("synflow", inputs)
+    ones = apply_tensors(inputs, lambda t: torch.ones_like(t[:1], dtype=torch.float64))
     twin = copied(model, training=False).double()
     for parameter in twin.parameters():
         parameter.data.abs_()
     for module in twin.modules():
         if isinstance(module, _BatchNorm):
             module.register_forward_hook(lambda _module, inputs, _output: inputs[0])
-    twin(ones).sum().backward()
+    torch.stack([output.sum() for output in tensors(call(twin, ones))]).sum().backward()  # type: ignore[no-untyped-call]
     score = sum(float((p.grad * p.detach()).sum()) for p in twin.parameters() if p.grad is not None)
     return float(torch.tensor(score, dtype=torch.float64).log())

@@ -6,7 +6,7 @@ averaged over `draws`. f: what goes into the last linear layer.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,33 +14,49 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from paredown.nas.evaluators.proxies.copied import copied
+from paredown.core.errors import SearchError
+from paredown.nas.evaluators.proxies.copied import copied, require_numbers
+from paredown.task.batches import Inputs, apply_tensors, call, tensors
 
 _STEP = 0.01
 
 
-def zen(model: nn.Module, inputs: Tensor, *, draws: int = 4, seed: int = 0) -> float:
-    """inputs (batch, ...): only their shape counts. -inf where the features don't depend on the input."""
+def zen(model: nn.Module, inputs: Inputs, *, draws: int = 4, seed: int = 0) -> float:
+    """inputs: floating-point; only their shape counts. -inf where the features don't depend on the input.
+
+    Raises SearchError for a model without a linear layer.
+    """
+    require_numbers("zen", inputs)
+    if not any(isinstance(module, nn.Linear) for module in model.modules()):
+        raise SearchError("zen reads what goes into the last linear layer", got="none", remedy="use naswot or synflow")
     generator = torch.Generator().manual_seed(seed)
     twin = copied(model, training=True)
     with torch.no_grad():
-        values = [_draw(twin, inputs.shape, generator) for _ in range(draws)]
+        values = [_draw(twin, inputs, generator) for _ in range(draws)]
     return sum(values) / draws
 
 
-def _draw(model: nn.Module, shape: torch.Size, generator: torch.Generator) -> float:
+def _draw(model: nn.Module, inputs: Inputs, generator: torch.Generator) -> float:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.weight.copy_(torch.randn(module.weight.shape, generator=generator))
-    x, noise = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    x, noise = ([torch.randn(t.shape, generator=generator) for t in tensors(inputs)] for _ in range(2))
+    moved = [a + _STEP * b for a, b in zip(x, noise, strict=True)]
     with _watched(model) as seen:
-        model(x)
+        call(model, _like(inputs, x))
         one, variances = seen["features"], list(seen["variances"])
-        model(x + _STEP * noise)
+        call(model, _like(inputs, moved))
         change = (one - seen["features"]).abs().flatten(1).sum(1).mean()
     if change == 0 or any(v == 0 for v in variances):
         return -math.inf
     return float(change.log()) + sum(0.5 * math.log(v) for v in variances)
+
+
+def _like(inputs: Inputs, values: Sequence[Tensor]) -> Inputs:
+    """Inputs of the same structure that hold these tensors, in order."""
+    left = iter(values)
+    found: Inputs = apply_tensors(inputs, lambda _: next(left))
+    return found
 
 
 @contextmanager
