@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from paredown.pipeline.chain import distill_chain
     from paredown.pipeline.checkpoint import load_checkpoint, save_checkpoint
     from paredown.pipeline.compress import compress
+    from paredown.pipeline.joint import JointEvaluator as JointEvaluator
     from paredown.pipeline.search import search
     from paredown.pipeline.steps import distill, export, prune, quantize, sparsify
     from paredown.quantization.bits import layer_bits as layer_bits
@@ -80,7 +81,7 @@ _HOME = {
     "quantize": "pipeline.steps", "layer_bits": "quantization.bits", "sparsify": "pipeline.steps",
     "keep_sparse_": "train.masks",
     "search": "pipeline.search",
-    "AfterQuantization": "pipeline.after_quantization", "SubnetSpace": "core.subnets",
+    "AfterQuantization": "pipeline.after_quantization", "JointEvaluator": "pipeline.joint", "SubnetSpace": "core.subnets",
     "Subnets": "core.subnets", "search_subnets": "pipeline.architecture", "elastic_space": "pipeline.architecture",
 }  # fmt: skip
 

@@ -34,6 +34,32 @@ def test_resnet18_in_int8_three_ways(monkeypatch: pytest.MonkeyPatch, capsys: py
     ]  # fmt: skip
 
 
+def test_nas201_is_searched_twice_and_each_winner_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    module = example("nas201_ppo", monkeypatch)
+    if not (EXAMPLES.parents[1] / "shared" / "data").is_dir():
+        pytest.skip("needs the table of NAS-Bench-201")
+    monkeypatch.setattr(module, "PAGES", tmp_path)
+    module.main(1)
+    out = capsys.readouterr().out
+    tests = [float(accuracy) for accuracy in re.findall(r"test accuracy after 200 epochs ([\d.]+)", out)]
+    assert len(tests) == 2 and min(tests) > 93 and len(re.findall(r"winner \|", out)) == 2
+    assert out.count("its network:") == 2 and len(list(tmp_path.glob("*.html"))) == 2
+    bests = [float(best) for best in re.findall(r"best 12-epoch validation accuracy ([\d.]+)", out)]
+    assert len(bests) > 10
+
+
+@pytest.mark.slow
+def test_a_small_resnet18_learns_from_a_resnet50(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    example("teacher_student", monkeypatch).main(200, "2 steps")
+    out = capsys.readouterr().out
+    assert [line.split("  ")[1].partition(", ")[2] for line in out.splitlines() if " % of " in line] == [
+        "no teacher", "soft labels", "attention transfer", "both",
+    ]  # fmt: skip
+    assert re.search(r"^  stages\.\d <- stages\.\d$", out, re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_sensitivity_takes_single_weights_then_channels(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
