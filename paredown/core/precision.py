@@ -184,7 +184,8 @@ class Quantize:
     arXiv:1902.08153), "pact" (the upper end of each activation, arXiv:1805.06085). Below 4 bits little is left without.
     refine, of static: what lowers the error further, done in this order whatever the order given: "smooth" (outliers of a
     transformer's activations move into its weights), "equalization" (of the ranges of neighbouring layers), "adaround" (learns
-    which weights to round up, layer by layer; minutes) or "brecq" (the same for each residual block at once), "bias_correction".
+    which weights to round up, layer by layer; minutes) or "brecq" (the same for each residual block at once), "bias_correction"
+    (kept where the output comes nearer to the float model's).
     samples: how many training samples calibrate (0: all of them); memory does not depend on it. Refinements hold some of them.
     target: the runtime whose rules place the quantizers; None: the run's own, or, outside a run, a placement for both.
     protect: modules that stay in float.

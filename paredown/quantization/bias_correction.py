@@ -1,7 +1,9 @@
 """Bias correction (Nagel et al., arXiv:1906.04721, section 4.2; the empirical form of its appendix D).
 
 Rounding shifts the mean of a layer's output: E[y_q] - E[y] per output channel, (channels,). That shift is taken off the bias,
-layer after layer, each seeing what the corrected ones before it give.
+layer after layer, each seeing what the corrected ones before it give. Right means don't have to make a right output: of a
+ResNet-20 the output came out further from the float one's, at 8 bits and at 4. So a correction is kept only where the output
+comes nearer on samples that it wasn't computed from.
 """
 
 import copy
@@ -13,7 +15,7 @@ from torch import Tensor, fx
 from paredown.quantization.layers import CONVOLUTIONS, Layer, layers_of, node_named, unquantized, values_at
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.nodes import name_of
-from paredown.task.batches import Inputs
+from paredown.task.batches import Inputs, call, tensors
 
 
 def channel_means(y: Tensor, axis: int) -> Tensor:
@@ -39,6 +41,39 @@ def correct_biases_(
         (found,) = _means(model, [layer.node], batches)
         added[layer.key] = _add_(model, layer, wanted - found)
     return added
+
+
+def correct_where_nearer_(
+    model: QuantizedModel, batches: Sequence[Inputs], *, reference: QuantizedModel | None = None
+) -> dict[str, Tensor] | None:
+    """As `correct_biases_` by all batches but the last, where there are more; undone, and None, where the model's output is no
+    nearer to the float one's on the last.
+    """
+    learned, judge = (batches[:-1], batches[-1]) if len(batches) > 1 else (batches, batches[0])
+    source = copy.deepcopy(model) if reference is None else reference
+    with unquantized(source):
+        expected = _outputs(source, judge)
+    kept = {layer.key: layer.bias(model) for layer in layers_of(model) if layer.bias_path is not None}
+    before = {key: None if bias is None else bias.clone() for key, bias in kept.items()}
+    error = _error(model, judge, expected)
+    added = correct_biases_(model, learned, reference=reference)
+    if not added or _error(model, judge, expected) < error:
+        return added
+    with torch.no_grad():
+        for key, bias in kept.items():
+            if bias is not None and (value := before[key]) is not None:
+                bias.copy_(value)
+    return None
+
+
+@torch.no_grad()
+def _outputs(model: QuantizedModel, inputs: Inputs) -> list[Tensor]:
+    return [output.double() for output in tensors(call(model, inputs)) if output.is_floating_point()]
+
+
+def _error(model: QuantizedModel, inputs: Inputs, expected: Sequence[Tensor]) -> float:
+    """The sum of squares of what the outputs are off by."""
+    return sum(float((y - x).square().sum()) for y, x in zip(_outputs(model, inputs), expected, strict=True))
 
 
 def _add_(model: QuantizedModel, layer: Layer, shift: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 smooth, equalization   move ranges between layers; the float model's function stays, so they come before calibration
 adaround, brecq        round weights on the scales that calibration found, by layers or by blocks
-bias_correction        takes off what the rounding, learned or not, shifts the means by: last
+bias_correction        takes off what the rounding, learned or not, shifts the means by, where that brings the output nearer: last
 """
 
 import copy
@@ -12,7 +12,7 @@ from torch import nn
 
 from paredown.core.errors import RecipeError
 from paredown.core.progress import Progress
-from paredown.quantization.bias_correction import correct_biases_
+from paredown.quantization.bias_correction import correct_where_nearer_
 from paredown.quantization.equalization import equalize_
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.reconstruction import named_blocks, reconstruct_
@@ -49,8 +49,8 @@ def refine_(
         reconstruct_(quantized, batches, blocks) if blocks else adaround_(quantized, batches)
         progress("rounding", 1.0)
     if "bias_correction" in wanted:
-        added = correct_biases_(quantized, batches, reference=reference)
-        _changed("bias_correction", len(added), "a layer with a bias")
+        added = correct_where_nearer_(quantized, batches, reference=reference)
+        _changed("bias_correction", 1 if added is None else len(added), "a layer with a bias")
 
 
 def held_batches(quantized: QuantizedModel, task: Task, samples: int) -> list[Inputs]:

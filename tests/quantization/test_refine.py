@@ -106,10 +106,10 @@ def test_the_order_is_always_the_same(normed: Task, monkeypatch: pytest.MonkeyPa
     def noting(name: str, result: object) -> Callable[..., object]:
         return lambda *_, **__: (done.append(name), result)[1]
 
-    for name, result in {"smooth_": 1, "equalize_": 1, "adaround_": (), "correct_biases_": {"head@0": 0}}.items():
+    for name, result in {"smooth_": 1, "equalize_": 1, "adaround_": (), "correct_where_nearer_": {"head@0": 0}}.items():
         monkeypatch.setattr(refine, name, noting(name, result))
     paredown.quantize(normed, Quantize(refine=("bias_correction", "adaround", "equalization", "smooth")))
-    assert done == ["smooth_", "equalize_", "adaround_", "correct_biases_"]
+    assert done == ["smooth_", "equalize_", "adaround_", "correct_where_nearer_"]
 
 
 def test_memory_of_refinements_is_bounded(pattern_task: Task) -> None:
