@@ -1,7 +1,7 @@
 """What each scheme of distillation recovers per second: ResNet-56 at 0.35x of its MACs, CIFAR-10.
 
-    python -m benchmarks.recovery                        75 trainings of 5.8 hours, 180 s first; goes on where it stopped
-    python -m benchmarks.recovery 180                    those of 180 s: 25 trainings of 75 minutes, and their scores
+    python -m benchmarks.recovery                        87 trainings of 6.8 hours, 180 s first; goes on where it stopped
+    python -m benchmarks.recovery 180                    those of 180 s: 29 trainings of 87 minutes, and their scores
     python -m benchmarks.recovery cell hints 180 0       one scheme, time and seed, at each learning rate
     python -m benchmarks.recovery table                  the cells that are done, into benchmarks/results/recovery.csv
     python -m benchmarks.recovery smoke                  two steps of every scheme; nothing is written
@@ -42,7 +42,7 @@ from paredown.train.batchnorm import recalibrate_
 FOLDER = pathlib.Path("runs/bench/recovery")
 KEPT, SECONDS = 0.35, (180, 60, 600)  # in the order in which they are trained
 RATES, PLAIN_RATES = (0.05, 0.02), (0.05, 0.02, 0.1)
-SCHEMES = ("plain", "soft_labels", "attention_transfer", "hints", "blocks", "combination")
+SCHEMES = ("plain", "soft_labels", "attention_transfer", "hints", "blocks", "hidden_layers", "combination")
 SPLITS = ("validation", "test")
 _BLOCKS = 1 / 3  # of the time
 
@@ -63,7 +63,7 @@ class Cell:
     def config(self) -> Distill:
         """Batch norms are recalibrated already, once for all."""
         features: dict[str, tuple[Any, ...]] = {"attention_transfer": (AttentionTransfer(),), "hints": (Hint(),)}
-        features["combination"] = features["attention_transfer"] + features["hints"]
+        features["combination"] = features["hidden_layers"] = Distill.combined().features
         blocks = self.scheme in ("blocks", "combination")
         return Distill(
             hard_weight=1.0 if self.scheme == "plain" else 0.1,
@@ -71,7 +71,7 @@ class Cell:
             reconstruct=Blocks(training=self._training(_BLOCKS), solve=False) if blocks else False,
             recalibrate=False,
             features=features.get(self.scheme, ()),
-            balance=self.scheme == "combination",
+            balance=self.scheme in ("combination", "hidden_layers"),
         )
 
     def _training(self, share: float) -> Training:

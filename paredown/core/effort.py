@@ -48,14 +48,6 @@ class Effort:
         amount = float(match.group(1))
         return cls(amount, _UNITS[unit]) if unit in _UNITS else cls(amount * _SECONDS[unit], "seconds")
 
-    def parts(self, share: float) -> tuple["Effort", "Effort"]:
-        """So much of it, and the rest; whole steps, at least one each."""
-        first, rest = self.amount * share, self.amount * (1 - share)
-        if self.unit == "steps":
-            first = max(1, round(first))
-            rest = max(1, self.amount - first)
-        return Effort(first, self.unit), Effort(rest, self.unit)
-
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
         """Written as text, "3 epochs", wherever a recipe holds one."""

@@ -1,7 +1,7 @@
 """The step configs: what each step is asked to do, as frozen data that checks itself."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import pydantic
@@ -358,19 +358,10 @@ class Distill:
 
     @classmethod
     def combined(cls, training: Training | None = None) -> "Distill":
-        """What recovers a convnet that was cut from its teacher most per second (`benchmarks/recovery.py`): a third of the effort
-        for its blocks, then soft labels, attention transfer and hints together, balanced.
+        """What recovers a convnet that was cut from its teacher most per second (`benchmarks/recovery.py`): soft labels,
+        attention transfer and hints by lineage together, balanced.
         """
-        features = (AttentionTransfer(), Hint())
-        return cls(reconstruct=Blocks(solve=False), features=features, balance=True).over(training or Training())
-
-    def over(self, training: Training) -> "Distill":
-        """The same step with another training, of which its blocks, if it trains any, get a third."""
-        if not isinstance(self.reconstruct, Blocks):
-            return replace(self, training=training)
-        first, rest = training.effort.parts(1 / 3)
-        blocks = replace(self.reconstruct, training=replace(training, effort=first))
-        return replace(self, reconstruct=blocks, training=replace(training, effort=rest))
+        return cls(training=training or Training(), features=(AttentionTransfer(), Hint()), balance=True)
 
 
 def _pairs(value: object) -> tuple[tuple[str, str], ...]:

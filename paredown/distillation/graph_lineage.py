@@ -36,12 +36,12 @@ def _pairs(teacher: nn.Module, student: fx.GraphModule) -> Iterator[Pair]:
     after = found if isinstance(found, Manifest) else Manifest()
     ours = {name for name, _ in student.named_parameters()}
     check_layers(layers_of(teacher), {name for name in layers_of(teacher) if f"{name}.weight" in ours}, after)
-    flowing = flowing_nodes(student.graph)
+    flowing = {node: module_stack(node) for node in flowing_nodes(student.graph)}
     for name, module in teacher.named_modules():
         if not name or next(module.children(), None) is None:
             continue
-        own = [node for node in flowing if name in module_stack(node)]
-        leaving = {_unquantized(node): node for node in own if any(user not in own for user in node.users)}
+        own = {node for node, stack in flowing.items() if name in stack}
+        leaving = {_unquantized(node): node for node in flowing if node in own and not own.issuperset(node.users)}
         if len(leaving) != 1:
             continue
         value = next(iter(leaving))

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paredown.core.errors import ParedownError
+from paredown.core.errors import TaskError
 from paredown.core.knowledge import Soft
 from paredown.core.steps import Distill
 from paredown.distillation.losses.shapes import classes_at, has_classes
 from paredown.distillation.pairing import lineage_ends, see
 from paredown.distillation.teacher import floating
-from paredown.graph.blocks import blocks_of
 from paredown.task.batches import call, device_of, each, evaluating, tensors
 from paredown.task.task import Task
 from paredown.train.seeds import seeded
@@ -31,23 +30,21 @@ def suited(task: Task) -> Distill:
 
 
 def recovering(task: Task) -> Distill:
-    """What recovers a cut of the task's model: everything together where it is a convnet with blocks, else `suited`."""
+    """What recovers a cut of the task's model: outputs and hidden layers together where it is a convnet, else `suited`."""
     plain = suited(task)
-    if task.recover is not None or plain.hard_weight == 1 or not _is_convnet_of_blocks(task):
+    if task.recover is not None or plain.hard_weight == 1 or not _is_convnet(task):
         return plain
     return dataclasses.replace(Distill.combined(), hard_weight=plain.hard_weight)
 
 
-def _is_convnet_of_blocks(task: Task) -> bool:
-    """Whether blocks can be trained, and hidden layers (batch, channels, *space) be compared at more than one place."""
-    kept = tuple(f"{name}." for name in task.protect)
+def _is_convnet(task: Task) -> bool:
+    """Whether hidden layers (batch, channels, *space) can be compared by lineage at more than one place."""
     try:
-        blocks = [b for b in blocks_of(task.model, task.inputs, dynamic=task.dynamic) if not f"{b.name}.".startswith(kept)]
         ends = {pair.student: pair for pair in lineage_ends(task.model, task.model, task.inputs)}
-    except ParedownError:
+    except TaskError:
         return False
     places = [each for each in see(task.model, task.inputs, grams=False, names=ends) if each.space and each.axis == 1]
-    return len(blocks) > 1 and len(places) == len(ends) > 1
+    return len(places) == len(ends) > 1
 
 
 def settled(config: Distill, task: Task, student: nn.Module) -> Distill:

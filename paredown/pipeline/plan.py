@@ -173,13 +173,13 @@ class Planner:
         """
         steps: list[Step] = []
         if kept < 1:
-            steps += [self._prune(kept, goal), self.recovery.over(self.training)]
+            steps += [self._prune(kept, goal), replace(self.recovery, training=self.training)]
         steps += self.int8[:1]
         if self._recovers:
             amount, unit = self.training.effort.amount / 3, self.training.effort.unit
             effort = replace(self.training.effort, amount=amount if unit == "seconds" else max(amount, 1))
             short = replace(self.training, effort=effort, learning_rate=self.training.learning_rate / 10)
-            outputs = replace(self.recovery, reconstruct=False, features=(), balance=False)
+            outputs = replace(self.recovery, features=(), balance=False)
             steps.append(replace(outputs, training=short, recalibrate=False))
         return Recipe(tuple(steps))
 

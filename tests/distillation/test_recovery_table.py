@@ -34,9 +34,9 @@ PLAIN = {0.05: (0.05, 0.04), 0.02: (0.04, 0.05), 0.1: (0.06, 0.01)}
 
 def test_cells_are_told_apart_by_all_that_they_depend_on() -> None:
     cells = list(recovery.cells())
-    assert len({cell.file for cell in cells}) == len(cells) == 3 * 13
+    assert len({cell.file for cell in cells}) == len(cells) == 3 * 15
     tried("plain", PLAIN)
-    assert len({cell.file for cell in recovery.cells()}) == 3 * 13 + 2
+    assert len({cell.file for cell in recovery.cells()}) == 3 * 15 + 2
 
 
 def test_other_seeds_get_the_rate_that_the_first_did_best_with_on_the_validation_images() -> None:
@@ -72,7 +72,7 @@ def test_a_scheme_is_held_against_plain_fine_tuning_once_all_of_that_is_done() -
 
 def test_the_180_seconds_come_first_and_can_be_run_alone() -> None:
     cells = list(recovery.cells((180,)))
-    assert cells == list(recovery.cells())[:13] and {cell.effort.amount for cell in cells} == {180}
+    assert cells == list(recovery.cells())[:15] and {cell.effort.amount for cell in cells} == {180}
 
 
 def test_a_third_of_the_time_goes_to_the_blocks_where_there_are_some() -> None:

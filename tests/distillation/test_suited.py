@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from paredown.core.effort import Effort
 from paredown.core.steps import Distill, Prune, Schedule, Training, Widths
-from paredown.distillation.suited import settled, suited
+from paredown.distillation.suited import recovering, settled, suited
 from paredown.pipeline.schedule import prune_by_schedule
-from paredown.pipeline.steps import distill
+from paredown.pipeline.steps import distill, prune
 from paredown.task.metric import Metric
 from paredown.task.task import Task
 
@@ -87,3 +87,19 @@ def test_schedule_of_cuts_recovers_a_regression_between_them() -> None:
     config = Prune(ratio=0.5, schedule=Schedule(steps=2, between=Effort(1, "steps")), widths=Widths(round_to=1))
     pruned = prune_by_schedule(given, config, given.model, None)
     assert pruned.get_submodule("0").out_features <= 4  # type: ignore[operator]  # torch types attributes as modules
+
+
+def test_a_convnet_is_recovered_by_outputs_and_hidden_layers_together(pattern_task: Task) -> None:
+    found = recovering(pattern_task)
+    assert found == Distill.combined() and found.balance and len(found.features) == 2
+    unlabelled = dataclasses.replace(pattern_task, train=[(x, None) for x, _ in pattern_task.train])
+    assert recovering(unlabelled) == dataclasses.replace(Distill.combined(), hard_weight=0)
+    student = prune(pattern_task, Prune(ratio=0.5, importance="magnitude", widths=Widths(round_to=4)))
+    trained = distill(pattern_task, dataclasses.replace(found, training=Training(effort=Effort(6, "steps"))), model=student)
+    assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), trained.parameters(), strict=True))
+
+
+def test_other_models_are_recovered_by_their_outputs(pattern_task: Task) -> None:
+    for given, _ in CASES.values():
+        assert recovering(given) == suited(given)
+    assert recovering(dataclasses.replace(pattern_task, recover=lambda model: model)) == suited(pattern_task)
