@@ -70,7 +70,7 @@ def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs)
     if not features:
         return []
     with unfused():
-        pairs = _named(config.pairs, teacher.model, student) or propose_pairs(teacher.model, student, inputs)
+        pairs = _named(config.pairs, teacher.model, student, inputs) or propose_pairs(teacher.model, student, inputs)
     with evaluating(student), torch.no_grad(), unfused():
         _, ours = with_features(student, inputs, [pair.student for pair in pairs])
     _, theirs = teacher.features(inputs, [pair.teacher for pair in pairs])
@@ -167,12 +167,12 @@ def _pooled(features: Tensor, axis: int) -> Tensor:
     return features.movedim(axis, 1).flatten(2).mean(2) if features.dim() > 2 else features
 
 
-def _named(pairs: Sequence[tuple[str, str]], teacher: nn.Module, student: nn.Module) -> list[Pair]:
+def _named(pairs: Sequence[tuple[str, str]], teacher: nn.Module, student: nn.Module, inputs: Inputs) -> list[Pair]:
     """The user's pairs, with kept channels where lineage knows them. A block of a graph may be named as in the teacher."""
     if not pairs:
         return []
     try:
-        descended = descent(teacher, student)
+        descended = descent(teacher, student, inputs)
     except TaskError:
         descended = []
     known = {pair.teacher: pair for pair in descended} | {pair.student: pair for pair in descended}

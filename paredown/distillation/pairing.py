@@ -82,7 +82,7 @@ def propose(
 
 def lineage_ends(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, count: int = 4) -> list[Pair]:
     """Of the pairs that lineage gives those at stage ends: as much as hidden losses need, at a fraction of the cost."""
-    pairs = {pair.student: pair for pair in descent(teacher, student)}
+    pairs = {pair.student: pair for pair in descent(teacher, student, inputs)}
     ends = stage_ends(see(student, inputs, grams=False, names=pairs), count)
     return [pairs[seen.name] for seen in ends]
 

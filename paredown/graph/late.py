@@ -94,14 +94,14 @@ class _InParts(TorchFunctionMode):
         elif math.prod(weight.size) <= _PART:
             return func(*args, **options)
         bias = args[2] if len(args) > 2 else options.pop("bias", None)
-        parts = _parts(weight.size)
+        parts = _parts(weight.size, x.device)
         if len(parts) == 1:
             return func(x, make(None), bias, *args[3:], **options)
         found = [func(x, make(rows), None if bias is None else bias[rows], *args[3:], **options) for rows in parts]
         return torch.cat(found, axis)
 
 
-def _parts(size: Sequence[int]) -> list[Tensor]:
+def _parts(size: Sequence[int], device: torch.device) -> list[Tensor]:
     """Indices of the rows that are made together."""
     rows = max(1, _PART // max(math.prod(size[1:]), 1))
-    return [torch.arange(start, min(start + rows, size[0])) for start in range(0, size[0], rows)]
+    return [torch.arange(start, min(start + rows, size[0]), device=device) for start in range(0, size[0], rows)]

@@ -227,7 +227,7 @@ def zeroed(weight: Tensor, removed: dict[int, Tensor], rows: Tensor | None = Non
     value = weight.detach().clone() if rows is None else weight.detach().index_select(0, rows)
     for dimension, indices in removed.items():
         if dimension == 0 and rows is not None:
-            value.index_fill_(0, torch.isin(rows, indices).nonzero().flatten(), 0)
+            value.index_fill_(0, torch.isin(rows, indices.to(rows.device)).nonzero().flatten(), 0)
         else:
             value.index_fill_(dimension, indices, 0)
     return value

@@ -5,10 +5,12 @@ The run is a function of its arguments: with a store, a search that was stopped 
 what is stored instead of evaluating it.
 """
 
+import functools
 import hashlib
+import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from paredown.core.errors import SearchError
 from paredown.core.progress import Progress, silent
@@ -22,6 +24,7 @@ from paredown.nas.pareto import front
 from paredown.nas.problem import ACCURACY, Limit, Objective, Problem, Proposal, Result, SearchEffort
 from paredown.nas.scores import scores
 from paredown.nas.space import Space
+from paredown.nas.strategies.memory import Memory
 from paredown.nas.strategies.reranked import Reranked
 from paredown.nas.strategies.starting import Starting
 from paredown.nas.strategies.strategy import Strategy, StrategyFactory
@@ -63,8 +66,8 @@ def strategy_of(strategy: StrategyFactory, problem: Problem) -> Strategy:
         raise SearchError("a strategy is made of the problem and its own options", got=str(error), remedy=_REMEDY) from error
     if not all(hasattr(found, name) for name in ("ask", "tell")):
         raise SearchError("a strategy asks and is told", got=type(found).__name__, remedy=_REMEDY)
-    knows_fidelities = isinstance(_innermost(found), Surrogate)
-    return found if len(problem.fidelities) == 1 or knows_fidelities else Reranked(found, problem)
+    one_fidelity = isinstance(getattr(_innermost(found), "memory", None), Memory) and not isinstance(_innermost(found), Surrogate)
+    return Reranked(found, problem) if len(problem.fidelities) > 1 and one_fidelity else found
 
 
 def name_of(strategy: Strategy) -> str:
@@ -131,6 +134,8 @@ def conclude(problem: Problem, strategy: str, evaluator: Evaluator, history: Seq
             "a search needs an evaluation that succeeds", got=why, remedy="run the evaluator on one architecture alone"
         )
     test = evaluator.test if isinstance(evaluator, Tested) else None
+    if test is not None and "seed" in inspect.signature(test).parameters:
+        test = functools.partial(cast(Any, test), seed=problem.seed)
     worth = expected(problem, results)
     chosen = front(problem, worth)
     best = int(scores(problem, worth).argmax())

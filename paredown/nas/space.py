@@ -33,7 +33,7 @@ Architecture: TypeAlias = tuple[int, ...]
 Features: TypeAlias = NDArray[np.float64]
 _TRIES = 10_000
 _FEW = 200  # tries before it is looked at what there is
-_MANY = 1_000  # tries before a draw is made to fit
+_MANY = 300  # tries of a large space whose sums can be kept by making a draw smaller
 _LISTED = 1_000_000  # combinations that are listed at most
 
 
@@ -114,20 +114,19 @@ class Space:
         """Uniform over the combinations that the constraints allow; where these are next to none of a large space, one that
         was lowered step by step until sums kept their limits. Raises SearchSpaceError where none is found.
         """
-        for tried in range(_TRIES):
+        for tried in range(_TRIES if self._every or not self._sums else _MANY):
             if tried >= _FEW and self._every:  # constraints leave so little that it is quicker to list it
                 return self._every[int(random.integers(len(self._every)))]
             drawn: Architecture = tuple(random.integers(self._size_array).tolist())
             if self.allows(drawn):
                 return drawn
-            if tried >= _MANY and (lowered := self._lowered(drawn, random)) is not None:
+            if tried >= _FEW and self._sums and not self._every and (lowered := self._lowered(drawn, random)) is not None:
                 return lowered
         raise SearchSpaceError("the constraints must leave architectures over", got=f"none in {_TRIES}", remedy="loosen one")
 
     def _lowered(self, architecture: Architecture, random: np.random.Generator) -> Architecture | None:
-        """The architecture with random dimensions moved to the option next smaller in the sums that are too large."""
-        sums = [constraint for constraint in self.constraints if isinstance(constraint, AtMost)]
-        for constraint in sums:
+        """The architecture with random dimensions moved to options that are smaller in the sums that are too large."""
+        for constraint in self._sums:
             while not self._holds(constraint, architecture):
                 parts = {name: weight * float(self._chosen(name, architecture)) for name, weight in constraint.weights.items()}
                 lower = [
@@ -140,7 +139,11 @@ class Space:
                     return None
                 place, index = lower[int(random.integers(len(lower)))]
                 architecture = _with(architecture, place, index)
-        return architecture if sums and self.allows(architecture) else None
+        return architecture if self.allows(architecture) else None
+
+    @functools.cached_property
+    def _sums(self) -> list[AtMost]:
+        return [constraint for constraint in self.constraints if isinstance(constraint, AtMost)]
 
     def neighbors(self, architecture: Architecture) -> list[Architecture]:
         """Those that differ in one dimension: by any other option of a Choice, by one step of an Ordinal or Int."""

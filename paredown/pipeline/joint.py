@@ -6,11 +6,12 @@
 The network of the part `net` is made sparse, then quantized, and scored on validation as the simulation of its file.
 """
 
+import copy
 import functools
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -18,14 +19,15 @@ from torch import nn
 from paredown.core.errors import SearchError
 from paredown.core.steps import Quantize
 from paredown.deploy.capabilities import has_vnni
-from paredown.measure.cost import count_macs
+from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.quality import score
 from paredown.nas.composite import split
 from paredown.nas.evaluators.evaluator import Job, Outcome, Values, named
 from paredown.nas.evaluators.training import standard_error
 from paredown.nas.problem import Source
+from paredown.quantization.bits import layer_bits
 from paredown.quantization.model import QuantizedModel
-from paredown.quantization.scheme import FLOAT, BitWidths, Scheme
+from paredown.quantization.scheme import FLOAT, BitWidths, Scheme, scheme_of
 from paredown.quantization.static import quantize_model
 from paredown.task.batches import call, evaluating
 from paredown.task.task import Task
@@ -33,7 +35,6 @@ from paredown.train.masks import mark_sparse_
 from paredown.train.seeds import seeded
 
 _PARTS = ("net", "bits", "sparsity")
-_BITS_OF_FLOAT = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,9 @@ class JointEvaluator:
 
     Parts "bits" and "sparsity" name layers of the network: 2 to 16 bits of the weight, or 32 for a layer in float; the share of
     the weight's numbers, the smallest ones, that become zero. Layers that an architecture skips are passed over.
-    config: everything else about the quantization, which is static. Metrics: the task's own by its name; "macs"; "bits", the mean
-    over the numbers of all weights; "bytes", of weights at their bits; "nonzero", numbers of weights that aren't zero.
+    config: everything else about the quantization, which is static; its bits are those of layers that the space doesn't name.
+    Metrics: the task's own by its name; "macs"; "bits", the mean over the numbers of the layers' weights; "bytes", of weights as
+    they are stored, and everything else in float; "nonzero", numbers of parameters that aren't zero.
     """
 
     network: Callable[[Values], nn.Module]
@@ -71,8 +73,8 @@ class JointEvaluator:
         start = time.perf_counter()
         with seeded(job.seed):
             made, scheme = self._sparse(job.values)
-            costs = {"macs": float(count_macs(made, self.task.inputs)), **_costs(made, scheme)}
             quantized = self._quantized(made, scheme)
+        costs = {"macs": float(count_macs(made, self.task.inputs)), **_costs(made, quantized)}
         with evaluating(quantized):
             quality = score(functools.partial(call, quantized), self.task, "validation")
         noise = {} if quality.values is None else {quality.name: standard_error(quality.values)}
@@ -87,14 +89,15 @@ class JointEvaluator:
         odd = [part for part in parts if part not in _PARTS]
         if odd:
             raise SearchError("a joint space has the parts net, bits and sparsity", got=odd[0], remedy="write product(net=...)")
-        model = self.network(parts.get("net", {}))
+        model = copy.deepcopy(self.network(parts.get("net", {})))  # which may be the user's own
         layers = {name for name, module in model.named_modules() if isinstance(getattr(module, "weight", None), nn.Parameter)}
         known = layers | {name for name, _ in self.task.model.named_modules()}
         unknown = [name for part in ("bits", "sparsity") for name in parts.get(part, {}) if name not in known]
         if unknown:
             raise SearchError("bits and sparsity name layers of the network", got=unknown[0], remedy="see its named_modules()")
         bits = {name: int(value) for name, value in parts.get("bits", {}).items() if name in layers}
-        scheme = Scheme(layers={name: BitWidths(each, FLOAT if each == FLOAT else 8) for name, each in bits.items()})
+        default = scheme_of(self.config).default
+        scheme = Scheme(default, {name: _widths(default, each) for name, each in bits.items()})
         shares = {name: float(value) for name, value in parts.get("sparsity", {}).items() if name in layers}
         return _with_zeros_(model, shares), scheme
 
@@ -111,21 +114,23 @@ def _with_zeros_(model: nn.Module, shares: Mapping[str, float]) -> nn.Module:
         if not 0 <= share < 1:
             raise SearchError("sparsity is a share of the weight's numbers in [0, 1)", got=share, remedy="write 0.5")
         weight = model.get_parameter(f"{name}.weight")
-        count = int(share * weight.numel())
-        if count:
-            weight.view(-1)[weight.abs().flatten().argsort()[:count]] = 0
+        kept = torch.ones(weight.numel(), device=weight.device, dtype=weight.dtype)
+        kept[weight.abs().flatten().argsort()[: int(share * weight.numel())]] = 0
+        weight.mul_(kept.view(weight.shape))
     return mark_sparse_(model, [f"{name}.weight" for name, share in shares.items() if share > 0])
 
 
-def _costs(model: nn.Module, scheme: Scheme) -> dict[str, float]:
-    """Of matrices and kernels at their layers' bits, of everything else in float."""
-    bits = nonzero = weights = others = 0
-    for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
-            others += parameter.numel()
-            continue
-        each = scheme.of(name.rpartition(".")[0]).weight_bits
-        bits, weights = bits + each * parameter.numel(), weights + parameter.numel()
-        nonzero += int((parameter != 0).sum())
-    mean = bits / weights if weights else 0.0
-    return {"bits": mean, "bytes": (bits + _BITS_OF_FLOAT * others) / 8, "nonzero": float(nonzero)}
+def _widths(default: BitWidths, bits: int) -> BitWidths:
+    """A layer's, by the default for all but the bits of its weight; in float it reads floats."""
+    return replace(default, weight_bits=bits, activation_bits=FLOAT if bits == FLOAT else default.activation_bits)
+
+
+def _costs(model: nn.Module, quantized: QuantizedModel) -> dict[str, float]:
+    """By what the layers ended with: one that is protected, or has no place for a quantizer, is in float."""
+    rows = layer_bits(quantized)
+    stored = sum(row.parameters for row in rows)
+    bits = sum(row.parameters * row.weight_bits for row in rows)
+    others = max(0, count_parameters(model) - stored)
+    nonzero = sum(int((parameter != 0).sum()) for parameter in model.parameters())
+    mean = bits / stored if stored else float(FLOAT)
+    return {"bits": mean, "bytes": (bits + FLOAT * others) / 8, "nonzero": float(nonzero)}

@@ -57,7 +57,7 @@ def correct_where_nearer_(
     before = {key: None if bias is None else bias.clone() for key, bias in kept.items()}
     error = _error(model, judge, expected)
     added = correct_biases_(model, learned, reference=reference)
-    if not added or _error(model, judge, expected) < error:
+    if not added or not expected or _error(model, judge, expected) < error:
         return added
     with torch.no_grad():
         for key, bias in kept.items():

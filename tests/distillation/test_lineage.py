@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import paredown
 from paredown import Distill, Hint, Prune, Task, Training
@@ -90,7 +90,8 @@ def test_a_pair_reads_as_a_line() -> None:
 
 def test_quantized_student_pairs_by_blocks_with_the_channels_that_were_kept(pattern_task: Task, student: nn.Module) -> None:
     quantized = paredown.quantize(pattern_task, paredown.Quantize(samples=32), model=student)
-    pairs, x = descent(pattern_task.model, quantized), torch.randn(8, 1, 8, 8)
+    x = torch.randn(8, 1, 8, 8)
+    pairs = descent(pattern_task.model, quantized, x)
     found = {pair.teacher: pair for pair in pairs}
     assert {"block1", "block2"} <= found.keys() and all(pair.exact and pair.kept is not None for pair in pairs)
     _, ours = with_features(quantized, x, [pair.student for pair in pairs])
@@ -116,12 +117,60 @@ def test_quantized_student_learns_hints_of_its_blocks_without_adapters(pattern_t
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+class Longer(SmallResNet):
+    """The same layers, and one more at the end."""
+
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__(16)
+        self.load_state_dict(other.state_dict())
+        self.extra = nn.Linear(10, 10)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.extra(super().forward(x))
+
+
+class OuterNorm(nn.Module):
+    """A norm that is folded into the last layer of a block stands outside of it; of `several` another output than the first is
+    read.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+        self.bn, self.whole = nn.BatchNorm2d(8), nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.several, self.last = Several(), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.whole(self.bn(self.block(x)).relu())
+        return self.last(self.several(h)[1].mean((2, 3)))
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.one(x)
+        return y, self.two(y)
+
+
+def test_blocks_that_give_something_else_in_the_graph_are_no_pairs() -> None:
+    torch.manual_seed(0)
+    model, x = OuterNorm(), torch.randn(32, 1, 8, 8)
+    for _ in range(3):
+        model.train()(x)
+    task = Task(model.eval(), (x[:2],), [(x, torch.arange(32) % 10)], [(x, torch.arange(32) % 10)])
+    quantized = paredown.quantize(task, paredown.Quantize(samples=32))
+    assert [pair.teacher for pair in descent(model, quantized, x)] == ["whole"]
+
+
 def test_quantized_model_of_other_layers_is_no_descendant(pattern_task: Task) -> None:
     quantized = paredown.quantize(pattern_task, paredown.Quantize(samples=32))
-    wider = copy.deepcopy(pattern_task.model)
-    wider.extra = nn.Linear(10, 10)
-    with pytest.raises(TaskError, match="extra, which only one of them has"):
-        descent(wider, quantized)
+    x = pattern_task.inputs[0]
+    with pytest.raises(TaskError, match="which only one of them has"):
+        descent(Longer(pattern_task.model), quantized, x)
     with pytest.raises(TaskError, match="no block in common"):
-        descent(nn.Sequential(pattern_task.model), quantized)
-    assert all(pair.kept is None for pair in descent(pattern_task.model, quantized))
+        descent(nn.Sequential(pattern_task.model), quantized, x)
+    assert all(pair.kept is None for pair in descent(pattern_task.model, quantized, x))

@@ -23,12 +23,13 @@ from paredown.nas.evaluators.proxies.evaluator import ProxyEvaluator, proxy_scor
 from paredown.nas.evaluators.proxies.naswot import naswot
 from paredown.nas.evaluators.proxies.synflow import synflow
 from paredown.nas.evaluators.table import Table, cell201_table, from_nats_bench
-from paredown.nas.evaluators.training import Data, TrainingEvaluator, mean_metric, shortened
+from paredown.nas.evaluators.training import Data, Predict, TrainingEvaluator, mean_metric, shortened
 from paredown.nas.space import Space
 from paredown.nas.symmetry import OPERATORS
 from paredown.task.metric import Metric
+from paredown.train.seeds import seeded
 from tests.conftest import make_small_resnet
-from tests.nas.jobs import data, images, small_network
+from tests.nas.jobs import coloured, data, images, small_network
 from tests.nas.toys import broken, score, toy
 
 CONVOLUTIONS = dict.fromkeys(cell201.NAMES, "nor_conv_3x3")
@@ -164,6 +165,32 @@ def test_test_metrics_are_those_of_the_winner_trained_in_full() -> None:
 
 def untested() -> Data:
     return dataclasses.replace(data(), test=None)
+
+
+def drawn() -> Data:
+    """Another split at every call that isn't seeded."""
+    x, y = (torch.cat(parts) for parts in zip(*coloured(), strict=True))
+    order = torch.randperm(len(x))
+    train, validation, test = ([(x[i], y[i])] for i in order.split(64))
+    SPLITS.append((set(order[:64].tolist()), set(order[128:].tolist())))
+    return Data(train, validation, test)
+
+
+SPLITS: list[tuple[set[int], set[int]]] = []
+
+
+def zeros(_model: nn.Module, _task: object) -> Predict:
+    return lambda inputs: torch.eye(10)[torch.zeros(len(inputs), dtype=torch.long)]
+
+
+def test_test_metrics_are_of_what_was_not_trained_on_and_finished_as_in_the_search() -> None:
+    made = TrainingEvaluator(small_network, drawn, Training(effort=Effort(1, "epochs")), finish=zeros)
+    result, found = run_job(made, Job((), CONVOLUTIONS, seed=5)), made.test(CONVOLUTIONS, seed=5)
+    assert not result.failed and SPLITS[0] == SPLITS[1] and SPLITS[0][0].isdisjoint(SPLITS[0][1])
+    with seeded(5):
+        test = drawn().test
+    assert test is not None and found["test_accuracy"] == pytest.approx(float((test[0][1] == 0).double().mean()))  # type: ignore[index]
+    assert "0x" not in made.name
 
 
 def numbers() -> Data:
@@ -314,6 +341,23 @@ def test_proxies_take_several_inputs_and_activations_that_are_functions() -> Non
             return self.layers[2](self.layers[0](x).relu())
 
     assert naswot(layers, inputs[0]) == naswot(Functions(), inputs[0]) > 0
+
+
+class Weighted(nn.Module):
+    """Activations of parameters, as fusion weights have them, beside one of the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.weights, self.layer = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(8)), nn.Linear(6, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).relu() * self.scale.relu() + self.weights.relu().sum()
+
+
+def test_naswot_looks_at_activations_of_samples_alone() -> None:
+    torch.manual_seed(0)
+    x, model = torch.randn(8, 6), Weighted()
+    assert naswot(model, x) == naswot(nn.Sequential(model.layer, nn.ReLU()), x)
 
 
 def test_proxies_that_change_inputs_refuse_tokens() -> None:

@@ -1,19 +1,21 @@
 """Several fidelities: whatever the strategy, what is chosen was evaluated at the highest. And where a search begins."""
 
+import dataclasses
 import functools
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
 
 import paredown
 from paredown.core.errors import SearchError, SearchSpaceError
-from paredown.nas import PPO, Forbid, Genetic, Limit, Random, Space, starting_with
+from paredown.nas import PPO, ActiveIf, Choice, Forbid, Genetic, Limit, Random, Space, starting_with
 from paredown.nas.evaluators.evaluator import Job, Outcome
 from paredown.nas.evaluators.executor import Serial
 from paredown.nas.outcome import SearchResult
-from paredown.nas.problem import Problem, SearchEffort, Source
+from paredown.nas.problem import Problem, Proposal, Result, SearchEffort, Source
 from paredown.nas.search import evaluated, strategy_of
 from paredown.nas.strategies.strategy import StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
@@ -63,6 +65,31 @@ def test_a_state_with_several_fidelities_carries_on_alike() -> None:
         one.tell(evaluated(problem, one.ask(1), executor, None))
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
     assert one.ask(3) == other.ask(3) != []
+
+
+class Own:
+    """A strategy of the user's that chooses fidelities by itself."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.random, self.told = problem, Random(problem), list[Result]()
+
+    def ask(self, n: int) -> list[Proposal]:
+        return [dataclasses.replace(p, fidelity=(0.1, 1.0)[len(self.told) % 2]) for p in self.random.ask(n)]
+
+    def tell(self, results: Sequence[Result]) -> None:
+        self.told += results
+
+
+def test_a_strategy_of_the_users_is_left_to_itself() -> None:
+    made: list[Own] = []
+    found = paredown.search(toy(), Short(), strategy=lambda problem: made.append(Own(problem)) or made[0], effort=30)
+    assert list(found.history) == made[0].told and counted(found) == {0.1: 15, 1.0: 15}
+
+
+def test_architectures_that_are_one_begin_a_search_once() -> None:
+    space = Space((Choice("a", ("x", "y")), Choice("b", (0, 1, 2))), (ActiveIf("b", "a", ("y",)),))
+    found = paredown.search(space, lambda values: float(values["b"]), strategy=starting_with([(0, 0), (0, 1), (0, 2)]), effort=3)
+    assert found.history[0].architecture == (0, 0) and all(space.values(r.architecture)["a"] == "y" for r in found.history[1:])
 
 
 @pytest.mark.parametrize("strategy", [Surrogate, Random])

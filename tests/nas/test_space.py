@@ -203,6 +203,8 @@ def test_a_large_space_of_which_sums_leave_next_to_nothing_is_sampled() -> None:
     random = np.random.default_rng(0)
     drawn = [space.sample(random) for _ in range(5)]
     assert all(space.allows(each) for each in drawn) and len(set(drawn)) == 5
+    fewer = Space(tuple(Choice(name, tuple(range(1, 9))) for name in names), (AtMost(dict.fromkeys(names, 1.0), 100),))
+    assert all(fewer.allows(fewer.sample(random)) for _ in range(3))
     impossible = Space(tuple(Int(name, 1, 7) for name in names), (AtMost(dict.fromkeys(names, 1.0), 20),))
     with pytest.raises(SearchSpaceError, match="must leave architectures over"):
         impossible.sample(random)

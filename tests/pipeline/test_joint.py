@@ -1,6 +1,7 @@
 """Architecture, bits and sparsity searched together, and the network that comes back."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def task(trained_small_resnet: SmallResNet) -> Task:
 
 
 def whole(task: Task) -> JointEvaluator:
-    return JointEvaluator(lambda _: copy.deepcopy(task.model), task, Quantize(samples=64))
+    return JointEvaluator(lambda _: task.model, task, Quantize(samples=64))
 
 
 def evaluated(evaluator: JointEvaluator, values: Values) -> dict[str, float]:
@@ -49,6 +50,11 @@ def test_bits_and_zeros_are_those_that_were_asked_for(task: Task) -> None:
     assert bits["block1.conv1"] == 4 and bits["block2.conv2"] == 32 and bits["block1.conv2"] == 8
     kept = made.get_parameter("block1.conv1.weight")
     assert int((kept == 0).sum()) >= one // 2
+    assert evaluated(whole(task), {}) == plain, "the model itself is left alone"
+    four = dataclasses.replace(whole(task), config=Quantize(samples=64, bits=4))
+    assert evaluated(four, {})["bits"] == 4 and evaluated(four, {"bits.block1.conv1": 8})["bytes"] > evaluated(four, {})["bytes"]
+    protected = dataclasses.replace(whole(task), task=dataclasses.replace(task, protect=("block1",)))
+    assert evaluated(protected, {"bits.block1.conv1": 2})["bytes"] > plain["bytes"]
     assert evaluated(whole(task), dict.fromkeys((f"bits.{name}" for name in LAYERS), 2))["top-1"] <= plain["top-1"]
 
 

@@ -63,7 +63,10 @@ class Evaluator(Protocol):
 
 @runtime_checkable
 class Tested(Protocol):
-    """An evaluator that can also tell test metrics: asked for the front only, after the search, for the report."""
+    """An evaluator that can also tell test metrics: asked for the front only, after the search, for the report.
+
+    Where it takes a `seed` too, that is the search's.
+    """
 
     def test(self, values: Values) -> Mapping[str, float]: ...
 

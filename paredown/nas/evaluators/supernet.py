@@ -28,7 +28,7 @@ from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.quality import score
 from paredown.nas.elastic import Elastic
 from paredown.nas.evaluators.evaluator import Job, Outcome, Values
-from paredown.nas.evaluators.training import Finish, standard_error, unfinished
+from paredown.nas.evaluators.training import Finish, finished_by, standard_error, unfinished
 from paredown.nas.problem import Source
 from paredown.task.batches import Batch, Batches, apply_tensors, call, evaluating
 from paredown.task.task import Task
@@ -129,7 +129,7 @@ class SupernetEvaluator:
     def name(self) -> str:
         """With a digest of the weights; costs by their names, since a clock is another one in each process."""
         metrics = ", ".join((self.task.scorer.name, "params", "macs", *self.costs, *self.known))
-        finish = "" if self.finish is unfinished else f", {self.finish}"
+        finish = "" if self.finish is unfinished else f", {finished_by(self.finish)}"
         return f"supernet of {self.task.name} {model_digest(self.supernet)[:12]}, {self.batches} batches, with {metrics}{finish}"
 
     def evaluate(self, job: Job) -> Outcome:

@@ -3,6 +3,7 @@ validation data."""
 
 import dataclasses
 import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class TrainingEvaluator:
         parts = [f"{named(self.build)} on {named(self.data)}", str(self.training)]
         parts += [] if self.loss is F.cross_entropy else [named(self.loss)]
         parts += [] if self.metric == top1 else [f"{self.metric} by {named(self.metric.fn)}"]
-        parts += [] if self.finish is unfinished else [str(self.finish)]
+        parts += [] if self.finish is unfinished else [finished_by(self.finish)]
         return ", ".join(parts)
 
     def evaluate(self, job: Job) -> Outcome:
@@ -79,9 +80,7 @@ class TrainingEvaluator:
         with seeded(job.seed):
             data = self.data()
         model = self.trained(job.values, data, job.fidelity, job.seed)
-        with evaluating(model):
-            predict = functools.partial(call, model) if self.finish is unfinished else self.finish(model, self.task(model, data))
-            values = per_sample(predict, data.validation, self.metric)
+        values = self._scored(model, data, data.validation)
         metrics = {self._metric: float(values.mean()), "params": float(count_parameters(model))}
         return Outcome(metrics, time.perf_counter() - start, {self._metric: standard_error(values)})
 
@@ -98,10 +97,21 @@ class TrainingEvaluator:
             data = self.data()
         return self.trained(values, data, seed=seed)
 
-    def test(self, values: Values) -> Mapping[str, float]:
-        """Test metrics of an architecture, trained in full once more; none where there are no test data."""
-        test = self.data().test
-        return {} if test is None else {f"test_{self._metric}": mean_metric(self.module(values), test, self.metric)}
+    def test(self, values: Values, seed: int = 0) -> Mapping[str, float]:
+        """Test metrics of an architecture, trained in full once more and finished as in the search; none where there are no test
+        data.
+        """
+        with seeded(seed):
+            data = self.data()
+        if data.test is None:
+            return {}
+        model = self.trained(values, data, seed=seed)
+        return {f"test_{self._metric}": float(self._scored(model, data, data.test).mean())}
+
+    def _scored(self, model: nn.Module, data: Data, batches: Batches) -> NDArray[np.float64]:
+        with evaluating(model):
+            predict = functools.partial(call, model) if self.finish is unfinished else self.finish(model, self.task(model, data))
+            return per_sample(predict, batches, self.metric)
 
     @property
     def _metric(self) -> str:
@@ -122,6 +132,11 @@ class TrainingEvaluator:
         inputs, _ = next(each(data.validation, "validation", torch.device("cpu")))
         examples = inputs if isinstance(inputs, tuple | dict) else (inputs,)
         return Task(model, examples, data.train, data.validation, metric=self.metric, name="architecture")
+
+
+def finished_by(finish: Finish) -> str:
+    """What tells a finish apart in a store: the fields of a dataclass, the code of a function."""
+    return named(finish) if inspect.isfunction(finish) else str(finish)
 
 
 def _is_number(output: Any, target: Tensor) -> bool:

@@ -1,5 +1,6 @@
-"""Any strategy where the evaluator has several fidelities: it proposes at the lowest, and the last part of the effort goes into
-evaluating the best at the highest, so that what is chosen was trained in full. The surrogate does so by itself.
+"""A strategy of ours where the evaluator has several fidelities: it proposes at the lowest, and the last part of the effort goes
+into evaluating the best at the highest, so that what is chosen was trained in full. The surrogate does so by itself, and a
+strategy of the user's is left to itself.
 """
 
 from collections.abc import Sequence
@@ -27,8 +28,12 @@ class Reranked:
     def ask(self, n: int) -> list[Proposal]:
         if self._spent() < 1 - _SHARE - _ROUNDING:
             return self.inner.ask(n)
-        full = [self._full() for _ in range(n)]
-        found = [proposal for proposal in full if proposal is not None]
+        left = self.problem.effort.amount * (1 - self._spent()) * (1 + _ROUNDING) + _ROUNDING
+        found: list[Proposal] = []
+        for _ in range(n):
+            proposal, cost = self._full(left)
+            found += [] if proposal is None else [proposal]
+            left -= cost
         return found if found or self.ranked else self.inner.ask(n)  # not one full evaluation fits
 
     def tell(self, results: Sequence[Result]) -> None:
@@ -40,17 +45,16 @@ class Reranked:
         spent = len(self.known) if effort.unit == "evaluations" else sum(result.seconds for result in self.known)
         return spent / effort.amount
 
-    def _full(self) -> Proposal | None:
-        """The best that wasn't evaluated in full yet and still fits into the effort."""
+    def _full(self, left: float) -> tuple[Proposal | None, float]:
+        """The best that wasn't evaluated in full yet and still fits into what is left of the effort, and what it is to cost."""
         lowest, highest = self.problem.fidelities[0], self.problem.fidelities[-1]
-        left = self.problem.effort.amount * (1 - self._spent()) * (1 + _ROUNDING) + _ROUNDING
         known = [result for result in self.known if result.fidelity == lowest and not result.failed]
         for i in np.argsort(-scores(self.problem, known), kind="stable").tolist() if known else []:
             cost = 1.0 if self.problem.effort.unit == "evaluations" else known[i].seconds * highest / lowest
             if known[i].architecture not in self.ranked and cost <= left:
                 self.ranked.add(known[i].architecture)
-                return Proposal(known[i].architecture, highest)
-        return None
+                return Proposal(known[i].architecture, highest), cost
+        return None, 0.0
 
     def state_dict(self) -> State:
         return {"inner": self.inner.state_dict(), "known": dump(self.known), "ranked": sorted(map(list, self.ranked))}

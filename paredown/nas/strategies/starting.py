@@ -21,7 +21,10 @@ class Starting:
         forbidden = [architecture for architecture in architectures if not problem.space.allows(architecture)]
         if forbidden:
             raise SearchError("a search starts with architectures of its space", got=forbidden[0], remedy="leave it out")
-        self.left = list(dict.fromkeys(map(tuple, architectures)))
+        different: dict[Architecture, Architecture] = {}
+        for architecture in architectures:
+            different.setdefault(problem.space.canonicalize(architecture), architecture)
+        self.left = list(different.values())
 
     def ask(self, n: int) -> list[Proposal]:
         first, self.left = self.left[:n], self.left[n:]

@@ -25,8 +25,10 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         self.kernel = torch.zeros(samples, samples, dtype=torch.float64)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func.overloadpacket.__name__ in _ACTIVATIONS and isinstance(args[0], Tensor) and len(args[0]) == len(self.kernel):
-            code = (args[0].detach().flatten(1) > 0).float()  # (batch, units)
+        x = args[0] if args else None
+        activation = func.overloadpacket.__name__ in _ACTIVATIONS
+        if activation and isinstance(x, Tensor) and x.dim() > 1 and len(x) == len(self.kernel):
+            code = (x.detach().flatten(1) > 0).float()  # (batch, units)
             self.kernel.add_((code @ code.T + (1 - code) @ (1 - code).T).double())
         return func(*args, **(kwargs or {}))
 
