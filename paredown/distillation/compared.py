@@ -74,7 +74,7 @@ def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs)
     with evaluating(student), torch.no_grad(), unfused():
         _, ours = with_features(student, inputs, [pair.student for pair in pairs])
     _, theirs = teacher.features(inputs, [pair.teacher for pair in pairs])
-    learns = any(isinstance(f, _CHANNEL_BY_CHANNEL) and not (isinstance(f, Hint) and not f.adapter) for f in features)
+    learns = any(isinstance(f, _CHANNEL_BY_CHANNEL) and (not isinstance(f, Hint) or f.adapter) for f in features)
     axes = [{} if all(pair.exact for pair in pairs) else channel_axes(model, inputs) for model in (student, teacher.model)]
     for pair in pairs:
         for name, known in zip((pair.student, pair.teacher), axes, strict=True):

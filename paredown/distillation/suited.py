@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from paredown.core.errors import TaskError
 from paredown.core.knowledge import Soft
 from paredown.core.steps import Distill
+from paredown.distillation.lineage import lineage
 from paredown.distillation.losses.shapes import classes_at, has_classes
-from paredown.distillation.pairing import lineage_ends, see
+from paredown.distillation.pairing import see, stage_ends
 from paredown.distillation.teacher import floating
 from paredown.task.batches import call, device_of, each, evaluating, tensors
+from paredown.task.targets import are_shares
 from paredown.task.task import Task
 from paredown.train.seeds import seeded
 
-_ROUNDED = 1e-3  # of a sum of shares, in half precision too
+_PLACES = 4  # where hidden layers are compared, at most
 
 
 def suited(task: Task) -> Distill:
@@ -40,11 +42,11 @@ def recovering(task: Task) -> Distill:
 def _is_convnet(task: Task) -> bool:
     """Whether hidden layers (batch, channels, *space) can be compared by lineage at more than one place."""
     try:
-        ends = {pair.student: pair for pair in lineage_ends(task.model, task.model, task.inputs)}
+        layers = {pair.student for pair in lineage(task.model, task.model)}
+        ends = stage_ends(see(task.model, task.inputs, grams=False, names=layers), _PLACES)
     except TaskError:
         return False
-    places = [each for each in see(task.model, task.inputs, grams=False, names=ends) if each.space and each.axis == 1]
-    return len(places) == len(ends) > 1
+    return len(ends) > 1 and all(each.space and each.axis == 1 for each in ends)
 
 
 def settled(config: Distill, task: Task, student: nn.Module) -> Distill:
@@ -65,12 +67,7 @@ def _soft(outputs: Sequence[Tensor], target: Any) -> Soft:
     """A target of numbers has an output's shape: floats of another are weights of samples, masks, boxes."""
     shapes = {output.shape for output in outputs}
     targets = [t for t in tensors(target) if t.is_floating_point() and t.shape in shapes]
-    numbers = any(not _are_shares(t) for t in targets) or not all(map(has_classes, outputs))
+    numbers = any(not (has_classes(t) and t.numel() and are_shares(t, classes_at(t))) for t in targets) or not all(
+        map(has_classes, outputs)
+    )
     return "regression" if numbers else "soft_labels"
-
-
-def _are_shares(target: Tensor) -> bool:
-    """Whether a target says how much of each class a sample is, as mixed images have it."""
-    if not has_classes(target) or not target.numel():
-        return False
-    return bool((target >= 0).all()) and bool((target.sum(classes_at(target)) - 1).abs().max() < _ROUNDED)

@@ -24,7 +24,7 @@ _PART = 1 << 22  # elements of a weight that are made at a time, if the operatio
 class LateWeight:
     """size: of the weight. make: all of it (None), or some of its rows, by their indices.
 
-    ignored: indices of dimension 1 that `make` zeroes; `whole` gives the same without zeros there. None: there are no such.
+    ignored: indices of dimension 1, where they are all that `make` zeroes; `whole` gives the same without zeros.
     """
 
     size: Sequence[int]

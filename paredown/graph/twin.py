@@ -1,9 +1,8 @@
 """Copies of a model with random weights, in which a cut is compared with the masked original.
 
 `random_twin` draws every weight. `light_twin` is for probing, and for models so large that a copy of their weights in float64
-wouldn't fit: its weights are views of a few pools of random numbers, one per scale, in which the rows of very large ones overlap,
-so that the twin of a large model costs little; and `on_demand` makes what a cut or a mask leaves of a large weight for the
-operation that reads it, so that none of the runs needs a second copy of the weights either.
+wouldn't fit: its weights are views of a few pools of random numbers (`pools.py`); and `on_demand` makes what a cut or a mask
+leaves of a large weight for the operation that reads it, so that none of the runs needs a second copy of the weights either.
 """
 
 import functools
@@ -19,17 +18,14 @@ from torch import Tensor, nn
 from paredown.core.errors import SurgeryError
 from paredown.graph.late import LateWeight, late_weights
 from paredown.graph.manifest import Manifest
+from paredown.graph.pools import pooled, random_values
 from paredown.graph.surgery import Layout, copy_with, cut, fix_attributes_, kept_values, named_tensors, restore_attributes_
 from paredown.task.batches import Inputs, apply_tensors, call, device_of, evaluating, first_samples, tensors, unfused
 
 SIDE = 32  # pixels of a small twin's images
 LARGE = 100_000_000  # elements of a model that is compared by a light twin
 _BATCHES, _SAMPLES = 2, 2
-_SLACK = 8192  # how many places of a pool a tensor may begin at, so that no two of one size are equal
-_PERIOD = 262_139  # a prime
 _LATE = 1 << 18  # elements of a parameter that is made only when an operation reads it
-_OVERLAPPING = 1 << 23  # elements of a matrix whose rows overlap in their pool,
-_STEP = 61  # each beginning so many numbers after the one before
 _REMEDY = "name its module in protect, and please report the model"
 
 
@@ -112,7 +108,7 @@ def light_twin(
     Whether the class runs on it, in this type, and its output is finite, is not tried: `runs`.
     """
     generator = torch.Generator().manual_seed(seed)
-    weights = _pooled(named_tensors(model), device_of(model), generator, dtype)
+    weights = pooled(named_tensors(model), device_of(model), generator, dtype)
     few = _smaller(first_samples(inputs, samples), side)
     drawn = tuple(_random_inputs(few, generator, dtype) for _ in range(batches))
     return Twin(_holding(model, weights), model, weights, drawn, dtype, late)
@@ -207,11 +203,9 @@ def masking(twin: Twin, removed: dict[str, dict[int, Tensor]]) -> Iterator[None]
     values = {}
     for name, dimensions in removed.items():
         weight = twin.weights[name]
+        ignored = dimensions[1] if dimensions.keys() == {1} else None
         make = functools.partial(zeroed, weight, dimensions)
-        if dimensions.keys() == {1}:
-            values[name] = LateWeight(weight.shape, make, functools.partial(_some, weight), dimensions[1])
-        else:
-            values[name] = LateWeight(weight.shape, make)
+        values[name] = LateWeight(weight.shape, make, functools.partial(_some, weight), ignored)
     with on_demand(twin, values):
         yield
 
@@ -272,51 +266,6 @@ def _holding(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     return copy_with(model, held).eval()
 
 
-def _pooled(named: dict[str, Tensor], device: torch.device, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Random tensors of the same shapes. Matrices are scaled by their fan-in, to a power of two; what isn't floating stays."""
-    kinds = {name: _kind(tensor) for name, tensor in named.items() if tensor.is_floating_point()}
-    sizes: dict[Any, int] = {}
-    for name, kind in kinds.items():
-        sizes[kind] = max(sizes.get(kind, 0), _span(named[name]))
-    noise = torch.randn(min(max(sizes.values(), default=0) + _SLACK, _PERIOD), generator=generator, dtype=dtype)
-    pools = {kind: _pool(kind, size + _SLACK, noise).to(device) for kind, size in sizes.items()}
-    starts = torch.randint(_SLACK, (len(named),), generator=generator).tolist()
-    result = {}
-    for (name, tensor), start in zip(named.items(), starts, strict=True):
-        result[name] = tensor.detach()
-        if name in kinds:
-            result[name] = _shaped(pools[kinds[name]][start : start + _span(tensor)], tensor)
-    return result
-
-
-def _shaped(part: Tensor, like: Tensor) -> Tensor:
-    """A view that has the shape of another tensor."""
-    if len(part) == like.numel():
-        return part.view(like.shape)
-    return part.unfold(0, like[0].numel(), _STEP).view(like.shape)
-
-
-def _span(tensor: Tensor) -> int:
-    """How many numbers of a pool a tensor takes."""
-    overlapping = tensor.dim() > 1 and tensor.numel() >= max(_OVERLAPPING, _STEP * len(tensor))
-    return _STEP * (len(tensor) - 1) + tensor[0].numel() if overlapping else tensor.numel()
-
-
-def _kind(tensor: Tensor) -> int | str:
-    """Which pool a tensor comes from: of a matrix the power of two nearest to 1 / sqrt(fan-in)."""
-    if not isinstance(tensor, nn.Parameter):
-        return "buffer"
-    fan_in = tensor.numel() // max(tensor.shape[0], 1) if tensor.dim() > 1 else 0
-    return -round(math.log2(fan_in) / 2) if fan_in else "vector"
-
-
-def _pool(kind: int | str, size: int, noise: Tensor) -> Tensor:
-    """Random numbers; a large pool repeats itself, after so many of them that no two rows of a matrix are equal."""
-    part = noise[:size]
-    part = part * 2.0**kind if isinstance(kind, int) else _random(part, kind == "vector")
-    return part if size <= len(noise) else part.repeat(-(-size // len(noise)))[:size]
-
-
 def _widest(model: nn.Module, inputs: Inputs) -> torch.dtype:
     """Casts the model to float64, where it runs in it and stays in it; else to float32."""
     model.to(torch.float64).eval()
@@ -341,21 +290,12 @@ def _randomize_(model: nn.Module, trained: dict[str, Tensor], generator: torch.G
     for name, tensor in named_tensors(model).items():
         if tensor.is_floating_point():
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-            tensor.data = _near(trained[name].detach(), noise) if gentle else _random(noise, id(tensor) in parameters)
+            tensor.data = _near(trained[name].detach(), noise) if gentle else random_values(noise, id(tensor) in parameters)
 
 
 def _near(tensor: Tensor, noise: Tensor) -> Tensor:
     """Within some 10 % of what it is; where that is 0, a little above."""
     return tensor * (1 + 0.1 * noise) + 0.01 * noise.abs()
-
-
-def _random(noise: Tensor, parameter: bool) -> Tensor:
-    """Matrices scaled by their fan-in; vectors around 1/2, of both signs; buffers positive, since a variance must be."""
-    if not parameter:
-        return torch.erf(noise).mul(0.5).add(1.0)
-    if noise.dim() > 1:
-        return noise * math.sqrt(noise.shape[0] / max(noise.numel(), 1))
-    return noise.mul(0.5).add(0.5)
 
 
 def _smaller(inputs: Inputs, side: int | None) -> Inputs:

@@ -33,7 +33,7 @@ Architecture: TypeAlias = tuple[int, ...]
 Features: TypeAlias = NDArray[np.float64]
 _TRIES = 10_000
 _FEW = 200  # tries before it is looked at what there is
-_MANY = 300  # tries of a large space whose sums can be kept by making a draw smaller
+_MANY = 300  # tries after which a draw is no longer made smaller, to keep its sums
 _LISTED = 1_000_000  # combinations that are listed at most
 
 
@@ -114,13 +114,13 @@ class Space:
         """Uniform over the combinations that the constraints allow; where these are next to none of a large space, one that
         was lowered step by step until sums kept their limits. Raises SearchSpaceError where none is found.
         """
-        for tried in range(_TRIES if self._every or not self._sums else _MANY):
+        for tried in range(_TRIES):
             if tried >= _FEW and self._every:  # constraints leave so little that it is quicker to list it
                 return self._every[int(random.integers(len(self._every)))]
             drawn: Architecture = tuple(random.integers(self._size_array).tolist())
             if self.allows(drawn):
                 return drawn
-            if tried >= _FEW and self._sums and not self._every and (lowered := self._lowered(drawn, random)) is not None:
+            if _FEW <= tried < _MANY and self._sums and (lowered := self._lowered(drawn, random)) is not None:
                 return lowered
         raise SearchSpaceError("the constraints must leave architectures over", got=f"none in {_TRIES}", remedy="loosen one")
 

@@ -1,7 +1,7 @@
 """Architecture, bits of each layer and sparsity of each layer, judged together: the evaluator of a `product` of spaces.
 
     space = product(net=elastic_space(task).space, bits=per_layer(layers, (4, 8)), sparsity=per_layer(layers, (0.0, 0.5)))
-    paredown.search(space, JointEvaluator(subnets.module, task), limits=(Limit("bytes", high=50_000),), objectives=...)
+    paredown.search(space, JointEvaluator(subnets.subnet, task), limits=(Limit("bytes", high=50_000),), objectives=...)
 
 The network of the part `net` is made sparse, then quantized, and scored on validation as the simulation of its file.
 """
@@ -18,13 +18,13 @@ from torch import nn
 
 from paredown.core.errors import SearchError
 from paredown.core.steps import Quantize
-from paredown.deploy.capabilities import has_vnni
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.quality import score
 from paredown.nas.composite import split
 from paredown.nas.evaluators.evaluator import Job, Outcome, Values, named
 from paredown.nas.evaluators.training import standard_error
 from paredown.nas.problem import Source
+from paredown.pipeline.steps import reduces_weights
 from paredown.quantization.bits import layer_bits
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.scheme import FLOAT, BitWidths, Scheme, scheme_of
@@ -39,7 +39,7 @@ _PARTS = ("net", "bits", "sparsity")
 
 @dataclass(frozen=True, eq=False)
 class JointEvaluator:
-    """network: values of the part "net" -> its network with weights, `SupernetEvaluator(...).module` or
+    """network: values of the part "net" -> its network with weights, `SupernetEvaluator(...).subnet` or
     `TrainingEvaluator(...).module`; without such a part it gets none. task: batches to calibrate with and to score on.
 
     Parts "bits" and "sparsity" name layers of the network: 2 to 16 bits of the weight, or 32 for a layer in float; the share of
@@ -102,9 +102,7 @@ class JointEvaluator:
         return _with_zeros_(model, shares), scheme
 
     def _quantized(self, model: nn.Module, scheme: Scheme) -> QuantizedModel:
-        weights = self.config.weights.range
-        reduced = weights == "reduced" or (weights == "auto" and not has_vnni())
-        return quantize_model(model, self.task, self.config, reduced=reduced, scheme=scheme)
+        return quantize_model(model, self.task, self.config, reduced=reduces_weights(self.config), scheme=scheme)
 
 
 @torch.no_grad()

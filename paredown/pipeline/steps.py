@@ -217,11 +217,16 @@ def quantize(
         return _quantized(task, config, source, target, progress)
 
 
+def reduces_weights(config: Quantize) -> bool:
+    """Whether 8-bit weights keep to 7 bits: asked for, or else where products of bytes would saturate on this machine."""
+    return config.weights.range == "reduced" or (config.weights.range == "auto" and not has_vnni())
+
+
 def _quantized(
     task: Task, config: Quantize, source: nn.Module, target: Target | str | None, progress: Progress
 ) -> QuantizedModel:
     """By the method that `config.kind` and its bits ask for."""
-    reduced = config.weights.range == "reduced" or (config.weights.range == "auto" and not has_vnni())
+    reduced = reduces_weights(config)
     match config.kind:
         case "fp16" | "bf16":
             return quantize_half(source, task, config)

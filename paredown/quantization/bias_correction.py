@@ -53,16 +53,14 @@ def correct_where_nearer_(
     source = copy.deepcopy(model) if reference is None else reference
     with unquantized(source):
         expected = _outputs(source, judge)
-    kept = {layer.key: layer.bias(model) for layer in layers_of(model) if layer.bias_path is not None}
-    before = {key: None if bias is None else bias.clone() for key, bias in kept.items()}
-    error = _error(model, judge, expected)
-    added = correct_biases_(model, learned, reference=reference)
+    biases = [bias for layer in layers_of(model) if (bias := layer.bias(model)) is not None]
+    before, error = [bias.clone() for bias in biases], _error(model, judge, expected)
+    added = correct_biases_(model, learned, reference=source)
     if not added or not expected or _error(model, judge, expected) < error:
         return added
     with torch.no_grad():
-        for key, bias in kept.items():
-            if bias is not None and (value := before[key]) is not None:
-                bias.copy_(value)
+        for bias, value in zip(biases, before, strict=True):
+            bias.copy_(value)
     return None
 
 

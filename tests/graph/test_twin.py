@@ -43,7 +43,7 @@ def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Whether large weights have memory of their own and are made whole, as most are, or have not and are made by rows."""
     monkeypatch.setattr("paredown.graph.twin._LATE", 1 << 16)
     if request.param == "in parts":
-        monkeypatch.setattr("paredown.graph.twin._OVERLAPPING", 1 << 17)
+        monkeypatch.setattr("paredown.graph.pools._OVERLAPPING", 1 << 17)
         monkeypatch.setattr("paredown.graph.late._PART", 1 << 15)
     return str(request.param)
 

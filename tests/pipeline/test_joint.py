@@ -62,7 +62,7 @@ def test_a_joint_search_hands_back_a_network_that_exports(task: Task, tmp_path: 
     space = elastic(task, widths=Widths(floor=0.5, round_to=8), kernel=False)
     subnets = SupernetEvaluator(space, space.model, task)
     joint = product(net=space.space, bits=per_layer(LAYERS, (4, 8)), sparsity=per_layer(LAYERS[:1], (0.0, 0.5)))
-    evaluator = JointEvaluator(subnets.module, task, Quantize(samples=64))
+    evaluator = JointEvaluator(subnets.subnet, task, Quantize(samples=64))
     limit = 0.8 * evaluated(evaluator, joint.values(tuple(size - 1 for size in joint.sizes)))["bytes"]
     goal: dict[str, Any] = {"objectives": (Objective("top-1", maximize=True),), "limits": (Limit("bytes", high=limit),)}
     found, again = (paredown.search(joint, evaluator, effort=8, store=tmp_path / "run.jsonl", **goal) for _ in range(2))

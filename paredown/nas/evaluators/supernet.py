@@ -128,7 +128,7 @@ class SupernetEvaluator:
     @functools.cached_property
     def name(self) -> str:
         """With a digest of the weights; costs by their names, since a clock is another one in each process."""
-        metrics = ", ".join((self.task.scorer.name, "params", "macs", *self.costs, *self.known))
+        metrics = ", ".join((str(self.task.scorer), "params", "macs", *self.costs, *self.known))
         finish = "" if self.finish is unfinished else f", {finished_by(self.finish)}"
         return f"supernet of {self.task.name} {model_digest(self.supernet)[:12]}, {self.batches} batches, with {metrics}{finish}"
 
@@ -143,10 +143,6 @@ class SupernetEvaluator:
         sizes = {"params": float(count_parameters(subnet)), "macs": float(count_macs(subnet, self.task.inputs))}
         noise = {} if quality.values is None else {quality.name: standard_error(quality.values)}
         return Outcome({quality.name: quality.value, **sizes, **costs}, time.perf_counter() - start, noise)
-
-    def module(self, values: Values) -> nn.Module:
-        """As `subnet`: what to recover, prune, quantize or export."""
-        return self.subnet(values)
 
     def subnet(self, values: Values) -> nn.Module:
         """With inherited weights and statistics of its own: a plain module, in evaluation mode."""

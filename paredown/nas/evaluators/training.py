@@ -23,11 +23,11 @@ from paredown.nas.evaluators.evaluator import Job, Outcome, Values, named
 from paredown.nas.problem import Source
 from paredown.task.batches import Batch, Batches, Inputs, batch_size, call, each, evaluating
 from paredown.task.metric import Metric, top1
+from paredown.task.targets import are_shares
 from paredown.task.task import Task
 from paredown.train.loop import fit_
 from paredown.train.seeds import seeded
 
-_ROUNDED = 1e-3  # of a sum of shares
 Predict: TypeAlias = Callable[[Inputs], Any]
 Finish: TypeAlias = Callable[[nn.Module, Task], Predict]  # a trained model, in evaluation mode, to what is scored
 
@@ -77,8 +77,7 @@ class TrainingEvaluator:
     def evaluate(self, job: Job) -> Outcome:
         """Data, building and training start from the job's seed."""
         start = time.perf_counter()
-        with seeded(job.seed):
-            data = self.data()
+        data = self._data(job.seed)
         model = self.trained(job.values, data, job.fidelity, job.seed)
         values = self._scored(model, data, data.validation)
         metrics = {self._metric: float(values.mean()), "params": float(count_parameters(model))}
@@ -93,20 +92,21 @@ class TrainingEvaluator:
 
     def module(self, values: Values, seed: int = 0) -> nn.Module:
         """The network of an architecture, trained in full on the evaluator's own data: what to prune, quantize or export."""
-        with seeded(seed):
-            data = self.data()
-        return self.trained(values, data, seed=seed)
+        return self.trained(values, self._data(seed), seed=seed)
 
     def test(self, values: Values, seed: int = 0) -> Mapping[str, float]:
         """Test metrics of an architecture, trained in full once more and finished as in the search; none where there are no test
         data.
         """
-        with seeded(seed):
-            data = self.data()
+        data = self._data(seed)
         if data.test is None:
             return {}
         model = self.trained(values, data, seed=seed)
         return {f"test_{self._metric}": float(self._scored(model, data, data.test).mean())}
+
+    def _data(self, seed: int) -> Data:
+        with seeded(seed):
+            return self.data()
 
     def _scored(self, model: nn.Module, data: Data, batches: Batches) -> NDArray[np.float64]:
         with evaluating(model):
@@ -143,8 +143,8 @@ def _is_number(output: Any, target: Tensor) -> bool:
     """Whether a target is no share of each class, as mixed images have it, and no class."""
     if not target.is_floating_point():
         return False
-    shares = isinstance(output, Tensor) and output.dim() > 1 and output.shape == target.shape and output.shape[1] > 1
-    return not shares or bool((target < 0).any()) or bool((target.sum(1) - 1).abs().max() > _ROUNDED)
+    classes = isinstance(output, Tensor) and output.dim() > 1 and output.shape == target.shape and output.shape[1] > 1
+    return not (classes and are_shares(target, 1))
 
 
 def shortened(training: Training, fidelity: float) -> Training:

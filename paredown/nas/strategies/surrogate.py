@@ -18,13 +18,13 @@ from paredown.nas.problem import Limit, Problem, Proposal, Result, Vector
 from paredown.nas.scores import chebyshev, random_weights, scores
 from paredown.nas.space import Architecture
 from paredown.nas.strategies.features import ENUMERATED, Capacity, Matrix, enumerated, features
+from paredown.nas.strategies.last_part import LastPart, at_lowest
 from paredown.nas.strategies.memory import Memory, at_least, dump, restore
 from paredown.nas.strategies.ridge import Ridge, Scale
 from paredown.nas.strategies.strategy import State
 
 _POOL, _NEAR = 2000, 10  # of a large space: random candidates, and how many of the best give their neighbors
 _SMOOTH = 0.25  # weight of the regression beside the measured value when the best are picked for full fidelity
-_ROUNDING = 1e-9
 Places: TypeAlias = NDArray[np.int64]
 
 
@@ -57,14 +57,16 @@ class Surrogate:
         costs = len(problem.objectives) + len(problem.limits) > 1
         self.literal = costs and bool(problem.space.symmetries)
         self.start = at_least("start", (16 if alone else 8) if start is None else start, 2)
-        self.rerank = rerank if len(problem.fidelities) > 1 else 0.0
+        self.last = LastPart(problem, rerank)
         self.known: list[Result] = []
         self.queue: list[Architecture] = []
-        self.ranked: set[Architecture] = set()
 
     def ask(self, n: int) -> list[Proposal]:
-        reranking = self.rerank > 0 and self._spent() >= 1 - self.rerank - _ROUNDING
-        return [proposal for _ in range(n) for proposal in (self._at_last() if reranking else self._cheap())]
+        if self.last.has_begun(self.known):
+            full = self.last.proposals(n, self.known, self._value)
+            if full or self.last.ranked:
+                return full  # where not one full evaluation fits into what is left, cheap ones to the end
+        return [proposal for _ in range(n) for proposal in self._cheap()]
 
     def tell(self, results: Sequence[Result]) -> None:
         self.memory.note(results)
@@ -77,8 +79,7 @@ class Surrogate:
 
     def _good(self) -> list[Result]:
         """Results at the lowest fidelity."""
-        lowest = self.memory.problem.fidelities[0]
-        return [result for result in self.known if result.fidelity == lowest and not result.failed]
+        return at_lowest(self.memory.problem, self.known)
 
     def _first(self) -> list[Architecture]:
         """Random ones; where the capacity is known, the larger half of twice as many."""
@@ -134,28 +135,6 @@ class Surrogate:
         architectures = [result.architecture for result in results]
         return features(self.memory.problem.space, architectures, self.capacity, literal=self.literal)
 
-    def _spent(self) -> float:
-        effort = self.memory.problem.effort
-        spent = len(self.known) if effort.unit == "evaluations" else sum(result.seconds for result in self.known)
-        return spent / effort.amount
-
-    def _at_last(self) -> list[Proposal]:
-        """In full; where not one full evaluation fits into what is left, cheap ones to the end."""
-        full = self._full()
-        return full if full or self.ranked else self._cheap()
-
-    def _full(self) -> list[Proposal]:
-        """The best that wasn't evaluated in full yet and still fits into the effort."""
-        problem, known = self.memory.problem, self._good()
-        left = problem.effort.amount * (1 - self._spent())
-        ratio = problem.fidelities[-1] / problem.fidelities[0]
-        for i in np.argsort(-self._value(known), kind="stable").tolist():
-            cost = 1.0 if problem.effort.unit == "evaluations" else known[i].seconds * ratio
-            if known[i].architecture not in self.ranked and cost <= left * (1 + _ROUNDING) + _ROUNDING:
-                self.ranked.add(known[i].architecture)
-                return [Proposal(known[i].architecture, problem.fidelities[-1])]
-        return []
-
     def _value(self, known: Sequence[Result]) -> Vector:
         """(n,): scores, with one objective drawn a little towards the regression, since a short training is noisy."""
         problem = self.memory.problem
@@ -171,14 +150,14 @@ class Surrogate:
             "memory": self.memory.state_dict(),
             "known": dump(self.known),
             "queue": [list(architecture) for architecture in self.queue],
-            "ranked": sorted(map(list, self.ranked)),
+            "ranked": sorted(map(list, self.last.ranked)),
         }
 
     def load_state_dict(self, state: State) -> None:
         self.memory.load_state_dict(state["memory"])
         self.known = restore(state["known"])
         self.queue = [tuple(architecture) for architecture in state["queue"]]
-        self.ranked = {tuple(architecture) for architecture in state["ranked"]}
+        self.last.ranked = {tuple(architecture) for architecture in state["ranked"]}
 
 
 def _outside(drawn: Vector, scale: Scale, limit: Limit) -> Vector:
