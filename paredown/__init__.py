@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from paredown.core.budget import Budget
     from paredown.core.effort import Effort
     from paredown.core.errors import ParedownError
+    from paredown.core.knowledge import DKD as DKD
     from paredown.core.knowledge import AttentionMaps as AttentionMaps
     from paredown.core.knowledge import AttentionTransfer as AttentionTransfer
     from paredown.core.knowledge import Blocks as Blocks
+    from paredown.core.knowledge import BoundedRegression as BoundedRegression
     from paredown.core.knowledge import Contrastive as Contrastive
     from paredown.core.knowledge import Embedding as Embedding
     from paredown.core.knowledge import Hint as Hint
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from paredown.deploy.session import load
     from paredown.distillation.compared import propose_pairs as propose_pairs
     from paredown.distillation.teachers import Cached as Cached
+    from paredown.distillation.teachers import MovingAverage as MovingAverage
     from paredown.pipeline.after_quantization import AfterQuantization as AfterQuantization
     from paredown.pipeline.analyze import analyze
     from paredown.pipeline.apply import apply
@@ -66,6 +69,7 @@ _HOME = {
     "ParedownError": "core.errors", "Measurement": "core.measurement", "Report": "core.report", "Target": "core.target",
     "Distill": "core.steps", "Prune": "core.steps", "Quantize": "core.steps", "Sparsify": "core.steps",
     "Training": "core.training", "Resume": "core.training", "Cached": "distillation.teachers",
+    "MovingAverage": "distillation.teachers", "DKD": "core.knowledge", "BoundedRegression": "core.knowledge",
     "ChannelAttention": "core.steps", "Schedule": "core.steps", "Slimming": "core.steps",
     "Widths": "core.steps", "MixedBits": "core.steps", "Activations": "core.steps", "Weights": "core.steps",
     "Recipe": "core.recipe",

@@ -22,6 +22,40 @@ _FORBID = pydantic.ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
+class DKD:
+    """Soft labels in two parts (`losses/dkd.py`): how sure the teacher is of the true class, and how it ranks the others. Labels
+    are read. alpha, beta: weights of the two parts.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    alpha: float = 1.0
+    beta: float = 8.0
+    kind: Literal["dkd"] = "dkd"
+
+    def __post_init__(self) -> None:
+        within("alpha", self.alpha, 0, 1e3)
+        within("beta", self.beta, 0, 1e3)
+        if self.alpha == 0 == self.beta:
+            raise RecipeError("DKD needs a part", got="alpha=0, beta=0", remedy="leave one out for its default")
+
+
+@dataclass(frozen=True)
+class BoundedRegression:
+    """The squared distance to the target at samples where the student isn't better than the teacher by a margin
+    (`losses/regression.py`): for teachers that may be far off. Targets are read, and have the shape of the outputs.
+
+    margin: in squared units of the target, summed over a sample.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+    margin: float = 0.0
+    kind: Literal["bounded_regression"] = "bounded_regression"
+
+    def __post_init__(self) -> None:
+        within("margin", self.margin, 0, 1e12)
+
+
+@dataclass(frozen=True)
 class TokenLevel:
     """Soft labels token by token, of a language model (`losses/language.py`): of the outputs the first is compared, which must be
     logits (batch, sequence, vocabulary). The mean goes over the tokens that count.
@@ -203,6 +237,7 @@ class ValueRelations:
             count("heads", self.heads)
 
 
+OfOutput = DKD | BoundedRegression
 OfText = TokenLevel | SequenceLevel
 OfLayer = Hint | AttentionTransfer | Similarity | Relational | Embedding | Contrastive
 OfAttention = AttentionMaps | ValueRelations
@@ -248,7 +283,7 @@ def token(name: str, value: object) -> None:
 
 def checked_soft(value: object) -> None:
     """What is compared of the outputs. Raises RecipeError."""
-    if value is not None and not isinstance(value, OfText):
+    if value is not None and not isinstance(value, OfOutput | OfText):
         choice("soft", value, Soft)
 
 

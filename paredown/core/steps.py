@@ -10,7 +10,17 @@ from paredown.core.budget import Limit, parse_limit
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
 from paredown.core.fields import choice, count, fraction, fractions, instance, names, positive, within
-from paredown.core.knowledge import AttentionTransfer, Blocks, Feature, Hint, OfText, Soft, checked_features, checked_soft
+from paredown.core.knowledge import (
+    AttentionTransfer,
+    Blocks,
+    Feature,
+    Hint,
+    OfOutput,
+    OfText,
+    Soft,
+    checked_features,
+    checked_soft,
+)
 from paredown.core.precision import Activations as Activations  # noqa: PLC0414 (every step is imported from here)
 from paredown.core.precision import MixedBits as MixedBits  # noqa: PLC0414 (likewise)
 from paredown.core.precision import Quantize as Quantize  # noqa: PLC0414 (likewise)
@@ -319,7 +329,8 @@ class Distill:
     True: each layer of a student that was cut from the teacher is solved by least squares, in seconds; worth most where there
     is no time to train (`distillation/reconstruct.py`). Blocks(): then each block is trained, all in one pass
     (`distillation/blockwise.py`). recalibrate: where no layer was solved, batch norms take new statistics.
-    soft: what is compared of the outputs, one file each in `distillation/losses/`; "dkd" reads the labels. None: nothing is.
+    soft: what is compared of the outputs, one file each in `distillation/losses/`; "dkd", which is DKD(), and
+    BoundedRegression() read the targets. None: nothing is.
     "auto": "soft_labels", or "regression" where an output has no dimension of classes or the targets are numbers themselves.
     TokenLevel(), SequenceLevel(): of language models, token by token, or on text that the teacher writes.
     features: what is compared of hidden layers. pairs: (the student's module, the teacher's) whose features are compared; without
@@ -334,7 +345,7 @@ class Distill:
     training: Training = field(default_factory=Training)
     reconstruct: bool | Blocks = False
     recalibrate: bool = True
-    soft: Soft | OfText | None = "auto"
+    soft: Soft | OfOutput | OfText | None = "auto"
     features: tuple[Feature, ...] = ()
     pairs: tuple[tuple[str, str], ...] = ()
     balance: bool = False

@@ -5,6 +5,7 @@ kept channels are known and hints need no adapter; else as proposed from a batch
 So do the other losses that compare channel by channel.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ from paredown.distillation.pairing import lineage_ends, propose
 from paredown.distillation.teacher import Asked
 from paredown.task.batches import Inputs, evaluating, unfused
 
+_log = logging.getLogger(__name__)
+
 _CHANNEL_BY_CHANNEL = (Hint, Embedding, Contrastive)
 
 
@@ -64,13 +67,14 @@ class Compared:
 def compare(config: Distill, teacher: Asked, student: nn.Module, inputs: Inputs) -> list[Compared]:
     """What the config's features compare; nothing where it names none. Neither model is touched.
 
-    inputs: a batch. Raises RecipeError for pairs that name no module, TaskError where nothing can be paired.
+    inputs: a batch. Pairs that are guessed are logged, for the user to look at.
+    Raises RecipeError for pairs that name no module, TaskError where nothing can be paired.
     """
     features = [feature for feature in config.features if not isinstance(feature, OfAttention)]
     if not features:
         return []
     with unfused():
-        pairs = _named(config.pairs, teacher.model, student, inputs) or propose_pairs(teacher.model, student, inputs)
+        pairs = _named(config.pairs, teacher.model, student, inputs) or _proposed(teacher.model, student, inputs)
     with evaluating(student), torch.no_grad(), unfused():
         _, ours = with_features(student, inputs, [pair.student for pair in pairs])
     _, theirs = teacher.features(inputs, [pair.teacher for pair in pairs])
@@ -112,6 +116,13 @@ def propose_pairs(teacher: nn.Module, student: nn.Module, inputs: Inputs, *, cou
     except TaskError:
         pairs = []
     return pairs or propose(teacher, student, inputs, count=count)
+
+
+def _proposed(teacher: nn.Module, student: nn.Module, inputs: Inputs) -> list[Pair]:
+    pairs = propose_pairs(teacher, student, inputs)
+    if not all(pair.exact for pair in pairs):
+        _log.info("hidden layers compared, student <- teacher: %s (Distill(pairs=...) names others)", "; ".join(map(str, pairs)))
+    return pairs
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from paredown.core.errors import TaskError
-from paredown.core.knowledge import Soft
+from paredown.core.knowledge import DKD, BoundedRegression, OfOutput, Soft
 from paredown.distillation.losses.contrastive import contrastive_loss
 from paredown.distillation.losses.dkd import dkd_loss
 from paredown.distillation.losses.embedding import embedding_loss
 from paredown.distillation.losses.logit_mse import logit_mse_loss
 from paredown.distillation.losses.multi_label import multi_label_loss
-from paredown.distillation.losses.regression import regression_loss
+from paredown.distillation.losses.regression import bounded_regression_loss, regression_loss
 from paredown.distillation.losses.soft_labels import soft_label_loss
 from paredown.distillation.losses.standardized import standardized_loss
 from paredown.distillation.teacher import floating
@@ -22,17 +22,17 @@ from paredown.task.task import Task
 
 
 def soft_loss(
-    kind: Soft,
+    kind: Soft | OfOutput,
     output: Any,
     teacher: Sequence[Tensor],
     target: Any,
     temperature: float,
     variances: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """The mean over the floating-point tensors that both give. target: read by "dkd"; of others it tells where classes lie, where
-    there is one. variances: of the teacher's outputs over many samples, for "regression".
+    """The mean over the floating-point tensors that both give. target: read by "dkd" and BoundedRegression; of others it tells
+    where classes lie, where there is one. variances: of the teacher's outputs over many samples, for "regression".
 
-    Raises TaskError where the outputs differ in number or shape, or the target is missing that "dkd" reads.
+    Raises TaskError where the outputs differ in number or shape, or the target is missing that is read.
     """
     student = floating(output)
     if len(student) != len(teacher) or not student:
@@ -47,7 +47,7 @@ def soft_loss(
 
 
 def _soft(  # noqa: PLR0911 (one a kind)
-    kind: Soft, student: Tensor, teacher: Tensor, target: Any, temperature: float, variance: Tensor | None
+    kind: Soft | OfOutput, student: Tensor, teacher: Tensor, target: Any, temperature: float, variance: Tensor | None
 ) -> Tensor:
     if _classes_first(student, target) and student.shape == teacher.shape:
         student, teacher = student.transpose(1, 2), teacher.transpose(1, 2)
@@ -66,16 +66,22 @@ def _soft(  # noqa: PLR0911 (one a kind)
             return embedding_loss(student, teacher)
         case "contrastive":
             return contrastive_loss(student, teacher)
-        case "dkd":
-            if not isinstance(target, Tensor):
-                raise TaskError(
-                    'soft="dkd" needs a target',
-                    got=f"target {target} in train",
-                    remedy='write soft="soft_labels", which needs none',
-                )
-            return dkd_loss(student, teacher, target, temperature=temperature)
+        case "dkd" | DKD():
+            config = DKD() if kind == "dkd" else kind
+            known = _required("dkd", target, "soft_labels")
+            return dkd_loss(student, teacher, known, temperature=temperature, alpha=config.alpha, beta=config.beta)
+        case BoundedRegression():
+            return bounded_regression_loss(student, teacher, _required("bounded_regression", target, "regression"), kind.margin)
         case "auto":
             raise AssertionError("settled before the training begins")
+
+
+def _required(kind: str, target: Any, without: str) -> Tensor:
+    if not isinstance(target, Tensor):
+        raise TaskError(
+            f"{kind} needs a target", got=f"target {target} in train", remedy=f'write soft="{without}", which needs none'
+        )
+    return target
 
 
 def _classes_first(output: Tensor, target: Any) -> bool:

@@ -27,7 +27,7 @@ from paredown.distillation.objective import Objective
 from paredown.distillation.reconstruct import reconstruct_
 from paredown.distillation.suited import settled
 from paredown.distillation.teacher import Asked
-from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, require_hidden_layers, teacher_of
+from paredown.distillation.teachers import Given, OwnAverage, Panel, models_of, own_average, require_hidden_layers, teacher_of
 from paredown.distillation.uncut import before_the_cut, has_layers_of
 from paredown.task.batches import device_of, each
 from paredown.task.task import Task
@@ -56,8 +56,8 @@ def distill_model(
 ) -> nn.Module:
     """A trained copy of the model, in evaluation mode. Neither the model nor a teacher is touched.
 
-    teacher: None: the task's own model; several: their outputs are combined, hidden layers are the first
-    one's; "ema": the moving average of the student itself. Where the task has a `recover`, that is called on the copy and
+    teacher: None: the task's own model; several: their outputs are combined, hidden layers are the first one's; "ema",
+    MovingAverage(): the moving average of the student itself. Where the task has a `recover`, that is called on the copy and
     nothing else is done but what `config.reconstruct` and `config.recalibrate` say.
     learning: a context around the training of the copy, which gives what has to be done to the loss: quantization learns
     its scales so.
@@ -104,7 +104,7 @@ def forget_training(folder: Path) -> None:
 
 def _key(models: Sequence[nn.Module], teacher: Given, task: Task, config: Distill, seed: int) -> str:
     """Of all that a training depends on but the batches, and the code behind the loss's name."""
-    how = teacher if isinstance(teacher, str) else teacher.combine if isinstance(teacher, Panel) else ""
+    how = teacher.combine if isinstance(teacher, Panel) else repr(own_average(teacher) or "")
     functions = [getattr(each, "__qualname__", type(each).__qualname__) for each in (task.loss, task.train_step)]
     return " ".join([*map(model_digest, models), how, *functions, repr(task.protect), repr(config), str(seed)])
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paredown.core.errors import RecipeError, TaskError
-from paredown.core.fields import count
+from paredown.core.fields import count, within
 from paredown.core.knowledge import Combine
 from paredown.distillation.losses.shapes import class_axis
 from paredown.distillation.teacher import Asked, Teacher, answer, ask, floating, frozen
@@ -63,7 +63,17 @@ class Panel:
     combine: Combine = "mean"
 
 
-Given = One | Sequence[One] | Panel | Literal["ema"] | None  # None: the task's own model
+@dataclass(frozen=True)
+class MovingAverage:
+    """The student's own moving average as its teacher; "ema" is the one with this decay. decay: what stays of it each step."""
+
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        within("decay", self.decay, 0, 1)
+
+
+Given = One | Sequence[One] | Panel | MovingAverage | Literal["ema"] | None  # None: the task's own model
 
 _SMALLEST = 1e-6  # added to a confidence, so that teachers that all guess count the same
 
@@ -99,7 +109,7 @@ class Several:
 class OwnAverage:
     """The exponential moving average of a student while it trains; each question takes the weights of the moment in."""
 
-    def __init__(self, student: nn.Module, decay: float = 0.999) -> None:
+    def __init__(self, student: nn.Module, decay: float) -> None:
         self.model, self._student, self._decay, self._steps = frozen(student), student, decay, 0
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
@@ -144,19 +154,26 @@ class OwnAverage:
             self.model = frozen(self._student)
 
 
-def models_of(given: Given, original: nn.Module) -> list[nn.Module]:
-    """The models that `teacher=` names; for "ema" the original, of which the student descends.
+def own_average(given: object) -> MovingAverage | None:
+    """What "ema" stands for; None for other teachers."""
+    if isinstance(given, str) and given == "ema":
+        return MovingAverage()
+    return given if isinstance(given, MovingAverage) else None
 
-    Raises RecipeError where it is neither a module, nor a sequence of some, nor "ema".
+
+def models_of(given: Given, original: nn.Module) -> list[nn.Module]:
+    """The models that `teacher=` names; for a moving average the original, of which the student descends.
+
+    Raises RecipeError where it is neither a module, nor a sequence of some, nor a moving average.
     """
-    if given is None or (isinstance(given, str) and given == "ema"):
+    if given is None or own_average(given) is not None:
         return [original]
     return [each.model if isinstance(each, Cached) else each for each in _each(given)]
 
 
 def require_hidden_layers(given: Given) -> None:
     """Raises RecipeError for a teacher of which outputs alone are kept, where hidden layers are compared: it would run anyway."""
-    if given is not None and not isinstance(given, str) and isinstance(_each(given)[0], Cached):
+    if given is not None and own_average(given) is None and isinstance(_each(given)[0], Cached):
         raise RecipeError(
             "Cached keeps outputs, no hidden layers", got="features", remedy="pass the model itself, or no features"
         )
@@ -194,8 +211,8 @@ def teacher_of(
 
     folder: where outputs are kept that are kept nowhere else. lasting: for other trainings, too.
     """
-    if isinstance(given, str) and given == "ema":
-        return OwnAverage(student)
+    if (average := own_average(given)) is not None:
+        return OwnAverage(student, average.decay)
     teachers = [
         Teacher(
             each.model,

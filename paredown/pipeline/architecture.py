@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from paredown.core.errors import ArtifactError, OutputError, RecipeError, SearchError
 from paredown.core.fields import seed_number
+from paredown.core.knowledge import OfOutput
 from paredown.core.measurement import Measurement
 from paredown.core.page import write_page
 from paredown.core.progress import Progress, silent
@@ -252,7 +253,7 @@ def _trained(made: _Run, space: Elastic, resume: Resume | None) -> nn.Module:
 def _losses(task: Task, config: Distill) -> tuple[Hard, Soft]:
     """The task's own loss for the largest subnet, and what compares the others with the original (without targets: all)."""
     asked = settled(config, task, task.model).soft
-    kind = asked if isinstance(asked, str) else "soft_labels"
+    kind = asked if isinstance(asked, str | OfOutput) else "soft_labels"
 
     def soft(output: Any, wanted: Any, batch: Batch) -> Tensor:
         return soft_loss(kind, output, floating(wanted), batch[1], config.temperature)

@@ -104,12 +104,12 @@ def distill(
 
     teacher: None for `task.model`; a module of any class and widths that gives the same outputs; a sequence of some, whose
     outputs are combined ("mean", or "confidence": the surer a teacher is of a sample, the more it counts there); or "ema",
-    the student's own moving average. `Cached(module, folder)` in place of a module keeps its outputs on disk. Of a model
-    quantized with `scales` "lsq" or "pact" those are trained too.
+    the student's own moving average (`MovingAverage(decay)` for another decay than 0.999). `Cached(module, folder)` in place of
+    a module keeps its outputs on disk. Of a model quantized with `scales` "lsq" or "pact" those are trained too.
     resume: a folder, or Resume(folder, ...): where it is kept how far the training got. After the process was killed the same
     call goes on from there, to the same weights, bit for bit on one thread. Emptied when the training has ended. The training
     batches must be the same: what they hold is not checked.
-    Targets are never read where `config.hard_weight` is 0 (and `config.soft` isn't "dkd").
+    Targets are never read where `config.hard_weight` is 0 (and `config.soft` isn't one that reads them).
     Raises NotTrainableError, TrainingDivergedError (the model given is as it was in either case); TaskError, RecipeError where
     teacher and student don't fit each other.
     """

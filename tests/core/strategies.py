@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from paredown.core.budget import Budget
 from paredown.core.effort import Effort
 from paredown.core.knowledge import (
+    DKD,
     AttentionMaps,
     AttentionTransfer,
     Blocks,
+    BoundedRegression,
     Contrastive,
     Embedding,
     Hint,
@@ -122,6 +124,8 @@ tokens = st.none() | st.integers(0, 10**6)
 softs = st.one_of(
     st.none(),
     st.sampled_from(["soft_labels", "logit_mse", "standardized", "dkd", "multi_label", "regression", "embedding", "contrastive"]),
+    st.builds(DKD, alpha=fractions, beta=fractions),
+    st.builds(BoundedRegression, margin=amounts),
     st.builds(TokenLevel, mask=inputs, padding=tokens),
     st.builds(SequenceLevel, prompt=st.integers(1, 999), sampling=st.none() | amounts, end=tokens, mask=inputs),
 )

@@ -16,7 +16,16 @@ import paredown
 from paredown import Distill, Prune, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.errors import BatchError, RecipeError, TaskError
-from paredown.core.knowledge import AttentionTransfer, Blocks, Contrastive, Embedding, Feature, Hint, Relational, Similarity
+from paredown.core.knowledge import (
+    AttentionTransfer,
+    Blocks,
+    Contrastive,
+    Embedding,
+    Feature,
+    Hint,
+    Relational,
+    Similarity,
+)
 from paredown.core.steps import Soft
 from paredown.distillation.compared import attached, compare, feature_loss
 from paredown.distillation.features import with_features
@@ -200,11 +209,6 @@ def test_each_loss_of_outputs_brings_the_student_nearer(soft: Soft) -> None:
     assert after < before
 
 
-def test_dkd_without_labels_is_an_error_with_its_remedy(small_resnet: SmallResNet) -> None:
-    with pytest.raises(TaskError, match='soft="soft_labels"'):
-        paredown.distill(unlabelled(small_resnet), Distill(hard_weight=0, soft="dkd"))
-
-
 def test_features_are_asked_of_the_teacher_also_where_its_outputs_are_not() -> None:
     torch.manual_seed(0)
     teacher, student = make_small_resnet(8), Plain()
@@ -323,10 +327,15 @@ def test_options_that_are_no_booleans_are_errors() -> None:
         Training(channels_last="no")  # type: ignore[arg-type]  # the point
 
 
-@pytest.mark.parametrize("target", [torch.full((32,), -100), torch.full((32,), 10)])
-def test_dkd_names_class_numbers_that_are_none(target: Tensor) -> None:
-    with pytest.raises(TaskError, match="one class number a sample, from 0 to 9"):
-        soft_loss("dkd", torch.randn(32, 10), [torch.randn(32, 10)], target, 4.0)
+def test_guessed_pairs_are_told(caplog: pytest.LogCaptureFixture, small_resnet: SmallResNet) -> None:
+    task = Task(small_resnet, (X[:2],), [(X, Y)], [(X, Y)])
+    config = Distill(features=(AttentionTransfer(),), training=Training("1 steps"))
+    with caplog.at_level("INFO", "paredown"):
+        paredown.distill(task, config, model=paredown.prune(task, Prune(ratio=0.3, importance="l1")))
+        assert not caplog.messages  # the cut tells
+        paredown.distill(task, config, model=Plain())
+    (told,) = caplog.messages
+    assert str(paredown.propose_pairs(small_resnet, Plain(), X)[0]) in told and "Distill(pairs=...)" in told
 
 
 class Endless(IterableDataset[tuple[Tensor, Tensor]]):

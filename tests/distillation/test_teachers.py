@@ -85,6 +85,18 @@ def test_a_student_is_distilled_from_its_own_average() -> None:
     assert losses[1] < losses[0]
 
 
+def test_the_decay_of_an_average_decides_whom_a_student_follows(small_resnet: SmallResNet) -> None:
+    config = Distill(hard_weight=0.5, training=TRAINING)
+    task = Task(small_resnet, (X[:2],), [(X, torch.arange(32) % 10)], [(X, torch.arange(32) % 10)])
+    named, same, other = (
+        paredown.distill(task, config, teacher=given)
+        for given in ("ema", paredown.MovingAverage(), paredown.MovingAverage(decay=0.0))
+    )
+    assert torch.equal(named(X), same(X)) and not torch.equal(named(X), other(X))
+    with pytest.raises(RecipeError, match=r"decay must be in \[0, 1\]"):
+        paredown.MovingAverage(decay=2)
+
+
 @pytest.mark.parametrize("given", ["average", [], [1], 3])
 def test_what_is_no_teacher_is_an_error(given: object, small_resnet: SmallResNet) -> None:
     with pytest.raises(RecipeError, match="leave it out"):
