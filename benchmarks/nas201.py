@@ -17,6 +17,7 @@ smaller   the best expected accuracy within 0.40x / 0.30x / 0.26x of the paramet
 ptq       the cell and its bits together: accuracy after quantization under a size that only int8 keeps for most cells
 """
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -42,7 +43,7 @@ from paredown.nas.evaluators.table import Table, cell201_table
 from paredown.nas.pareto import hypervolume
 from paredown.nas.problem import Limit, Objective, Source
 from paredown.nas.search import search
-from paredown.nas.space import Architecture, Space
+from paredown.nas.space import Space
 from paredown.nas.strategies.local_search import LocalSearch
 from paredown.nas.strategies.nsga2 import NSGA2
 from paredown.nas.strategies.ppo import PPO
@@ -56,7 +57,6 @@ DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 _DONE = pathlib.Path("runs/bench/nas201.jsonl")
 _SETS = {"c10": ("CIFAR-10", 20_000), "c100": ("CIFAR-100", 40_000), "in16": ("ImageNet16-120", 120_000)}
 _LOW, _FULL = 12 / 200, 1.0
-_KILO = np.array([0.0, 0.0, 28.0, 243.04, 0.0])  # parameters of each operator over the network, thousands
 BUDGET = 200
 _SMALLER = {"c10": 0.40, "c100": 0.30, "in16": 0.26}
 _SAMPLES = {"c10": 25_000, "c100": 5_000, "in16": 3_000}  # validation images: how sure an accuracy is
@@ -64,19 +64,13 @@ _TOP = (3,) * 6
 Column = NDArray[np.float64]
 
 
-def capacity(architecture: Architecture) -> float:
-    """Parameters in thousands (CIFAR-10)."""
-    return 73.306 + float(sum(_KILO[i] for i in architecture[:6]))
-
-
-_default = functools.partial(Surrogate, capacity=capacity)
 STRATEGIES: dict[str, StrategyFactory] = {
     "random": functools.partial(Random, unique=False),
     "REINFORCE": functools.partial(Reinforce, unique=False),
     "PPO": functools.partial(PPO, unique=False),
     "regularized evolution": functools.partial(RegularizedEvolution, unique=False),
     "local search": LocalSearch,
-    "surrogate (default)": _default,
+    "surrogate (default)": Surrogate,
 }
 
 
@@ -116,7 +110,7 @@ def table(data: str, *, full: bool, extra: dict[str, Column] | None = None) -> T
 
 def only_full(both: Table, data: str) -> Table:
     """The same table with nothing but its full trainings, and how sure their accuracies are."""
-    alone = Table(both.space, {_FULL: both.columns[_FULL]}, {_FULL: both.seconds[_FULL]}, both.test_columns, both.title)
+    alone = dataclasses.replace(both, columns={_FULL: both.columns[_FULL]}, seconds={_FULL: both.seconds[_FULL]})
     return alone.sampled("accuracy", _SAMPLES[data])
 
 
@@ -169,7 +163,7 @@ def smaller(data: str, seed: int) -> tuple[float, float]:
     parent = cells.space.values(_TOP)
     size = float(cells.columns[_FULL]["params"][cells.row(parent)])
     limit = Limit("params", high=_SMALLER[data] * size)
-    found = search(cells.space, cells, strategy=_default, effort=BUDGET, limits=(limit,), seed=seed)
+    found = search(cells.space, cells, effort=BUDGET, limits=(limit,), seed=seed)
     drop = cells.test(parent)["test_accuracy"] - found.best.test["test_accuracy"]
     return found.best.validation["params"] / size, drop
 
@@ -180,6 +174,7 @@ class Quantized:
     source: Source = "table"
     fidelities = (_FULL,)
     name = "AnalogNAS-Bench, baseline and PTQ"
+    capacity = staticmethod(cell201.parameters)
 
     def __init__(self) -> None:
         found = read_columns("nasbench201_quant_analog.parquet", ["index", "analog_base", "analog_ptq"])
@@ -207,7 +202,7 @@ def ptq(seed: int) -> float:
     """Best accuracy after PTQ in the table minus that of what is chosen, in points."""
     cells = _quantized()
     limit = Limit("size_bytes", high=1.6e6)
-    found = search(cells.space, cells, strategy=_default, effort=BUDGET, limits=(limit,), seed=seed)
+    found = search(cells.space, cells, effort=BUDGET, limits=(limit,), seed=seed)
     return float(cells.accuracy[8].max()) - found.best.validation["accuracy"]
 
 
@@ -216,7 +211,7 @@ def cases() -> Iterable[tuple[str, Callable[[int], Any]]]:
     for name in STRATEGIES:
         for data in _SETS:
             yield f"replay {data}, {name}|test accuracy", functools.partial(replay, data, name)
-    for name, strategy in {"random": Random, "NSGA-II": NSGA2, "surrogate (default)": _default}.items():
+    for name, strategy in {"random": Random, "NSGA-II": NSGA2, "surrogate (default)": Surrogate}.items():
         yield f"front c10 and latency, {name}|hypervolume", functools.partial(front, strategy)
     for data in _SETS:
         yield f"smaller {data}, surrogate (default)|params ratio,drop of test accuracy", functools.partial(smaller, data)

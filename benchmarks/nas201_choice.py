@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.nas201 import BUDGET, Column, capacity, columns, exact_front, latency_table, summary, values
+from benchmarks.nas201 import BUDGET, Column, columns, exact_front, latency_table, summary, values
 from benchmarks.record import write
 from paredown.nas import cell201
 from paredown.nas.evaluators.table import Table, cell201_table
@@ -101,8 +101,7 @@ def held_out(noisy: bool, seed: int) -> list[float]:
     cells, found = first_training(noisy), []
     for share in _SHARES:
         limits = (Limit("params", high=share * float(cells.columns[1.0]["params"].max())),)
-        strategy = functools.partial(Surrogate, capacity=capacity)
-        found.append(search(cells.space, cells, strategy=strategy, effort=BUDGET, limits=limits, seed=seed).best.test["held out"])
+        found.append(search(cells.space, cells, effort=BUDGET, limits=limits, seed=seed).best.test["held out"])
     return found
 
 

@@ -16,6 +16,10 @@ NAMES = tuple(f"op_{start}{end}" for start, end in EDGES)
 _STRING = re.compile(r"\|(\w+)~0\|\+\|(\w+)~0\|(\w+)~1\|\+\|(\w+)~0\|(\w+)~1\|(\w+)~2\|")
 
 
+_STEM_AND_REST = 73_306  # parameters of the network without its cells' operators, 10 classes
+_OPERATOR = (0, 0, 28_000, 243_040, 0)  # of each of OPERATORS, over the network's 15 cells
+
+
 def space() -> Space:
     """All 15,625 cells, known to be 6,466 different ones."""
     return Space(tuple(Choice(name, OPERATORS) for name in NAMES), symmetries=(CellSymmetry(NAMES),))
@@ -35,6 +39,11 @@ def from_string(text: str) -> dict[str, Value]:
             "a cell is written |op~0|+|op~0|op~1|+|op~0|op~1|op~2|", got=text, remedy=f"op is one of {', '.join(OPERATORS)}"
         )
     return dict(zip(NAMES, match.groups(), strict=True))
+
+
+def parameters(architecture: Architecture) -> float:
+    """Of the network of C = 16, N = 5 and 10 classes that is built of a cell. Of a product, the first six dimensions count."""
+    return float(_STEM_AND_REST + sum(_OPERATOR[edge] for edge in architecture[: len(EDGES)]))
 
 
 def architecture(text: str) -> Architecture:

@@ -6,7 +6,7 @@ A fidelity is the share of the full training that an evaluation spends, in (0, 1
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -19,6 +19,7 @@ from paredown.core.search_report import Source as Source  # noqa: PLC0414 (resul
 from paredown.nas.space import Architecture, Space
 
 Vector: TypeAlias = NDArray[np.float64]
+Capacity: TypeAlias = Callable[[Architecture], float]  # parameters or MACs, known without an evaluation
 _FULL = 1.0
 
 
@@ -114,7 +115,8 @@ _LIKE: dict[type, str] = {
 class Problem:
     """All that a strategy is told before it begins.
 
-    fidelities: those that the evaluator knows, ascending; a strategy that knows only one uses the first.
+    fidelities: those that the evaluator knows, ascending; a strategy that knows only one uses the first. capacity: where the
+    evaluator knows it.
     """
 
     space: Space
@@ -123,6 +125,7 @@ class Problem:
     effort: SearchEffort = field(default_factory=lambda: SearchEffort(100))
     fidelities: tuple[float, ...] = (_FULL,)
     seed: int = 0
+    capacity: Capacity | None = None
 
     def __post_init__(self) -> None:
         seed_number(self.seed)

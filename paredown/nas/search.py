@@ -6,7 +6,6 @@ what is stored instead of evaluating it.
 """
 
 import functools
-import hashlib
 import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +13,14 @@ from typing import Any, cast
 
 from paredown.core.errors import SearchError
 from paredown.core.progress import Progress, silent
-from paredown.nas.evaluators.evaluator import Evaluator, Function, Job, Tested, Values
+from paredown.nas.evaluators.evaluator import Evaluator, Function, Job, Sized, Tested, Values
 from paredown.nas.evaluators.executor import Executor
 from paredown.nas.evaluators.halving import as_executor
-from paredown.nas.evaluators.store import Store
+from paredown.nas.evaluators.store import Store, run_stored
 from paredown.nas.expected import expected
 from paredown.nas.outcome import Found, Point, SearchResult, as_found, judged
 from paredown.nas.pareto import front
-from paredown.nas.problem import ACCURACY, Limit, Objective, Problem, Proposal, Result, SearchEffort
+from paredown.nas.problem import ACCURACY, Limit, Objective, Problem, Result, SearchEffort
 from paredown.nas.scores import scores
 from paredown.nas.space import Space
 from paredown.nas.strategies.memory import Memory
@@ -50,9 +49,10 @@ def search(
     """
     executor = as_executor(evaluate)
     effort, fidelities = SearchEffort.parse(effort), executor.evaluator.fidelities
-    problem = Problem(space, _several(objectives), _several(limits), effort, fidelities, seed)
+    capacity = executor.evaluator.capacity if isinstance(executor.evaluator, Sized) else None
+    problem = Problem(space, _several(objectives), _several(limits), effort, fidelities, seed, capacity)
     asking = strategy_of(strategy, problem)
-    kept = None if store is None else Store(store, identity(problem, executor.evaluator))
+    kept = None if store is None else Store.of(store, space, executor.evaluator, seed)
     history = run(problem, asking, executor, kept)
     return conclude(problem, name_of(asking), executor.evaluator, history)
 
@@ -98,7 +98,8 @@ def run(
         room = executor.capacity if by_seconds else min(executor.capacity, int(problem.effort.amount - spent + 0.999))
         proposals = strategy.ask(room)
         idle = 0 if proposals else idle + 1
-        results = evaluated(problem, proposals, executor, store)
+        jobs = [Job(p.architecture, problem.space.values(p.architecture), p.fidelity, problem.seed) for p in proposals]
+        results = run_stored(executor, jobs, store)
         for result in results:
             if not result.failed:
                 problem.require_metrics(result.metrics)
@@ -111,17 +112,6 @@ def run(
         history += inside
         progress("search", min(1.0, spent / problem.effort.amount))
     return history
-
-
-def evaluated(problem: Problem, proposals: Sequence[Proposal], executor: Executor, store: Store | None) -> list[Result]:
-    """Results in the order of the proposals; what the store holds is taken from there."""
-    space = problem.space
-    jobs = [Job(p.architecture, space.values(p.architecture), p.fidelity, problem.seed) for p in proposals]
-    if store is None:
-        return executor.run(jobs, _nothing)
-    known = {i: found for i, job in enumerate(jobs) if (found := store.get(job)) is not None}
-    new = iter(executor.run([job for i, job in enumerate(jobs) if i not in known], store.add))
-    return [known[i] if i in known else next(new) for i in range(len(jobs))]
 
 
 def conclude(problem: Problem, strategy: str, evaluator: Evaluator, history: Sequence[Result]) -> SearchResult:
@@ -173,12 +163,6 @@ def curve(problem: Problem, history: Sequence[Result]) -> tuple[Point, ...]:
     return tuple(points)
 
 
-def identity(problem: Problem, evaluator: Evaluator) -> str:
-    """What a stored result depends on."""
-    text = f"{problem.space.to_json()}\n{evaluator.name}\n{problem.seed}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _tested(problem: Problem, result: Result, worth: Result, test: Callable[[Values], Mapping[str, float]] | None) -> Found:
     values = problem.space.values(result.architecture)
     return as_found(problem.space, result, worth, None if test is None else test(values))
@@ -187,7 +171,3 @@ def _tested(problem: Problem, result: Result, worth: Result, test: Callable[[Val
 def _several(value: Any) -> tuple[Any, ...]:
     """One alone is taken as a tuple of it."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
-
-
-def _nothing(_result: Result) -> None:
-    return None

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pydantic
 import torch
@@ -42,14 +42,14 @@ from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.quality import Scores, drop, quality, score
 from paredown.nas.elastic import Elastic, elastic
 from paredown.nas.evaluators.blocks import BlockLatency
-from paredown.nas.evaluators.executor import Serial
+from paredown.nas.evaluators.executor import Executor, Serial, working
 from paredown.nas.evaluators.store import Store
 from paredown.nas.evaluators.supernet import Hard, Soft, SupernetEvaluator, train_supernet
 from paredown.nas.evaluators.training import unfinished
 from paredown.nas.outcome import Found, SearchResult
 from paredown.nas.page import search_report
 from paredown.nas.problem import Limit, Objective, Problem, SearchEffort
-from paredown.nas.search import conclude, identity, name_of, require_strategy, run, strategy_of
+from paredown.nas.search import conclude, name_of, require_strategy, run, strategy_of
 from paredown.nas.strategies.strategy import StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
 from paredown.pipeline.after_quantization import AfterQuantization
@@ -63,6 +63,8 @@ from paredown.render.search import render_search
 from paredown.task.batches import Batch, call, each, evaluating
 from paredown.task.task import Task, require_task
 from paredown.train.seeds import seeded
+
+Executors: TypeAlias = Callable[[SupernetEvaluator], Executor]
 
 _TRIED = 4  # times as many subnets as are kept are timed for real, until those are found
 
@@ -145,6 +147,7 @@ class _Run:
     folder: Path | None
     seed: int
     progress: Progress
+    executor: Executors
 
 
 def search_subnets(
@@ -153,15 +156,18 @@ def search_subnets(
     *,
     target: Target | str | None = None,
     strategy: StrategyFactory = Surrogate,
+    executor: Executors = Serial,
     out: str | Path | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> SubnetResult:
     """Smaller models of the task's own class, found with shared weights, then recovered. The task's model is not touched.
 
-    target: where latency is measured; None: it isn't. strategy: as for `paredown.search`. out: a folder, of this search alone,
-    from which it goes on. Raises SearchError where the limit is a latency and there is no target, or nothing keeps the limit;
-    ArtifactError where the folder is of another search; SearchSpaceError where nothing of the model may vary.
+    target: where latency is measured; None: it isn't. strategy: as for `paredown.search`. executor: where subnets are evaluated,
+    made of their evaluator: `functools.partial(paredown.nas.Processes, workers=2)`, where task and metric pickle.
+    out: a folder, of this search alone, from which it goes on.
+    Raises SearchError where the limit is a latency and there is no target, or nothing keeps the limit; ArtifactError where the
+    folder is of another search; SearchSpaceError where nothing of the model may vary.
     """
     require_task(task)
     if not isinstance(config, Subnets):
@@ -173,8 +179,10 @@ def search_subnets(
         raise SearchError("a limit of latency needs a target", got=config.latency, remedy='pass target="onnxruntime"')
     where = None if target is None else Target.of(target)
     folder = None if out is None else _opened(Path(out), task, config, where, seed)
-    made = _Run(task, config, where, folder, seed, progress)
+    made = _Run(task, config, where, folder, seed, progress, executor)
     space = elastic_space(task, config, seed=seed)
+    with working(executor, SupernetEvaluator(space, task.model, task)):  # what it can't take is told before the training
+        pass
     supernet = _kept(made, "supernet", functools.partial(_trained, made, space))
     evaluator, limits, clock = _evaluator(made, space, supernet)
     found = _search(made, evaluator, limits, strategy)
@@ -288,9 +296,15 @@ def _search(made: _Run, evaluator: SupernetEvaluator, limits: tuple[Limit, ...],
     objectives = (goal,) if limits else (goal, Objective("macs"))
     effort = SearchEffort(made.config.evaluations)
     problem = Problem(evaluator.elastic.space, objectives, limits, effort, seed=made.seed)
-    store = None if made.folder is None else Store(made.folder / "search.jsonl", identity(problem, evaluator))
+    store = None if made.folder is None else Store.of(made.folder / "search.jsonl", problem.space, evaluator, made.seed)
     asking = strategy_of(strategy, problem)
-    history = run(problem, asking, Serial(evaluator), store, made.progress)
+    with working(made.executor, evaluator) as executor:
+        if executor.capacity > 1 and evaluator.costs:
+            raise SearchError(
+                "subnets whose latency no table tells are timed one at a time", got=f"{executor.capacity} workers",
+                remedy="leave executor out"
+            )  # fmt: skip
+        history = run(problem, asking, executor, store, made.progress)
     return conclude(problem, name_of(asking), evaluator, history)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from paredown.core.effort import Effort
-from paredown.core.errors import SearchError
+from paredown.core.errors import ArtifactError, SearchError
 from paredown.core.steps import Training
 from paredown.nas import cell201
 from paredown.nas.cell201_network import build
@@ -84,6 +85,7 @@ def test_a_table_gives_the_row_of_each_cell(shared_data: ModuleType) -> None:
         outcome = table.evaluate(Job((), values))
         assert outcome.metrics["accuracy"] == core["c10_valid_e200"][row]
         assert outcome.seconds == core["c10_sec_per_epoch"][row]
+        assert cell201.parameters(tuple(operators[row])) == core["c10_params"][row]
 
 
 def test_a_table_refuses_columns_that_do_not_fit() -> None:
@@ -231,6 +233,24 @@ def test_halving_hands_the_best_of_each_rung_to_the_next() -> None:
         successive_halving(space, [(0, 0, 0)], [Rung(score, 1), Rung(score, 2)])
     with pytest.raises(SearchError, match="evaluations that succeed"):
         successive_halving(space, [(0, 0, 0)], [Rung(broken, 1)])
+
+
+def test_a_halving_that_was_stopped_goes_on_from_its_folder(tmp_path: Path) -> None:
+    space, asked = toy(), tmp_path / "asked"
+
+    def counted(values: Values) -> float:
+        with asked.open("a") as stream:
+            stream.write(".")
+        return score(values)["accuracy"]
+
+    everything, rungs = list(space.enumerate()), [Rung(counted, 7), Rung(score, 2)]
+    first = successive_halving(space, everything, rungs, store=tmp_path / "halving")
+    (tmp_path / "halving" / "rung-1.jsonl").unlink()
+    again = successive_halving(space, everything, rungs, store=tmp_path / "halving")
+    assert again[0] == first[0] and [r.metrics for r in again[1]] == [r.metrics for r in first[1]]
+    assert len(asked.read_text()) == len(everything)
+    with pytest.raises(ArtifactError, match="one search"):
+        successive_halving(space, everything, rungs, store=tmp_path / "halving", seed=1)
 
 
 def test_the_network_of_a_searched_cell_trains_one_step() -> None:

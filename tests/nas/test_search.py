@@ -1,5 +1,6 @@
 """A search from end to end: workers that die, runs that resume, results as data, and the replay on NAS-Bench-201."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -152,6 +153,21 @@ def test_the_official_replay_comes_out_as_published(table: Table, strategy: Stra
         search(short.space, short, strategy=strategy, effort="20000 s", seed=s).best.test["test_accuracy"] for s in range(50)
     ]
     assert np.mean(tests) == pytest.approx(published, abs=0.15)
+
+
+def test_the_default_begins_with_large_cells_where_the_evaluator_knows_them(table: Table) -> None:
+    alone = dataclasses.replace(table, capacity=None)
+    known, given, unknown = (
+        search(table.space, evaluator, strategy=strategy, effort=16).history
+        for evaluator, strategy in (
+            (table, Surrogate),
+            (alone, functools.partial(Surrogate, capacity=cell201.parameters)),
+            (alone, Surrogate),
+        )
+    )
+    assert known == given
+    large, any_ = (np.mean([cell201.parameters(r.architecture) for r in history]) for history in (known, unknown))
+    assert large > 1.2 * any_
 
 
 def test_a_table_is_never_presented_as_training(table: Table) -> None:

@@ -20,6 +20,7 @@ from paredown.core.training import Resume
 from paredown.measure.cost import count_macs
 from paredown.measure.latency import PairedLatency
 from paredown.nas.evaluators import supernet as supernet_module
+from paredown.nas.evaluators.executor import Processes
 from paredown.nas.strategies.random import Random
 from paredown.nas.strategies.regularized_evolution import RegularizedEvolution
 from paredown.pipeline import architecture, subnet_clock
@@ -145,6 +146,17 @@ def test_a_stopped_search_goes_on_from_its_folder(task: paredown.Task, tmp_path:
     assert count_macs(other.best.model, task.inputs) == other.best.found.validation["macs"]
 
 
+def test_subnets_are_evaluated_in_other_processes(task: paredown.Task, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, evaluations=4, keep=1, supernet=dataclasses.replace(SHORT, effort="2 steps"))
+    config = dataclasses.replace(config, recover=paredown.Distill(training=dataclasses.replace(SHORT, effort="1 steps")))
+    here = search_subnets(task, config, strategy=Random, out=tmp_path / "run")
+    (tmp_path / "run" / "search.jsonl").unlink()
+    there = search_subnets(task, config, strategy=Random, out=tmp_path / "run", executor=functools.partial(Processes, workers=2))
+    assert [r.architecture for r in there.search.history] == [r.architecture for r in here.search.history]
+    for one, other in zip(here.search.history, there.search.history, strict=True):
+        assert one.metrics == pytest.approx(other.metrics, abs=1e-6)
+
+
 def test_bad_input_is_told_before_the_supernet_is_trained(
     task: paredown.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +167,11 @@ def test_bad_input_is_told_before_the_supernet_is_trained(
         search_subnets(task, {"macs": "0.5x"})  # type: ignore[arg-type]  # the point
     with pytest.raises(SearchError, match="strategy must be a class"):
         search_subnets(task, CONFIG, strategy="ppo")  # type: ignore[arg-type]  # the point
+    with pytest.raises(SearchError, match="executor makes an executor"):
+        search_subnets(task, CONFIG, executor=2)  # type: ignore[arg-type]  # the point
+    local = dataclasses.replace(task, loss=lambda output, target: -output.gather(1, target[:, None]).mean())
+    with pytest.raises(SearchError, match="must pickle"):
+        search_subnets(local, CONFIG, executor=Processes)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="out must be a folder"):
         search_subnets(task, CONFIG, out=tmp_path / "file")

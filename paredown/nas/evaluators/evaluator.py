@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, cast, runtime_checkable
 
 from paredown.core.errors import SearchError
 from paredown.nas.dimensions import Value
-from paredown.nas.problem import Result, Source
+from paredown.nas.problem import Capacity, Result, Source
 from paredown.nas.space import Architecture
 
 Values: TypeAlias = Mapping[str, Value]
@@ -69,6 +69,18 @@ class Tested(Protocol):
     """
 
     def test(self, values: Values) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """An evaluator that knows at once how large an architecture's network is, in parameters or MACs; None: it doesn't.
+
+    Strategies may begin with large ones, and learn from it; of an elastic space it is of no use: what limits the search there
+    is the size itself, or it is an objective.
+    """
+
+    @property
+    def capacity(self) -> Capacity | None: ...
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ A worker process that dies (killed, out of memory) takes only the job that it he
 worker, and after `attempts` it is a failed result. Workers start anew (spawn), so evaluator and jobs must pickle.
 """
 
+import contextlib
 import multiprocessing
 import pickle
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from paredown.core.errors import SearchError
 from paredown.nas.evaluators.evaluator import Evaluator, Function, Job, as_evaluator, failure, run_job
@@ -48,6 +49,20 @@ class Serial:
             done(result)
             results.append(result)
         return results
+
+
+@contextlib.contextmanager
+def working(make: Callable[[Any], Executor], evaluator: Evaluator) -> Iterator[Executor]:
+    """What is made of the evaluator, its processes ended afterwards. Raises SearchError where that is no executor."""
+    executor = make(evaluator) if callable(make) else None
+    if executor is None or not all(hasattr(executor, name) for name in ("run", "capacity", "evaluator")):
+        raise SearchError(
+            "executor makes an executor of an evaluator", got=repr(make), remedy="write functools.partial(Processes, workers=2)"
+        )
+    with contextlib.ExitStack() as stack:
+        if hasattr(executor, "close"):
+            stack.callback(executor.close)
+        yield executor
 
 
 class _Worker:

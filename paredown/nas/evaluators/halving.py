@@ -4,6 +4,7 @@ by the next.
 A rung may be another evaluator (a proxy, then short training, then full training), or another fidelity of the same.
 """
 
+import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -13,6 +14,7 @@ import numpy as np
 from paredown.core.errors import SearchError
 from paredown.nas.evaluators.evaluator import Evaluator, Function, Job
 from paredown.nas.evaluators.executor import Executor, Serial
+from paredown.nas.evaluators.store import Store, run_stored
 from paredown.nas.problem import Limit, Objective, Problem, Result
 from paredown.nas.scores import scores
 from paredown.nas.space import Architecture, Space
@@ -30,10 +32,16 @@ class Rung:
 
 
 def successive_halving(
-    space: Space, architectures: Sequence[Architecture], rungs: Sequence[Rung], *, seed: int = 0
+    space: Space,
+    architectures: Sequence[Architecture],
+    rungs: Sequence[Rung],
+    *,
+    seed: int = 0,
+    store: str | pathlib.Path | None = None,
 ) -> list[list[Result]]:
     """For each rung the results that it kept, best first; the next rung evaluates their architectures.
 
+    store: a folder with a file a rung, from which a halving that was stopped goes on (ArtifactError where it is another's).
     Failed results never go on. Raises SearchError where rungs don't get smaller, or nothing is left for a rung.
     """
     _check(architectures, rungs)
@@ -42,7 +50,8 @@ def successive_halving(
     for number, rung in enumerate(rungs):
         executor = as_executor(rung.evaluate)
         jobs = [Job(architecture, space.values(architecture), rung.fidelity, seed) for architecture in left]
-        results = [result for result in executor.run(jobs, lambda _result: None) if not result.failed]
+        file = None if store is None else Store.of(_file(store, number), space, executor.evaluator, seed)
+        results = [result for result in run_stored(executor, jobs, file) if not result.failed]
         if not results:
             raise SearchError(
                 "a rung needs evaluations that succeed", got=f"none at rung {number}", remedy="run its evaluator alone"
@@ -52,6 +61,10 @@ def successive_halving(
         kept.append([results[i] for i in order])
         left = [result.architecture for result in kept[-1]]
     return kept
+
+
+def _file(folder: str | pathlib.Path, number: int) -> pathlib.Path:
+    return pathlib.Path(folder) / f"rung-{number}.jsonl"
 
 
 def as_executor(value: "Evaluator | Function | Executor") -> Executor:

@@ -4,16 +4,19 @@ The first line says which search it belongs to; a last line that was cut off is 
 tried again: what it failed of may have passed.
 """
 
+import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from paredown.core.errors import ArtifactError, OutputError
-from paredown.nas.evaluators.evaluator import Job
+from paredown.nas.evaluators.evaluator import Evaluator, Job
+from paredown.nas.evaluators.executor import Executor
 from paredown.nas.problem import Result
+from paredown.nas.space import Space
 from paredown.nas.strategies.memory import dump, restore
 
 _VERSION = 1
@@ -21,6 +24,11 @@ _VERSION = 1
 
 class Store:
     """One file. identity: of space, evaluator and seed. Raises ArtifactError where the file is another search's, or is none."""
+
+    @classmethod
+    def of(cls, path: str | pathlib.Path, space: Space, evaluator: Evaluator, seed: int) -> "Store":
+        text = f"{space.to_json()}\n{evaluator.name}\n{seed}"
+        return cls(path, hashlib.sha256(text.encode()).hexdigest()[:16])
 
     def __init__(self, path: str | pathlib.Path, identity: str) -> None:
         self.path = pathlib.Path(path)
@@ -79,6 +87,15 @@ class Store:
         unfinished = self.path.with_name(f".{self.path.name}")
         unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         unfinished.replace(self.path)
+
+
+def run_stored(executor: Executor, jobs: Sequence[Job], store: Store | None) -> list[Result]:
+    """Results in the order of the jobs; what the store holds is taken from there."""
+    if store is None:
+        return executor.run(jobs, lambda _result: None)
+    known = {i: found for i, job in enumerate(jobs) if (found := store.get(job)) is not None}
+    new = iter(executor.run([job for i, job in enumerate(jobs) if i not in known], store.add))
+    return [known[i] if i in known else next(new) for i in range(len(jobs))]
 
 
 @contextmanager

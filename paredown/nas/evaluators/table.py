@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from paredown.core.errors import SearchError
 from paredown.nas import cell201
 from paredown.nas.evaluators.evaluator import Job, Outcome, Values
-from paredown.nas.problem import Source
+from paredown.nas.problem import Capacity, Source
 from paredown.nas.space import Space
 from paredown.nas.symmetry import OPERATORS
 
@@ -28,6 +28,7 @@ class Table:
     """columns[fidelity][metric] and seconds[fidelity]: (space.size,), NaN where the benchmark has no value.
     test: metrics for the report alone, never shown to a strategy.
     deviations[fidelity][metric]: (space.size,), the standard deviation of a metric as an estimate, where that is known.
+    capacity: as `Sized` says.
 
     Raises SearchError where a column has another length than the space.
     """
@@ -39,6 +40,7 @@ class Table:
     title: str = "table"
     source: Source = "table"
     deviations: Mapping[float, Mapping[str, Column]] = field(default_factory=dict)
+    capacity: Capacity | None = None
 
     def __post_init__(self) -> None:
         everything = [
@@ -121,6 +123,7 @@ def cell201_table(
         {fidelity: sorted_(column) for fidelity, column in seconds.items()},
         {name: sorted_(column) for name, column in test.items()},
         title,
+        capacity=cell201.parameters,
     )
 
 

@@ -1,16 +1,16 @@
 """What the surrogate sees of an architecture: its encoding, the products of every two of its dimensions, its log-cost."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paredown.nas.problem import Capacity
 from paredown.nas.space import Architecture, Space
 
 Matrix: TypeAlias = NDArray[np.float32]
-Capacity: TypeAlias = Callable[[Architecture], float]
 ENUMERATED = 20_000  # spaces up to this size are looked through whole
 _PAIRS = np.float32(0.5)
 _PAIRS_AT_MOST = 4_000  # of the products, which a space of 60 dimensions has a hundred thousand of

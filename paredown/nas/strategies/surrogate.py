@@ -3,7 +3,7 @@
 Every metric that an objective or a limit names gets a regression on encoding, pairs and log-cost (`features`, `ridge`). For each
 proposal one function a metric is drawn from the posterior, and the architecture that is best under them is proposed
 (Thompson 1933; of several objectives under random weights, Knowles 2006). It begins with architectures of high capacity, where
-`capacity` (parameters or MACs, known without an evaluation) is given. Where the evaluator knows two fidelities or more,
+the evaluator knows it (`Sized`), or `capacity` is given. Where the evaluator knows two fidelities or more,
 the last `rerank` of the effort goes into evaluating the best at the highest one: what trains fast isn't always what ends well.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paredown.core.errors import SearchError
-from paredown.nas.problem import Limit, Problem, Proposal, Result, Vector
+from paredown.nas.problem import Capacity, Limit, Problem, Proposal, Result, Vector
 from paredown.nas.scores import chebyshev, random_weights, scores
 from paredown.nas.space import Architecture
-from paredown.nas.strategies.features import ENUMERATED, Capacity, Matrix, enumerated, features
+from paredown.nas.strategies.features import ENUMERATED, Matrix, enumerated, features
 from paredown.nas.strategies.last_part import LastPart, at_lowest
 from paredown.nas.strategies.memory import Memory, at_least, dump, restore
 from paredown.nas.strategies.ridge import Ridge, Scale
@@ -31,11 +31,12 @@ Places: TypeAlias = NDArray[np.int64]
 class Surrogate:
     """start: architectures before the first fit; None: 16, or 8 with several objectives. batch: proposals of one fit.
 
-    capacity: used with one objective only; the settings for one were tuned on NAS-Bench-201's validation accuracy on CIFAR-10.
-    With several each draw is scalarized by random weights, 8 uniform ones come first, and no capacity is looked at: of 12
-    variants this had the largest validation hypervolume (CIFAR-10 error and latency, 200 evaluations, 24 seeds from 10,000, which
-    no figure uses; test columns were not read): benchmarks/nas201_choice.py, benchmarks/results/nas201_choice.csv. Where costs
-    count, architectures that the space calls the same have features of their own too (`features`, literal).
+    capacity: None: the evaluator's, if it knows one. Used with one objective only; the settings for one were tuned on
+    NAS-Bench-201's validation accuracy on CIFAR-10. With several each draw is scalarized by random weights, 8 uniform ones come
+    first, and no capacity is looked at: of 12 variants this had the largest validation hypervolume (CIFAR-10 error and latency,
+    200 evaluations, 24 seeds from 10,000, which no figure uses; test columns were not read): benchmarks/nas201_choice.py,
+    benchmarks/results/nas201_choice.csv. Where costs count, architectures that the space calls the same have features of their
+    own too (`features`, literal).
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class Surrogate:
             raise SearchError("capacity is a function of an architecture", got=repr(capacity), remedy="leave it out")
         self.memory = Memory(problem)
         alone = len(problem.objectives) == 1
-        self.capacity, self.batch = capacity if alone else None, at_least("batch", batch, 1)
+        known = problem.capacity if capacity is None else capacity
+        self.capacity, self.batch = known if alone else None, at_least("batch", batch, 1)
         costs = len(problem.objectives) + len(problem.limits) > 1
         self.literal = costs and bool(problem.space.symmetries)
         self.start = at_least("start", (16 if alone else 8) if start is None else start, 2)
