@@ -26,6 +26,7 @@ class Found:
     """An architecture that the search hands back. validation: as measured; test: read once, after the search.
 
     expected: of noisy validation metrics what another evaluation is expected to give, which is what chose (`nas/expected.py`).
+    test_failed: why the evaluator told no test metrics, or "".
     """
 
     architecture: Architecture
@@ -35,6 +36,7 @@ class Found:
     fidelity: float
     source: Source
     expected: Mapping[str, float] = field(default_factory=dict)
+    test_failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,18 +138,17 @@ def judged(history: Sequence[Result]) -> list[Result]:
     return [result for result in good if result.fidelity == top]
 
 
-def as_found(space: Space, result: Result, worth: Result, test: Mapping[str, float] | None = None) -> Found:
-    """A result with its values by name, what is expected of it, and what was read on test data, if anything was."""
+def as_found(space: Space, result: Result, worth: Result) -> Found:
+    """A result with its values by name, and what is expected of it."""
     values = space.values(result.architecture)
     better_known = {name: worth.metrics[name] for name, deviation in result.deviation.items() if deviation > 0}
-    return Found(
-        result.architecture, values, dict(result.metrics), dict(test or {}), result.fidelity, result.source, better_known
-    )
+    return Found(result.architecture, values, dict(result.metrics), {}, result.fidelity, result.source, better_known)
 
 
 def _line(found: Found) -> str:
     metrics = {**found.validation, **{f"test: {name}": value for name, value in found.test.items()}}
     values = " ".join(f"{name}={value}" for name, value in found.values.items())
+    values += f"  (no test: {found.test_failed})" if found.test_failed else ""
     return f"{', '.join(f'{name} {value:.4g}' for name, value in metrics.items())}  {values}"
 
 

@@ -44,4 +44,5 @@ def _evaluated(result: SearchResult, each: Result, outside: float) -> Evaluated:
 
 
 def _found(each: Found) -> Evaluated:
-    return Evaluated(each.values, each.validation, each.expected, each.test, each.fidelity)
+    failed = f"on test data: {each.test_failed}" if each.test_failed else ""
+    return Evaluated(each.values, each.validation, each.expected, each.test, each.fidelity, failed=failed)

@@ -5,6 +5,7 @@ The run is a function of its arguments: with a store, a search that was stopped 
 what is stored instead of evaluating it.
 """
 
+import dataclasses
 import functools
 import inspect
 import pathlib
@@ -164,8 +165,13 @@ def curve(problem: Problem, history: Sequence[Result]) -> tuple[Point, ...]:
 
 
 def _tested(problem: Problem, result: Result, worth: Result, test: Callable[[Values], Mapping[str, float]] | None) -> Found:
-    values = problem.space.values(result.architecture)
-    return as_found(problem.space, result, worth, None if test is None else test(values))
+    found = as_found(problem.space, result, worth)
+    if test is None:
+        return found
+    try:
+        return dataclasses.replace(found, test=dict(test(found.values)))
+    except Exception as error:  # the user's code: the search isn't lost for it
+        return dataclasses.replace(found, test_failed=f"{type(error).__name__}: {error}")
 
 
 def _several(value: Any) -> tuple[Any, ...]:

@@ -90,7 +90,7 @@ def _number(value: float) -> str:
 
 def _failures(report: SearchReport) -> Iterator[tuple[str, int]]:
     """Each reason, and how often."""
-    reasons = [each.failed for each in report.evaluated if each.failed]
+    reasons = [each.failed for each in (*report.evaluated, *report.front) if each.failed]
     for reason in dict.fromkeys(reasons):
         yield reason, reasons.count(reason)
 

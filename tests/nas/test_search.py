@@ -13,10 +13,11 @@ import pytest
 
 from paredown.core.errors import ArtifactError, OutputError, RecipeError, SearchError
 from paredown.nas import cell201
-from paredown.nas.evaluators.evaluator import Job, Values
+from paredown.nas.evaluators.evaluator import FunctionEvaluator, Job, Values
 from paredown.nas.evaluators.executor import Processes
 from paredown.nas.evaluators.table import Column, Table, cell201_table
 from paredown.nas.outcome import SearchResult
+from paredown.nas.page import search_report
 from paredown.nas.problem import Limit, Objective, Result
 from paredown.nas.search import search
 from paredown.nas.strategies.local_search import LocalSearch
@@ -26,6 +27,7 @@ from paredown.nas.strategies.regularized_evolution import RegularizedEvolution
 from paredown.nas.strategies.reinforce import Reinforce
 from paredown.nas.strategies.strategy import StrategyFactory
 from paredown.nas.strategies.surrogate import Surrogate
+from paredown.render.search import render_search
 from tests.nas.toys import Noted, always_dies, broken, score, toy
 
 BOTH = (Objective("accuracy", maximize=True), Objective("cost"))
@@ -319,3 +321,17 @@ def test_an_interrupted_batch_does_not_answer_the_next_one(tmp_path: pathlib.Pat
             processes.run(jobs[:2], interrupt)
         found = processes.run(jobs[2:], lambda _result: None)
     assert [result.architecture for result in found] == [(1, 3, 3), (1, 1, 3)]
+
+
+class Untestable(FunctionEvaluator):
+    """An evaluator whose test data can't be read."""
+
+    def test(self, _values: Values) -> dict[str, float]:
+        raise OSError("no such file")
+
+
+def test_a_search_is_not_lost_where_its_test_fails() -> None:
+    found = search(toy(), Untestable(score), effort=5)
+    assert found.front and not found.best.test and found.best.test_failed == "OSError: no such file"
+    assert "no test: OSError" in str(found) and "on test data: OSError: no such file" in render_search(search_report(found))
+    assert SearchResult.from_json(found.to_json()).best == found.best
