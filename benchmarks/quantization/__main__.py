@@ -9,7 +9,7 @@ Peers in the same run: ONNX Runtime's quantizer, and NNCF, which the extra `benc
 import argparse
 from collections.abc import Callable
 
-from benchmarks.quantization import convnets, language, lowbit, memory, zoo
+from benchmarks.quantization import arithmetic, convnets, language, lowbit, memory, zoo
 from benchmarks.quantization.parts import Parts, done, forget
 from benchmarks.record import write
 
@@ -25,6 +25,7 @@ CASES: dict[str, tuple[Callable[[int | None], Parts], str]] = {
     "minilm": (language.minilm, "MiniLM-L6 on STS-B: int8, and weights of 4 bits"),
     "stories": (language.stories, "stories260K in 4 bits: nearest, GPTQ, AWQ, HQQ, on text that none was calibrated on"),
     "zoo": (zoo.torchvision, "int8 of each of torchvision's classifiers, exported and compared in both runtimes"),
+    "arithmetic": (arithmetic.both, "weights of 7 bits against 8 unsigned ones, where products of bytes saturate"),
     "memory": (memory.calibration, "peak memory of calibration on 40 and on 4,000 batches"),
 }
 

@@ -40,7 +40,8 @@ class CurvePoint:
 @dataclass(frozen=True)
 class Evaluated:
     """One architecture. validation: what it was judged by. expected: of noisy metrics what chose instead. test: read once, at the
-    end, for the front alone. kept: whether it keeps the limits. failed: why it has no metrics, of the front no test metrics, or "".
+    end, for the front alone. kept: whether it keeps the limits. failed: why it has no metrics, in the front no test metrics; or
+    "".
     """
 
     values: Mapping[str, Option]

@@ -218,7 +218,11 @@ def quantize(
 
 
 def reduces_weights(config: Quantize) -> bool:
-    """Whether 8-bit weights keep to 7 bits: asked for, or else where products of bytes would saturate on this machine."""
+    """Whether 8-bit weights keep to 7 bits: asked for, or else where products of bytes would saturate on this machine.
+
+    There unsigned weights, which keep their 8 bits, take half as long again in ONNX Runtime and gain nothing in top-1:
+    benchmarks/quantization/arithmetic.py, benchmarks/results/quantization_arithmetic.csv.
+    """
     return config.weights.range == "reduced" or (config.weights.range == "auto" and not has_vnni())
 
 
