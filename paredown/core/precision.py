@@ -22,6 +22,7 @@ LayerSensitivity = Literal["noise", "metric", "hessian"]
 
 _FORBID = pydantic.ConfigDict(extra="forbid")
 _WIDTHS = (8, 4, 3, 2)
+_BY_LAYER = (32, 16, *_WIDTHS)
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class MixedBits:
     latency: what may remain, "0.6x" of the float model or "3 ms", as measured in the target's runtime. There weights of 8 bits
     and fewer take the same time, so it limits how many layers stay in float (32), with the conversions around them.
     bops: bit operations (MACs times bits of weights times bits of activations), as a fraction of those of 8 and 8 bits.
-    choices: of the bits of a layer's weights, from 32, 8, 4, 3, 2; 32 is float, what it reads included.
-    activations: of the bits of what a layer reads, from 32, 8, 4, 3, 2; layers that read the same tensor read it in the same
+    choices: of the bits of a layer's weights, from 32, 16, 8, 4, 3, 2; 32 is float, what it reads included. Layers of 16 bits
+    compute in float.
+    activations: of the bits of what a layer reads, from the same; layers that read the same tensor read it in the same
     bits. 32: it isn't rounded, and the layer computes in float, on weights that are stored in fewer bits. (): what
     `Activations(bits=)` says, for all layers.
     sensitivity: what a layer loses by its weights, and by what it reads, at each width by itself: "noise" (squared error of the
@@ -78,9 +80,9 @@ class MixedBits:
 
 def _ascending(name: str, given: object) -> tuple[int, ...]:
     widths = [*given] if isinstance(given, tuple | list) and all(type(each) is int for each in given) else []
-    if len(set(widths)) < max(len(widths), 2) or not set(widths) <= {*_WIDTHS, 32}:
+    if len(set(widths)) < max(len(widths), 2) or not set(widths) <= {*_BY_LAYER}:
         raise RecipeError(
-            f"{name} must be at least two different ones of 32, 8, 4, 3, 2", got=repr(given), remedy=f"write {name}=(2, 4, 8)"
+            f"{name} must be at least two different ones of 32, 16, 8, 4, 3, 2", got=repr(given), remedy=f"write {name}=(2, 4, 8)"
         )
     return tuple(sorted(widths))
 

@@ -28,7 +28,7 @@ from paredown.graph.trace import Dynamic, trace
 from paredown.task.batches import Inputs, apply_tensors
 
 OPSET = 20  # ONNX Runtime 1.17 and OpenVINO 2024.0 onward take it
-_NARROW, _MOST = 16, 256  # numbers that 4 and 8 bits hold
+_NARROW, _WIDE, _MOST = 2**4, 2**8, 2**16  # numbers that 4, 8 and 16 bits hold
 _ADAPTIVE_POOLS = (
     torch.ops.aten.adaptive_avg_pool1d.default,
     torch.ops.aten.adaptive_avg_pool2d.default,
@@ -122,13 +122,15 @@ def _translated(exported: ExportedProgram, output_names: list[str], *, optimize:
 
 
 def _opset(graph: fx.Graph) -> int:
-    """OPSET, or the first one with 4-bit numbers and scales per group."""
+    """OPSET, or the first one with 4-bit and 16-bit numbers and scales per group."""
     from paredown.deploy import packed, stored
 
     if any(codes <= stored.NARROW for codes in _codebooks(graph)):
         return packed.OPSET
     grids = _grids(graph)
-    newer = any(any(block) or (axis >= 0 and high - low < _NARROW) for axis, low, high, *block in grids)
+    newer = any(
+        any(block) or (axis >= 0 and high - low < _NARROW) or _WIDE <= high - low < _MOST for axis, low, high, *block in grids
+    )
     return packed.OPSET if newer else OPSET
 
 
@@ -150,7 +152,7 @@ def _precision(graph: fx.Graph) -> str:
         return ("fp16" if 5 in floats else "bf16") if floats else f"palette{max(_codebooks(graph)).bit_length() - 1}"
     grids = _grids(graph)
     levels = [high - low + 1 for axis, low, high, *_ in grids if axis >= 0]  # the others are activations
-    bits = {next(b for b in (2, 3, 4, 8) if n <= 2**b) for n in levels if n <= _MOST}  # the others are biases
+    bits = {next(b for b in (2, 3, 4, 8, 16) if n <= 2**b) for n in levels if n <= _MOST}  # the others are biases
     return "/".join(f"int{b}" for b in sorted(bits)) or ("int8" if grids else "fp32")
 
 

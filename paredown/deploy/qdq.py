@@ -18,7 +18,7 @@ from paredown.deploy.constants import Constants
 from paredown.deploy.nodes import MOVES, attribute, order_of, originating, replace_nodes_, rewrite_
 
 DOMAIN, PLACEHOLDER = "paredown", "FakeQuantize"
-_TYPES: tuple[Any, ...] = (np.uint8, np.int8, np.int32)
+_TYPES: tuple[Any, ...] = (np.uint8, np.int8, np.uint16, np.int16, np.int32)
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 _SAME_GRID = (*MOVES, "Gather", "MaxPool", "Slice", "Split")
 
@@ -51,7 +51,7 @@ def _schema() -> OpSchema:
 def lower_(model: ModelProto) -> int:
     """Replaces every placeholder; returns how many there were.
 
-    Raises ExportError where a scale isn't constant, or where an activation's grid is wider than 8 bits.
+    Raises ExportError where a scale isn't constant, or where an activation's grid is wider than 16 bits.
     """
     constants = Constants(model)
     stored = any(_is_placeholder(node) and attribute(node, "block", 0) for node in model.graph.node)  # scales per group
@@ -93,7 +93,7 @@ def _lowered(node: NodeProto, constants: Constants) -> list[NodeProto]:
         return [_node("DequantizeLinear", [constants.add(f"{x}_quantized", q), *names], output, node, along)]
     if kind is np.int32:
         raise ExportError(
-            "an activation's grid must fit 8 bits",
+            "an activation's grid must fit 16 bits",
             got=f"[{low}, {high}] at {node.name}",
             remedy="write activations=Activations(bits=8)",
         )
@@ -138,7 +138,9 @@ def _type(node: NodeProto, low: int, high: int) -> tuple[Any, int, int]:
         ends = np.iinfo(kind)
         if ends.min <= low < high <= ends.max:
             return kind, int(ends.min), int(ends.max)
-    raise ExportError("a grid must fit 8 bits (a bias: 32)", got=f"[{low}, {high}] at {node.name}", remedy="quantize with bits=8")
+    raise ExportError(
+        "a grid must fit 16 bits (a bias: 32)", got=f"[{low}, {high}] at {node.name}", remedy="quantize with bits=8"
+    )
 
 
 def _zero_point(value: npt.NDArray[Any], constants: Constants) -> str:

@@ -25,7 +25,7 @@ from paredown.pipeline.evaluate import latency_of
 from paredown.pruning.prune import Latency, latency_table
 from paredown.pruning.widths import preferred_multiple, widths_to_measure
 from paredown.quantization.assign import WHOLE
-from paredown.quantization.costs import READS
+from paredown.quantization.costs import MOST_INTEGER, READS
 from paredown.quantization.layers import layers_of
 from paredown.quantization.placement import key_before
 from paredown.quantization.scheme import FLOAT, BitWidths, Scheme
@@ -110,7 +110,8 @@ def _variants(bits: object) -> dict[tuple[str, int], BitWidths]:
     if not isinstance(bits, MixedBits):
         return {}
     read: dict[tuple[str, int], BitWidths] = {(READS, a): BitWidths(8, a) for a in bits.activations if a < 8}
-    return read | ({("", FLOAT): BitWidths(FLOAT)} if FLOAT in (*bits.choices, *bits.activations) else {})
+    floats = max(*bits.choices, *bits.activations) > MOST_INTEGER
+    return read | ({("", FLOAT): BitWidths(FLOAT)} if floats else {})
 
 
 def preferred_width(target: Target) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from paredown.core.errors import TaskError
 from paredown.core.report import LayerBits, LayerCost
 from paredown.graph.trace import module_path, path_of
-from paredown.quantization.costs import Facts, stored_bytes
+from paredown.quantization.costs import MOST_INTEGER, Facts, stored_bytes
 from paredown.quantization.layers import values_at
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.nodes import argument, constant, name_of, quantizer_key
@@ -22,6 +22,7 @@ _LOOKUP = "embedding"
 _IN_FLOAT = "stored so, computed in float: ONNX's recurrent operators take floats only"
 _LOOKED_UP = "stored so, looked up as float"
 _ALONE = "stored so, computed in float: weights alone are on a grid"
+_WIDE = "stored so, computed in float: integer operators take 8 bits"
 _CONVOLUTION = "dynamic int8 is for linear and recurrent layers; convolutions take the static kind"
 _HALF = "stored as 16-bit floats, computed in 32: converted when the file is loaded"
 _PALETTE = "stored as indices into a codebook of its own, computed in float: looked up when the file is loaded"
@@ -115,4 +116,4 @@ def _note(model: QuantizedModel, operator: str, bits: int, read: int) -> str:
         return _LOOKED_UP
     if model.config.weights.two_sided or model.config.activations.two_sided:
         return _TWO_SIDED
-    return _ALONE if read == FLOAT else ""
+    return _ALONE if read == FLOAT else _WIDE if max(bits, read) > MOST_INTEGER else ""

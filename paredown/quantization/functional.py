@@ -1,4 +1,5 @@
-"""In-place operators of an exported graph as the functional ones: `relu_(x)` becomes `relu(x)`.
+"""Operators of an exported graph in a form that quantizers can stand between: in-place ones as functional ones, `relu_(x)` as
+`relu(x)`; `silu(x)` as a product, x sigmoid(x); a gate that is expanded for a product as it is, since products broadcast.
 
 Whatever read x after the operator reads its result. Where x shares its memory with another tensor (it is a view, has
 views, or is an input) the operator stays as it is, and no quantizer is put at x.
@@ -39,6 +40,36 @@ def functionalize_(graph: fx.Graph) -> int:
         x.replace_all_uses_with(node, delete_user_cb=lambda user, later=later: user in later)  # type: ignore[misc]
         count += 1
     return count
+
+
+def split_silu_(graph: fx.Graph) -> None:
+    """Each silu becomes a sigmoid and a product, so that a runtime which has no integer silu computes both in integers."""
+    for node in [node for node in graph.nodes if name_of(node) == "silu"]:
+        x = node.args[0]
+        with graph.inserting_before(node):
+            gate = graph.call_function(torch.ops.aten.sigmoid.default, (x,))
+            product = graph.call_function(torch.ops.aten.mul.Tensor, (x, gate))
+        gate.meta, product.meta = dict(node.meta), dict(node.meta)
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
+
+
+def drop_expansions_(graph: fx.Graph) -> None:
+    """What is expanded to be multiplied with, or added to, a tensor of that shape goes in as it is."""
+    for node in [node for node in graph.nodes if name_of(node) in ("expand", "expand_as")]:
+        x, users = node.args[0], list(node.users)
+        if value_of(x) is not None and users and all(_broadcasts(user, node) for user in users):
+            node.replace_all_uses_with(x)
+            graph.erase_node(node)
+
+
+def _broadcasts(user: fx.Node, expanded: fx.Node) -> bool:
+    """Whether the user's result has the shape of its other operand anyway."""
+    if name_of(user) not in ("mul", "add") or list(user.args[:2]).count(expanded) != 1:
+        return False
+    other = next(each for each in user.args[:2] if each is not expanded)
+    shapes = [value.shape for value in map(value_of, (other, expanded, user)) if value is not None]
+    return len(shapes) == 3 and len({str(tuple(shape)) for shape in shapes}) == 1
 
 
 def _counterpart(node: fx.Node) -> torch._ops.OpOverload | None:

@@ -25,10 +25,12 @@ class Rules:
     weighted: operators with a constant weight, computed in int8.
     stored: those of them that need a quantized output to be; without it they run in float.
     joins: operators of two tensors, computed in int8 where both come quantized.
+    lookups: operators of one tensor, likewise: a table of 256 numbers.
     fused: activations that disappear into the operator before them.
     moves: operators that pass a quantized tensor on with its scale.
     restated: moves that the runtime takes only between two quantizers; the tensor's own is put behind them again.
     sums: a join is fused into a stored operator that it alone reads, and takes that operand unrounded.
+    Where "sigmoid" is among the lookups, a silu is two operators, a sigmoid and a product.
     """
 
     weighted: frozenset[str]
@@ -38,6 +40,7 @@ class Rules:
     moves: frozenset[str]
     restated: frozenset[str]
     sums: bool = False
+    lookups: frozenset[str] = frozenset()
 
 
 _CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
@@ -56,11 +59,12 @@ PORTABLE = Rules(
     moves=_RESHAPES | {"slice", "pad", "constant_pad_nd", "max_pool1d", "max_pool2d", "max_pool3d"},
     restated=frozenset(["pad", "constant_pad_nd"]),
 )
-# ONNX Runtime 1.32: a convolution without a quantized output runs in float; Add as QLinearAdd wants three quantizers.
+# ONNX Runtime 1.32: a convolution without a quantized output runs in float; Add and Mul (QLinearAdd, QLinearMul) want three
+# quantizers, Sigmoid two. Concat and pools of means have integer kernels too, which gained nothing in DenseNet and GoogLeNet.
 # OpenVINO 2026.4: conv + quantizer + add + relu + quantizer is one operator, which skips the rounding of the first.
 RULES: dict[str | None, Rules] = {
     None: PORTABLE,
-    "onnxruntime": PORTABLE,
+    "onnxruntime": replace(PORTABLE, joins=PORTABLE.joins | {"mul"}, lookups=frozenset(["sigmoid"])),
     "openvino": replace(PORTABLE, sums=True),
 }
 # Linear layers, on what the runtime rounds as it comes; no tensor between two operators stays in integers.
@@ -234,7 +238,9 @@ def _has_weight(state: _State, node: fx.Node) -> bool:
 
 
 def _operands(state: _State, node: fx.Node) -> tuple[fx.Node, ...]:
-    """The two tensors of a join of equal rank, () where `node` isn't one."""
+    """The two tensors of a join of equal rank, or the one of a lookup; () where `node` is neither."""
+    if name_of(node) in state.rules.lookups:
+        return (node.args[0],) if _quantizable(state, node.args[0]) else ()  # type: ignore[return-value]  # a tensor
     if name_of(node) not in state.rules.joins or node.kwargs.get("alpha", 1) != 1:
         return ()
     operands = tuple(a for a in node.args[:2] if isinstance(a, fx.Node) and _quantizable(state, a))
@@ -326,7 +332,7 @@ def _key(state: _State, anchor: fx.Node, reader: fx.Node) -> str:
         return f"{state.names[made]}:{'output' if name_of(made) in state.rules.weighted else name_of(made)}"
     if name_of(reader) in state.rules.weighted:
         return f"{state.names[reader]}:input"
-    raise AssertionError("the operands of a join have anchors already")
+    raise AssertionError("the operands of joins and lookups have anchors already")
 
 
 def _call_names(graph: fx.Graph, rules: Rules) -> dict[fx.Node, str]:
@@ -335,9 +341,9 @@ def _call_names(graph: fx.Graph, rules: Rules) -> dict[fx.Node, str]:
     names = {}
     for node in graph.nodes:
         name = name_of(node)
-        if name not in rules.weighted | rules.joins | RECURRENT | {"embedding"}:
+        if name not in rules.weighted | rules.joins | rules.lookups | RECURRENT | {"embedding"}:
             continue
-        path, kind = module_path(node).replace(".", "/"), name if name in rules.joins else ""
+        path, kind = module_path(node).replace(".", "/"), name if name in rules.joins | rules.lookups else ""
         names[node] = f"{path}@{seen[path, kind]}"
         seen[path, kind] += 1
     return names

@@ -19,7 +19,7 @@ from paredown.core.steps import Quantize
 from paredown.graph.manifest import manifest_of
 from paredown.graph.trace import Dynamic, trace
 from paredown.quantization.fold import fold_batch_norms_
-from paredown.quantization.functional import functionalize_
+from paredown.quantization.functional import drop_expansions_, functionalize_, split_silu_
 from paredown.quantization.grid import Grid, power_above
 from paredown.quantization.insert import insert_dropouts_, insert_dynamic_, insert_quantizers_
 from paredown.quantization.model import ABOUT, FakeQuantizer, QuantizedModel
@@ -77,6 +77,9 @@ def prepare(
     inputs = apply_tensors(inputs, lambda t: t.to(device_of(model)))
     owned = _owned(trace(model, inputs, dynamic).module(check_guards=False))
     functionalize_(owned.graph)
+    drop_expansions_(owned.graph)
+    if "sigmoid" in rules.lookups:
+        split_silu_(owned.graph)
     fold_batch_norms_(owned)
     scheme = scheme_of(config, edges(owned, rules, config.protect)) if scheme is None else scheme
     two_sided = config.weights.two_sided or config.activations.two_sided

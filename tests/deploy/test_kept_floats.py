@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import paredown
 from paredown import Quantize, Task
 from paredown.deploy.capabilities import executed_operators
+from tests.quantization.models import Gated
 
 
 def test_a_layer_in_float_between_integer_ones_stays_in_float(pattern_task: Task, tmp_path: pathlib.Path) -> None:
@@ -21,6 +22,20 @@ def test_a_layer_in_float_between_integer_ones_stays_in_float(pattern_task: Task
         artifact = paredown.export(model, pattern_task, path=tmp_path / "m.onnx")
         floating = executed_operators(artifact.path).floating
         assert floating.get("Conv", 0) + floating.get("FusedConv", 0) == floats, (protect, floating)
+
+
+def test_gates_and_silus_compute_in_integers(tmp_path: pathlib.Path) -> None:
+    torch.manual_seed(0)
+    model, x = Gated().eval(), torch.randn(32, 3, 8, 8)
+    batches = [(x, torch.zeros(32, 8, 8, dtype=torch.int64))]
+    task = Task(model, (x[:2],), batches, batches, metric=lambda output, _: output.mean((1, 2, 3)))
+    quantized = paredown.quantize(task, Quantize(), target="onnxruntime")
+    artifact = paredown.export(quantized, task, path=tmp_path / "m.onnx")  # raises where the file differs
+    found = executed_operators(artifact.path)
+    assert found.int8 == {"QLinearConv": 4, "QLinearMul": 3, "QLinearSigmoid": 3}
+    assert found.floating == {"ReduceMean": 1, "Sigmoid": 1}  # the last sigmoid is the result
+    with torch.no_grad():
+        assert float((quantized(x) - model(x)).norm() / model(x).norm()) < 0.01
 
 
 class Middle(nn.Module):

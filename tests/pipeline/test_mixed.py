@@ -1,6 +1,7 @@
 """Bits per layer: within the limit, better than the same bits everywhere, exported packed, kept by checkpoint and recipe."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,8 +226,21 @@ def test_a_limit_of_bytes_is_kept(pattern_task: Task) -> None:
 def test_bits_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(RecipeError, match="bits of activations are chosen by layer, or the same for all"):
         Quantize(bits=MixedBits(4, activations=(4, 8)), activations=Activations(bits=4))
-    with pytest.raises(RecipeError, match=r"activations must be at least two different ones of 32, 8, 4, 3, 2, got \(16, 8\)"):
-        MixedBits(4, activations=(16, 8))
+    with pytest.raises(RecipeError, match=r"must be at least two different ones of 32, 16, 8, 4, 3, 2, got \(12, 8\)"):
+        MixedBits(4, activations=(12, 8))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_layers_of_16_bits_are_stored_in_16_and_compute_in_float(pattern_task: Task, tmp_path: Path, runtime: str) -> None:
+    step = Quantize(bits=MixedBits(average=12, choices=(8, 16), activations=(8, 16), evaluations=1))
+    model = paredown.quantize(pattern_task, step, target=runtime)
+    rows = layer_bits(model)
+    assert {row.weight_bits for row in rows} == {8, 16}
+    assert all(("computed in float" in row.note) == (max(row.weight_bits, row.activation_bits) == 16) for row in rows)
+    artifact = paredown.export(model, pattern_task, target=runtime, path=tmp_path / "m.onnx")  # raises where the file differs
+    assert artifact.precision == "int8/int16"
+    whole = paredown.export(pattern_task.model, pattern_task, target=runtime, path=tmp_path / "float.onnx")
+    assert artifact.size_bytes < 0.75 * whole.size_bytes
 
 
 def test_the_search_stays_where_only_noise_speaks_for_another_choice(pattern_task: Task) -> None:

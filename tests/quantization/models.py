@@ -41,6 +41,20 @@ def mixed_inputs(samples: int, seed: int = 0) -> dict[str, Tensor]:
     return {"x": torch.randn(samples, 3, 8, 8, generator=generator), "scale": torch.rand(samples, 1, generator=generator)}
 
 
+class Gated(nn.Module):
+    """Squeeze and excitation as many write it, the gate expanded, behind SiLUs; the last sigmoid is the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.up = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+        self.out, self.act = nn.Conv2d(16, 5, 1), nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.stem(x))
+        gate = torch.sigmoid(self.up(self.act(self.down(x.mean((2, 3), keepdim=True)))))
+        return torch.sigmoid(self.out(x * gate.expand_as(x)))
+
+
 class PaddedShortcut(nn.Module):
     """A block of the CIFAR ResNet: the shortcut is a strided slice, zero-padded on channels."""
 

@@ -4,11 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from paredown.core.steps import Quantize
 from paredown.graph.trace import trace
 from paredown.quantization.nodes import name_of
 from paredown.quantization.placement import RULES, Placement, place
+from paredown.quantization.static import prepare
 from tests.conftest import SmallResNet
-from tests.quantization.models import Attention, PaddedShortcut
+from tests.quantization.models import Attention, Gated, PaddedShortcut
 
 
 def placed(model: nn.Module, x: Tensor, target: str | None = None, protect: tuple[str, ...] = ()) -> Placement:
@@ -45,6 +47,17 @@ def test_openvino_adds_to_an_unrounded_convolution() -> None:
     placement = placed(PaddedShortcut(), IMAGE, "openvino")
     assert "conv2@0:output" not in keys(placement)
     assert "@0:add" in keys(placement)
+
+
+def test_gates_and_products_are_integers_where_the_runtime_has_kernels_for_them() -> None:
+    found = {
+        target: list(prepare(Gated().eval(), IMAGE, Quantize(target=target), reduced=True).quantizers)
+        for target in ("onnxruntime", "openvino")
+    }
+    own = {"act@0:sigmoid", "act@0:mul", "act@1:sigmoid", "@0:sigmoid"}  # other products are what a convolution reads
+    assert own == {key for key in found["onnxruntime"] if key.endswith((":sigmoid", ":mul"))}
+    assert {"up@0:input", "out@0:input"} <= set(found["onnxruntime"]) & set(found["openvino"])
+    assert not [key for key in found["openvino"] if key.endswith((":sigmoid", ":mul"))]
 
 
 class TwoConvolutions(nn.Module):
