@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-QUANTIZATION := resnet20 resnet56 lite0 resnet18 forms lowbit mixed rounding minilm stories zoo arithmetic memory
+QUANTIZATION := resnet20 resnet56 lite0 resnet18 gated forms lowbit mixed rounding minilm stories zoo arithmetic memory
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .PHONY: help demo test test-all check zoo bench clean

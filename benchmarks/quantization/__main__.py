@@ -18,6 +18,7 @@ CASES: dict[str, tuple[Callable[[int | None], Parts], str]] = {
     "resnet56": (lambda samples: convnets.cifar(56, samples), "likewise of ResNet-56"),
     "lite0": (convnets.lite0, "likewise of EfficientNet-Lite0, by agreement with fp32 on enlarged CIFAR images"),
     "resnet18": (convnets.resnet18, "bytes and latency of torchvision's ResNet-18, batch 1"),
+    "gated": (convnets.gated, "bytes and latency of EfficientNet-B0 and MobileNetV3, whose gates and SiLUs are integers too"),
     "forms": (convnets.forms, "ResNet-20 stored as fp16, bf16 and palettes"),
     "lowbit": (lowbit.trained, "ResNet-20 with weights of 4 bits, three epochs of distillation"),
     "mixed": (lowbit.mixed, "ResNet-20 at 4 bits on average: chosen exactly, by the rule, the same everywhere"),

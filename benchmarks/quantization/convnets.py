@@ -5,6 +5,7 @@ import functools
 import itertools
 import pathlib
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,11 +48,29 @@ def lite0(samples: int | None) -> Parts:
 
 def resnet18(samples: int | None) -> Parts:
     """torchvision's class with random weights, of which bytes and latency don't depend. Agreement does: it says nothing."""
-    from torchvision.models import resnet18 as build
+    return torchvisions("resnet18", samples, _ENLARGED)
+
+
+def gated(samples: int | None) -> Parts:
+    """Likewise networks of SiLUs, hardswishes and squeeze-and-excitation, at 128 pixels."""
+    names = ("efficientnet_b0", "mobilenet_v3_small")
+    return {
+        f"{name} {runtime}": functools.partial(_named, name, run)
+        for name in names
+        for runtime, run in torchvisions(name, samples, 128).items()
+    }
+
+
+def _named(network: str, run: Callable[[], Rows]) -> Rows:
+    return [{**each, "network": network} for each in run()]
+
+
+def torchvisions(name: str, samples: int | None, pixels: int) -> Parts:
+    from torchvision.models import get_model
 
     torch.manual_seed(0)
-    x = torch.randn(samples or 64, 3, _ENLARGED, _ENLARGED)
-    task = agreement_task(build().eval(), list(x.split(16)), list(x.split(16)), "torchvision's ResNet-18")
+    x = torch.randn(samples or 64, 3, pixels, pixels)
+    task = agreement_task(get_model(name).eval(), list(x.split(16)), list(x.split(16)), f"torchvision's {name}")
     return {runtime: functools.partial(beside_peers, task, Target(runtime, batch=1, threads=1)) for runtime in RUNTIMES}
 
 

@@ -192,7 +192,7 @@ class Profile:
     quality: the metric on validation data. latency: in ms, of the exported fp32 file in the target's runtime, whose size is
     `size_bytes`. macs: for one sample. groups: what can be pruned; barriers: what can't. seconds: what the analysis took.
     sensitivity: one curve per group and one per layer, where it was asked for. quantization: likewise, one row per layer, the
-    noisiest first.
+    noisiest first; operators: what the runtime makes of the quantized file.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -210,6 +210,7 @@ class Profile:
     seconds: float
     sensitivity: tuple[SensitivityCurve, ...] = ()
     quantization: tuple[NoisyLayer, ...] = ()
+    operators: Operators | None = None
 
     def to_json(self) -> str:
         """The whole profile as JSON; `Profile.from_json` reads it back equal."""

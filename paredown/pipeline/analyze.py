@@ -34,7 +34,7 @@ def analyze(
     """Quality, latency, bytes and MACs of the task's model as an fp32 file, its dependency groups and its barriers.
 
     sensitivity: also mask more and more of each group, and of each layer's weights, by itself, and evaluate (`sensitivity_of`).
-    quantization: also quantize the model so, and tell what that costs each layer (`diagnose`).
+    quantization: also quantize the model so, and tell what that costs each layer, and what of it runs on integers.
     Raises TraceError, ExportError or ParityError where the model can't be exported rightly.
     """
     began = time.monotonic()
@@ -45,7 +45,7 @@ def analyze(
         artifact, _ = export_checked(task.model, task, chosen, Path(folder) / "model.onnx")
         found, scores = candidate_of(task.model, task, artifact, recipe=Recipe(), baseline=None, confidence=_CONFIDENCE)
     curves = sensitivity_of(task, groups, seed=seed, progress=progress) if sensitivity else ()
-    noise = () if quantization is None else diagnose(task, quantization, chosen, progress=progress)
+    diagnosis = None if quantization is None else diagnose(task, quantization, chosen, progress=progress)
     return Profile(
         task=task.name,
         target=chosen,
@@ -60,7 +60,8 @@ def analyze(
         warnings=_warnings(groups, scores),
         seconds=time.monotonic() - began,
         sensitivity=curves,
-        quantization=noise,
+        quantization=() if diagnosis is None else diagnosis.layers,
+        operators=None if diagnosis is None else diagnosis.operators,
     )
 
 

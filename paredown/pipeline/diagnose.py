@@ -1,15 +1,19 @@
 """What quantization does to a task's model layer by layer, in the simulation and in the runtime, and what would mend it."""
 
 import math
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from paredown.core.errors import RecipeError
 from paredown.core.progress import Progress, silent
-from paredown.core.report import NoisyLayer
+from paredown.core.report import NoisyLayer, Operators
 from paredown.core.steps import MixedBits, Quantize, Weights
 from paredown.core.target import Target
-from paredown.deploy.onnx import build
+from paredown.deploy.capabilities import executed_operators
+from paredown.deploy.onnx import build, export_onnx
 from paredown.deploy.per_layer import LayerRun, layer_runs
 from paredown.pipeline.steps import quantize
 from paredown.quantization.model import QuantizedModel
@@ -25,21 +29,35 @@ _MUCH = 1e-3  # of what is read, clipped
 _MOST_DB = 150.0  # what stands for no noise at all
 
 
-def diagnose(task: Task, config: Quantize, target: Target | str, *, progress: Progress = silent) -> tuple[NoisyLayer, ...]:
-    """One row for each layer on an integer grid, the noisiest first. Nothing of the task is changed.
+@dataclass(frozen=True)
+class Diagnosis:
+    """layers: one row for each on an integer grid, the noisiest first. operators: what the runtime computes on integers, and what
+    fell back to floats.
+    """
+
+    layers: tuple[NoisyLayer, ...]
+    operators: Operators
+
+
+def diagnose(task: Task, config: Quantize, target: Target | str, *, progress: Progress = silent) -> Diagnosis:
+    """Of the task's model, quantized so. Nothing of the task is changed.
 
     Raises RecipeError for a kind without integer grids, and what `quantize` and the export raise.
     """
     if config.kind not in INTEGER_KINDS:
         raise RecipeError("layers are looked at on integer grids", got=f"kind={config.kind!r}", remedy='write kind="static"')
     where = Target.of(target)
-    return diagnosed(task, quantize(task, config, target=where, progress=progress), where, progress=progress)
+    model = quantize(task, config, target=where, progress=progress)
+    layers = diagnosed(task, model, where, progress=progress)
+    with tempfile.TemporaryDirectory(prefix="paredown-") as folder:  # unchecked: what is wrong with it stands in the layers
+        artifact = export_onnx(model, task.inputs, Path(folder) / "model.onnx", target=where, dynamic=task.dynamic)
+        return Diagnosis(layers, executed_operators(artifact.path, where))
 
 
 def diagnosed(
     task: Task, model: QuantizedModel, where: Target, *, samples: int = _SAMPLES, progress: Progress = silent
 ) -> tuple[NoisyLayer, ...]:
-    """The same of a model that is quantized (and perhaps trained) already. samples: of training data, in torch."""
+    """The layers of a model that is quantized (and perhaps trained) already. samples: of training data, in torch."""
     config = model.config
     batches = held_batches(model, task, samples)
     progress("layer by layer", 0.0)

@@ -61,11 +61,12 @@ PORTABLE = Rules(
 )
 # ONNX Runtime 1.32: a convolution without a quantized output runs in float; Add and Mul (QLinearAdd, QLinearMul) want three
 # quantizers, Sigmoid two. Concat and pools of means have integer kernels too, which gained nothing in DenseNet and GoogLeNet.
-# OpenVINO 2026.4: conv + quantizer + add + relu + quantizer is one operator, which skips the rounding of the first.
+# OpenVINO 2026.4: conv + quantizer + add + relu + quantizer is one operator, which skips the rounding of the first; a silu, a
+# sigmoid or a hardswish behind a convolution is part of it, in float, and rounded once.
 RULES: dict[str | None, Rules] = {
     None: PORTABLE,
     "onnxruntime": replace(PORTABLE, joins=PORTABLE.joins | {"mul"}, lookups=frozenset(["sigmoid"])),
-    "openvino": replace(PORTABLE, sums=True),
+    "openvino": replace(PORTABLE, sums=True, fused=PORTABLE.fused | {"silu", "sigmoid", "hardswish", "hardsigmoid"}),
 }
 # Linear layers, on what the runtime rounds as it comes; no tensor between two operators stays in integers.
 DYNAMIC = Rules(

@@ -54,7 +54,7 @@ def doctor_table(profile: Profile) -> RenderableType:
     for curves in sensitivity.sections(profile.sensitivity):
         parts += [*_sensitivity(curves, profile.metric), Text()]
     if profile.quantization:
-        parts += [_noise_table(profile), Text()]
+        parts += [_noise_table(profile), Text(bits.executed(profile.operators, profile.target), style="dim"), Text()]
     return Group(*parts, _barriers(profile.barriers))
 
 

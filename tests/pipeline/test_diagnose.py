@@ -20,7 +20,7 @@ from paredown.quantization.refine import held_batches
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_the_runtime_loses_as_much_as_the_simulation(pattern_task: Task, runtime: str) -> None:
-    rows = diagnose(pattern_task, Quantize(samples=64), Target(runtime, threads=1))  # type: ignore[arg-type]  # a parameter
+    rows = diagnose(pattern_task, Quantize(samples=64), Target(runtime, threads=1)).layers  # type: ignore[arg-type]  # a parameter
     assert [row.simulated_db for row in rows] == sorted(row.simulated_db for row in rows) and len(rows) == 7
     found = [row for row in rows if row.runtime_db is not None]
     assert len(found) >= 5  # OpenVINO takes two layers with their sum as one operator
@@ -30,7 +30,7 @@ def test_the_runtime_loses_as_much_as_the_simulation(pattern_task: Task, runtime
 
 @pytest.mark.slow
 def test_low_bits_are_told_with_their_remedy(pattern_task: Task) -> None:
-    rows = {row.module: row for row in diagnose(pattern_task, Quantize(bits=2, samples=64), Target(threads=1))}
+    rows = {row.module: row for row in diagnose(pattern_task, Quantize(bits=2, samples=64), Target(threads=1)).layers}
     assert rows["block2.conv2"].simulated_db < 20 < rows["stem.0"].simulated_db
     assert rows["block2.conv2"].remedy in ('refine=("adaround",)', 'protect=("block2.conv2",)') and not rows["stem.0"].remedy
 
@@ -38,7 +38,7 @@ def test_low_bits_are_told_with_their_remedy(pattern_task: Task) -> None:
 @pytest.mark.slow
 def test_clipping_is_counted(pattern_task: Task) -> None:
     config = Quantize(samples=64, activations=Activations(percentile=80))
-    rows = diagnose(pattern_task, config, Target(threads=1))
+    rows = diagnose(pattern_task, config, Target(threads=1)).layers
     assert rows[0].clipped > 0.1 and "observer" in rows[0].remedy
 
 
