@@ -52,10 +52,35 @@ def sampled_rows(llama: nn.Module, count: int, seed: int) -> Tensor:
     """Stories that the model tells, at temperature 1. (count, LENGTH)"""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((count, 1), _BEGIN)
+    kept = [torch.empty(2, count, llama.kv_heads, 0, llama.head_dim) for _ in llama.layers]
     while tokens.shape[1] < LENGTH:
-        probabilities = llama(tokens)[:, -1].softmax(-1)
+        probabilities = _told_on(llama, tokens, kept).softmax(-1)
         tokens = torch.cat([tokens, torch.multinomial(probabilities, 1, generator=generator)], 1)
     return tokens
+
+
+def _told_on(llama: nn.Module, tokens: Tensor, kept: list[Tensor]) -> Tensor:
+    """What `llama(tokens)[:, -1]` gives, (count, 512), where all but the last token went through before. kept: keys and values of
+    each layer, (2, count, heads, length, width), which grow by this token's.
+    """
+    count, place, width = len(tokens), tokens.shape[1] - 1, llama.head_dim
+    angle = place * 1e4 ** (-torch.arange(0, width, 2).float() / width)
+
+    def turned(z: Tensor) -> Tensor:
+        even, odd = z[..., ::2], z[..., 1::2]
+        pair = even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()
+        return torch.stack(pair, -1).flatten(-2)
+
+    x = llama.tok(tokens[:, -1])
+    for i, layer in enumerate(llama.layers):
+        read = layer["n1"](x)
+        q, k, v = (layer[name](read).view(count, -1, 1, width) for name in "qkv")
+        kept[i] = torch.cat([kept[i], torch.stack([turned(k), v])], 3)
+        keys, values = kept[i].repeat_interleave(llama.heads // llama.kv_heads, 2)
+        x = x + layer["o"](F.scaled_dot_product_attention(turned(q), keys, values).reshape(count, -1))
+        read = layer["n2"](x)
+        x = x + layer["w2"](F.silu(layer["w1"](read)) * layer["w3"](read))
+    return llama.norm(x) @ llama.tok.weight.T
 
 
 def told(llama: nn.Module, count: int, seed: int) -> Tensor:
