@@ -63,10 +63,10 @@ class Stopwatch:
 
 
 def longer(task: paredown.Task, best: Subnet, folder: pathlib.Path, effort: str, progress: Stopwatch) -> list[Measurement]:
-    """The best subnet recovered for longer: its drop on test, and its paired latency ratio."""
+    """The best subnet recovered for longer, by outputs and hidden layers: its drop on test, and its paired latency ratio."""
     if not (folder / "manifest.json").exists():
         training = paredown.Training(effort=effort, learning_rate=0.05)
-        config, halfway = paredown.Distill(training=training), folder.with_name(f"{folder.name}-halfway")
+        config, halfway = paredown.Distill.combined(training), folder.with_name(f"{folder.name}-halfway")
         found = paredown.distill(task, config, model=best.model, resume=halfway, progress=progress)
         paredown.save_checkpoint(found, folder)
     model = paredown.load_checkpoint(folder, task.model)

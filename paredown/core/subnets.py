@@ -43,7 +43,7 @@ class Subnets:
     precision: of the files that subnets are judged by; "int8": metric and latency are those after quantization, against the
     float original. What comes back is a float module all the same. supernet: how the shared weights are trained.
     evaluations: subnets that are looked at with inherited weights. keep: how many of the best are then recovered, as `recover`
-    says.
+    says; None: as a planned run of `compress` recovers a cut, a convnet by `Distill.combined()`.
     """
 
     latency: str | None = None
@@ -53,7 +53,7 @@ class Subnets:
     supernet: Training = field(default_factory=lambda: _SUPERNET)
     evaluations: int = 100
     keep: int = 3
-    recover: Distill = field(default_factory=Distill)
+    recover: Distill | None = None
 
     def __post_init__(self) -> None:
         if self.latency is not None and self.macs is not None:
@@ -65,7 +65,8 @@ class Subnets:
         count("keep", self.keep)
         instance("space", self.space, SubnetSpace)
         instance("supernet", self.supernet, Training)
-        instance("recover", self.recover, Distill)
+        if self.recover is not None:
+            instance("recover", self.recover, Distill)
         self.limit()
 
     def limit(self) -> Limit | None:

@@ -36,7 +36,7 @@ from paredown.core.target import Target
 from paredown.core.training import Resume
 from paredown.distillation.outputs import hard_loss, soft_loss
 from paredown.distillation.recover import distill_model
-from paredown.distillation.suited import settled
+from paredown.distillation.suited import recovering, settled
 from paredown.distillation.teacher import floating
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.quality import Scores, drop, quality, score
@@ -148,6 +148,7 @@ class _Run:
     seed: int
     progress: Progress
     executor: Executors
+    recover: Distill
 
 
 def search_subnets(
@@ -179,7 +180,8 @@ def search_subnets(
         raise SearchError("a limit of latency needs a target", got=config.latency, remedy='pass target="onnxruntime"')
     where = None if target is None else Target.of(target)
     folder = None if out is None else _opened(Path(out), task, config, where, seed)
-    made = _Run(task, config, where, folder, seed, progress, executor)
+    recover = recovering(task) if config.recover is None else config.recover
+    made = _Run(task, config, where, folder, seed, progress, executor, recover)
     space = elastic_space(task, config, seed=seed)
     with working(executor, SupernetEvaluator(space, task.model, task)):  # what it can't take is told before the training
         pass
@@ -251,7 +253,7 @@ def _kept(made: _Run, name: str, make: Callable[[Resume | None], nn.Module]) -> 
 
 
 def _trained(made: _Run, space: Elastic, resume: Resume | None) -> nn.Module:
-    task, losses = made.task, _losses(made.task, made.config.recover)
+    task, losses = made.task, _losses(made.task, made.recover)
     return train_supernet(
         space, task.train, losses, made.config.supernet, frozen=task.protect, seed=made.seed, progress=made.progress,
         resume=resume,
@@ -366,12 +368,12 @@ class _Measured:
 
 def _candidate(made: _Run, evaluator: SupernetEvaluator, original: _Measured, found: Found, number: int) -> Subnet:
     """A subnet after its recovery, and all that is told of it."""
-    task, config = made.task, made.config
+    task = made.task
     chosen = hashlib.sha256(json.dumps(dict(found.values), sort_keys=True).encode()).hexdigest()[:12]
     name = f"candidate-{chosen}"  # another search in this folder, by another strategy, has others
     with seeded(made.seed):
         subnet = evaluator.subnet(found.values)
-    training = functools.partial(distill_model, subnet, task, config.recover, seed=made.seed, progress=made.progress)
+    training = functools.partial(distill_model, subnet, task, made.recover, seed=made.seed, progress=made.progress)
     model = _kept(made, name, lambda resume: training(resume=resume))
     shipped = model if made.config.precision == "fp32" else quantize(task, Quantize(), model=model, target=made.target)
     mine = _Measured.of(made, shipped, original.file.with_name(f"candidate-{number}.onnx"))

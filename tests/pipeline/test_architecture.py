@@ -339,6 +339,21 @@ def test_labels_are_not_needed_and_without_a_limit_a_front_comes_back(task: pare
     assert all(c.test_quality is None and c.latency_ratio is None for c in result.candidates)
 
 
+def test_a_convnet_is_recovered_by_hidden_layers_too_where_nothing_else_is_asked(
+    task: paredown.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[paredown.Distill]()
+
+    def recovered(subnet: nn.Module, _task: paredown.Task, config: paredown.Distill, **_options: object) -> nn.Module:
+        asked.append(config)
+        return subnet
+
+    monkeypatch.setattr(architecture, "distill_model", recovered)
+    short = dataclasses.replace(CONFIG, recover=None, keep=1, supernet=dataclasses.replace(SHORT, effort="2 steps"))
+    search_subnets(task, short, strategy=Random)
+    assert asked == [paredown.Distill.combined()]
+
+
 def test_a_config_says_what_it_takes() -> None:
     with pytest.raises(RecipeError, match="one limit"):
         Subnets(latency="0.5x", macs="0.5x")
