@@ -174,7 +174,7 @@ class Quantized:
     source: Source = "table"
     fidelities = (_FULL,)
     name = "AnalogNAS-Bench, baseline and PTQ"
-    capacity = staticmethod(cell201.parameters)
+    size_of = staticmethod(cell201.parameters)
 
     def __init__(self) -> None:
         found = read_columns("nasbench201_quant_analog.parquet", ["index", "analog_base", "analog_ptq"])

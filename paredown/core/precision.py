@@ -225,7 +225,12 @@ class Quantize:
         self._check_unused()
 
     def _check_two_sided(self) -> None:
-        """What learns on a grid knows one scale for both signs."""
+        """What learns on a grid knows one scale for both signs; two scales are stored in 8 bits at most."""
+        wide = isinstance(self.bits, MixedBits) and 16 in (*self.bits.choices, *self.bits.activations)
+        if wide and (self.weights.two_sided or self.activations.two_sided):
+            raise RecipeError(
+                "two-sided grids have at most 8 bits", got="16 among the choices with two_sided=True", remedy="leave 16 out"
+            )
         learned = {"adaround", "brecq"} & set(self.refine)
         if self.scales != "fixed" and (self.weights.two_sided or self.activations.two_sided):
             raise RecipeError(

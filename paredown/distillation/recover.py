@@ -104,7 +104,7 @@ def forget_training(folder: Path) -> None:
 
 def _key(models: Sequence[nn.Module], teacher: Given, task: Task, config: Distill, seed: int) -> str:
     """Of all that a training depends on but the batches, and the code behind the loss's name."""
-    how = teacher.combine if isinstance(teacher, Panel) else repr(own_average(teacher) or "")
+    how = teacher.combine if isinstance(teacher, Panel) else "" if own_average(teacher) is None else repr(own_average(teacher))
     functions = [getattr(each, "__qualname__", type(each).__qualname__) for each in (task.loss, task.train_step)]
     return " ".join([*map(model_digest, models), how, *functions, repr(task.protect), repr(config), str(seed)])
 
@@ -192,7 +192,7 @@ def _writer(asked: Asked, config: Distill) -> Writer | None:
         return None
     if isinstance(asked, OwnAverage):
         raise RecipeError(
-            "text is written by a teacher that stays as it is", got='teacher="ema"', remedy="write soft=TokenLevel()"
+            "text is written by a teacher that stays as it is", got="its own moving average", remedy="write soft=TokenLevel()"
         )
     return Writer(asked, config.soft)
 

@@ -191,7 +191,7 @@ def _each(given: object) -> list[One]:
             found = []
     if not found or not all(isinstance(each, nn.Module | Cached) for each in found):
         raise RecipeError(
-            'teacher must be a module, a sequence of modules, or "ema"',
+            'teacher must be a module, a sequence of modules, "ema" or MovingAverage()',
             got=given if isinstance(given, str) else type(given).__name__,
             remedy="leave it out for the task's own model",
         )

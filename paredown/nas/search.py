@@ -50,7 +50,7 @@ def search(
     """
     executor = as_executor(evaluate)
     effort, fidelities = SearchEffort.parse(effort), executor.evaluator.fidelities
-    capacity = executor.evaluator.capacity if isinstance(executor.evaluator, Sized) else None
+    capacity = executor.evaluator.size_of if isinstance(executor.evaluator, Sized) else None
     problem = Problem(space, _several(objectives), _several(limits), effort, fidelities, seed, capacity)
     asking = strategy_of(strategy, problem)
     kept = None if store is None else Store.of(store, space, executor.evaluator, seed)

@@ -41,7 +41,7 @@ from paredown.distillation.teacher import floating
 from paredown.measure.cost import count_macs, count_parameters
 from paredown.measure.quality import Scores, drop, quality, score
 from paredown.nas.elastic import Elastic, elastic
-from paredown.nas.evaluators.blocks import BlockLatency
+from paredown.nas.evaluators.blocks import BlockLatency, timings
 from paredown.nas.evaluators.executor import Executor, Serial, working
 from paredown.nas.evaluators.store import Store
 from paredown.nas.evaluators.supernet import Hard, Soft, SupernetEvaluator, train_supernet
@@ -183,8 +183,12 @@ def search_subnets(
     recover = recovering(task) if config.recover is None else config.recover
     made = _Run(task, config, where, folder, seed, progress, executor, recover)
     space = elastic_space(task, config, seed=seed)
-    with working(executor, SupernetEvaluator(space, task.model, task)):  # what it can't take is told before the training
-        pass
+    with working(executor, SupernetEvaluator(space, task.model, task)) as trial:  # what it can't take is told before the training
+        if trial.capacity > 1 and config.latency is not None and timings(space.space) >= config.evaluations:
+            raise SearchError(
+                "subnets that are timed each, for want of a table, are timed one at a time", got=f"{trial.capacity} workers",
+                remedy="leave executor out, or allow more evaluations"
+            )  # fmt: skip
     supernet = _kept(made, "supernet", functools.partial(_trained, made, space))
     evaluator, limits, clock = _evaluator(made, space, supernet)
     found = _search(made, evaluator, limits, strategy)
@@ -301,11 +305,6 @@ def _search(made: _Run, evaluator: SupernetEvaluator, limits: tuple[Limit, ...],
     store = None if made.folder is None else Store.of(made.folder / "search.jsonl", problem.space, evaluator, made.seed)
     asking = strategy_of(strategy, problem)
     with working(made.executor, evaluator) as executor:
-        if executor.capacity > 1 and evaluator.costs:
-            raise SearchError(
-                "subnets whose latency no table tells are timed one at a time", got=f"{executor.capacity} workers",
-                remedy="leave executor out"
-            )  # fmt: skip
         history = run(problem, asking, executor, store, made.progress)
     return conclude(problem, name_of(asking), evaluator, history)
 

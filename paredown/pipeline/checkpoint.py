@@ -98,7 +98,7 @@ def load_checkpoint(path: str | Path, fresh_model: nn.Module) -> nn.Module:
         raise CheckpointError(
             f"this checkpoint must fit a fresh {expected}",
             got=str(error).splitlines()[0][:200],
-            remedy="build the model as it was when saved",
+            remedy="build the model as it was when saved; what an older version quantized, quantize again",
         ) from error
     return model.eval()
 

@@ -25,10 +25,10 @@ from paredown.pipeline.evaluate import latency_of
 from paredown.pruning.prune import Latency, latency_table
 from paredown.pruning.widths import preferred_multiple, widths_to_measure
 from paredown.quantization.assign import WHOLE
-from paredown.quantization.costs import MOST_INTEGER, READS
+from paredown.quantization.costs import READS
 from paredown.quantization.layers import layers_of
 from paredown.quantization.placement import key_before
-from paredown.quantization.scheme import FLOAT, BitWidths, Scheme
+from paredown.quantization.scheme import FLOAT, MOST_INTEGER, BitWidths, Scheme
 from paredown.quantization.static import quantize_model
 from paredown.task.batches import tensors
 from paredown.task.task import Task
@@ -110,8 +110,8 @@ def _variants(bits: object) -> dict[tuple[str, int], BitWidths]:
     if not isinstance(bits, MixedBits):
         return {}
     read: dict[tuple[str, int], BitWidths] = {(READS, a): BitWidths(8, a) for a in bits.activations if a < 8}
-    floats = max(*bits.choices, *bits.activations) > MOST_INTEGER
-    return read | ({("", FLOAT): BitWidths(FLOAT)} if floats else {})
+    wide = sorted({width for width in (*bits.choices, *bits.activations) if width > MOST_INTEGER})
+    return read | {("", width): BitWidths(width, width) for width in wide}
 
 
 def preferred_width(target: Target) -> int:

@@ -9,12 +9,12 @@ from torch import Tensor, fx
 from paredown.core.errors import TaskError
 from paredown.core.report import LayerBits, LayerCost
 from paredown.graph.trace import module_path, path_of
-from paredown.quantization.costs import MOST_INTEGER, Facts, stored_bytes
+from paredown.quantization.costs import Facts, stored_bytes
 from paredown.quantization.layers import values_at
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.nodes import argument, constant, name_of, quantizer_key
 from paredown.quantization.placement import PORTABLE, RECURRENT, TRANSPOSED, key_before
-from paredown.quantization.scheme import FLOAT
+from paredown.quantization.scheme import FLOAT, MOST_INTEGER
 from paredown.task.batches import batch_size
 
 _WEIGHTED = PORTABLE.weighted | TRANSPOSED

@@ -15,7 +15,6 @@ from paredown.task.batches import Inputs, batch_size
 
 Table = npt.NDArray[np.float64]
 STORAGE = {2: 2.0, 3: 3.2, 4: 4.0}  # bits that one weight takes in a file (ten of 3 bits in an int32)
-MOST_INTEGER = 8  # bits that a runtime computes in integers
 READS = ":reads"  # behind a path, in a table of latencies: of the bits of what the layer reads
 
 
@@ -68,15 +67,14 @@ def bops_table(facts: Sequence[Facts], choices: Sequence[BitWidths]) -> Table:
 def latency_table(facts: Sequence[Facts], choices: Sequence[BitWidths], measured: LatencyTable) -> Table:
     """ms, of which each layer bears an equal part of the int8 model's, and what that takes more with the layer as the choice is.
 
-    measured: of the model in int8, and with one layer alone changed: under its path, at 32 bits, in float, which is what a
-    layer of 16 bits takes too; under its path and READS, what it reads in so many bits. Conversions around it are included;
-    fewer bits of weights take no time.
+    measured: of the model in int8, and with one layer alone changed: under its path, at 32 bits in float, at 16 in these; under
+    its path and READS, what it reads in so many bits. Conversions around it are included; fewer bits of weights take no time.
     """
     base, share = measured.base_ms, measured.base_ms / max(len(facts), 1)
 
     def more(f: Facts, c: BitWidths) -> float:
-        if max(c.weight_bits, c.activation_bits) > MOST_INTEGER:
-            return measured.at(f.path, FLOAT) - base
+        if c.wide:
+            return measured.at(f.path, max(c.weight_bits, c.activation_bits)) - base
         return measured.at(f.path + READS, c.activation_bits) - base if c.activation_bits < 8 else 0.0
 
     return np.array([[share + more(f, c) for c in choices] for f in facts])

@@ -15,7 +15,7 @@ from paredown.core.steps import Quantize
 from paredown.graph.trace import module_path
 from paredown.quantization.functional import is_inplace
 from paredown.quantization.nodes import argument, constant, is_dropout, is_float, name_of, quantizer_key, value_of
-from paredown.quantization.scheme import Scheme
+from paredown.quantization.scheme import MOST_INTEGER, Scheme
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Rules:
     stored: those of them that need a quantized output to be; without it they run in float.
     joins: operators of two tensors, computed in int8 where both come quantized.
     lookups: operators of one tensor, likewise: a table of 256 numbers.
+    gates: operators that give shares of 1, of which the model's results may be made: these, and products, are on a grid only on
+    the way to another layer, where they scale what it reads; small probabilities would all become 0.
     fused: activations that disappear into the operator before them.
     moves: operators that pass a quantized tensor on with its scale.
     restated: moves that the runtime takes only between two quantizers; the tensor's own is put behind them again.
@@ -41,6 +43,7 @@ class Rules:
     restated: frozenset[str]
     sums: bool = False
     lookups: frozenset[str] = frozenset()
+    gates: frozenset[str] = frozenset(["sigmoid"])
 
 
 _CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
@@ -66,7 +69,7 @@ PORTABLE = Rules(
 RULES: dict[str | None, Rules] = {
     None: PORTABLE,
     "onnxruntime": replace(PORTABLE, joins=PORTABLE.joins | {"mul"}, lookups=frozenset(["sigmoid"])),
-    "openvino": replace(PORTABLE, sums=True, fused=PORTABLE.fused | {"silu", "sigmoid", "hardswish", "hardsigmoid"}),
+    "openvino": replace(PORTABLE, sums=True, fused=PORTABLE.fused | {"silu", "sigmoid", "hardswish"}),
 }
 # Linear layers, on what the runtime rounds as it comes; no tensor between two operators stays in integers.
 DYNAMIC = Rules(
@@ -89,7 +92,9 @@ def rules_of(config: Quantize) -> Rules:
         case "fp16" | "bf16" | "palette":
             return CONVERTED
         case "static" | "weight_only":
-            return RULES[config.target]
+            rules = RULES[config.target]
+            floats = config.weights.two_sided or config.activations.two_sided  # computed in float anyway
+            return replace(rules, joins=PORTABLE.joins, lookups=frozenset()) if floats else rules
         case _:
             assert_never(config.kind)
 
@@ -127,6 +132,7 @@ class _State:
     names: dict[fx.Node, str]
     protect: tuple[str, ...] = ()
     unrounded: frozenset[fx.Node] = frozenset()  # origins of tensors that are to stay in float
+    feeding: frozenset[fx.Node] = frozenset()  # what a layer with a weight reads, or what that is made of
     int8: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)  # operator -> the tensors it reads quantized
     anchors: dict[fx.Node, str] = field(default_factory=dict)  # anchor -> key
 
@@ -148,11 +154,13 @@ def place(
     stored = [site for node in free for site in _weight_only(state, node)]
     integer = [node for node in free if _is_weighted(state, node) and _in_integers(state, node)]
     state.unrounded = _unrounded(state, free) - {_origin(state, node.args[0]) for node in integer}
+    state.feeding = _feeding(module.graph, integer)
     for node in integer:
-        _take(state, node, (node.args[0],), stored=name_of(node) in rules.stored)
+        _take(state, node, (node.args[0],), stored=name_of(node) in rules.stored and not state.scheme.of(module_path(node)).wide)
     for node in free:
         operands = _operands(state, node)
-        if operands and all(_origin(state, operand) in state.anchors for operand in operands):
+        origins = [_origin(state, operand) for operand in operands]
+        if origins and all(origin in state.anchors and _bits(state, origin) <= MOST_INTEGER for origin in origins):
             summed = _summed(state, node, operands) if rules.sums else None
             state.anchors = {anchor: key for anchor, key in state.anchors.items() if anchor is not summed}
             _take(state, node, tuple(o for o in operands if o is not summed), stored=True)
@@ -172,6 +180,22 @@ def place(
 def _in_integers(state: _State, node: fx.Node) -> bool:
     widths = state.scheme.of(module_path(node))
     return not widths.is_float and not widths.weight_only
+
+
+def _feeding(graph: fx.Graph, layers: list[fx.Node]) -> frozenset[fx.Node]:
+    found = set(layers)
+    for node in reversed(graph.nodes):
+        if not found.isdisjoint(node.users):
+            found.add(node)
+    return frozenset(found)
+
+
+def _scales(state: _State, gate: fx.Node) -> bool:
+    """Whether a gate does nothing but scale, in products, what a later layer reads."""
+    return bool(gate.users) and all(
+        _scales(state, user) if name_of(user) in state.rules.moves else name_of(user) == "mul" and user in state.feeding
+        for user in gate.users
+    )
 
 
 def _unrounded(state: _State, nodes: list[fx.Node]) -> frozenset[fx.Node]:
@@ -241,7 +265,9 @@ def _has_weight(state: _State, node: fx.Node) -> bool:
 def _operands(state: _State, node: fx.Node) -> tuple[fx.Node, ...]:
     """The two tensors of a join of equal rank, or the one of a lookup; () where `node` is neither."""
     if name_of(node) in state.rules.lookups:
-        return (node.args[0],) if _quantizable(state, node.args[0]) else ()  # type: ignore[return-value]  # a tensor
+        return (node.args[0],) if _scales(state, node) and _quantizable(state, node.args[0]) else ()  # type: ignore[return-value]
+    if name_of(node) == "mul" and node not in state.feeding:
+        return ()
     if name_of(node) not in state.rules.joins or node.kwargs.get("alpha", 1) != 1:
         return ()
     operands = tuple(a for a in node.args[:2] if isinstance(a, fx.Node) and _quantizable(state, a))
@@ -290,7 +316,9 @@ def _pads_zero(node: fx.Node) -> bool:
 def _fused(state: _State, node: fx.Node) -> fx.Node:
     """The activation that disappears into `node`, or `node` itself."""
     users = list(node.users)
-    return users[0] if len(users) == 1 and name_of(users[0]) in state.rules.fused else node
+    if len(users) != 1 or name_of(users[0]) not in state.rules.fused:
+        return node
+    return node if name_of(users[0]) in state.rules.gates and not _scales(state, users[0]) else users[0]
 
 
 def _is_result(state: _State, node: fx.Node) -> bool:
@@ -330,7 +358,8 @@ def _key(state: _State, anchor: fx.Node, reader: fx.Node) -> str:
     """ "layer1/0/conv1@0:output" by the int8 operator that makes the tensor, else "conv1@0:input" by the first that reads it."""
     made = _maker(state, anchor)
     if made is not None:
-        return f"{state.names[made]}:{'output' if name_of(made) in state.rules.weighted else name_of(made)}"
+        fused = "output" if anchor is made or name_of(anchor) in PORTABLE.fused else name_of(anchor)
+        return f"{state.names[made]}:{fused if name_of(made) in state.rules.weighted else name_of(made)}"
     if name_of(reader) in state.rules.weighted:
         return f"{state.names[reader]}:input"
     raise AssertionError("the operands of joins and lookups have anchors already")

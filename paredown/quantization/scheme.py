@@ -12,6 +12,7 @@ from paredown.core.steps import Activations, MixedBits, Quantize, Weights
 from paredown.quantization.grid import FEWEST_BITS, MOST_BITS, WEIGHTS, WEIGHTS_REDUCED, Grid, linear_grid
 
 FLOAT = 32
+MOST_INTEGER = 8  # bits that a runtime computes in integers
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class BitWidths:
     @property
     def is_float(self) -> bool:
         return self.weight_bits == FLOAT
+
+    @property
+    def wide(self) -> bool:
+        """Whether it computes in float since integer operators take fewer bits."""
+        return max(self.weight_bits, self.activation_bits) > MOST_INTEGER
 
     @property
     def weight_only(self) -> bool:

@@ -158,7 +158,7 @@ def test_the_official_replay_comes_out_as_published(table: Table, strategy: Stra
 
 
 def test_the_default_begins_with_large_cells_where_the_evaluator_knows_them(table: Table) -> None:
-    alone = dataclasses.replace(table, capacity=None)
+    alone = dataclasses.replace(table, size_of=None)
     known, given, unknown = (
         search(table.space, evaluator, strategy=strategy, effort=16).history
         for evaluator, strategy in (

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,9 @@ from paredown.core.training import Resume
 from paredown.measure.cost import count_macs
 from paredown.measure.latency import PairedLatency
 from paredown.nas.evaluators import supernet as supernet_module
-from paredown.nas.evaluators.executor import Processes
+from paredown.nas.evaluators.evaluator import Job
+from paredown.nas.evaluators.executor import Done, Processes
+from paredown.nas.problem import Result
 from paredown.nas.strategies.random import Random
 from paredown.nas.strategies.regularized_evolution import RegularizedEvolution
 from paredown.pipeline import architecture, subnet_clock
@@ -146,6 +148,16 @@ def test_a_stopped_search_goes_on_from_its_folder(task: paredown.Task, tmp_path:
     assert count_macs(other.best.model, task.inputs) == other.best.found.validation["macs"]
 
 
+class Counted(Processes):
+    """How many jobs its processes were asked to do."""
+
+    asked = 0
+
+    def run(self, jobs: Sequence[Job], done: Done) -> list[Result]:
+        Counted.asked += len(jobs)
+        return super().run(jobs, done)
+
+
 def test_subnets_are_evaluated_in_other_processes(task: paredown.Task, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, evaluations=4, keep=1, supernet=dataclasses.replace(SHORT, effort="2 steps"))
     config = dataclasses.replace(config, recover=paredown.Distill(training=dataclasses.replace(SHORT, effort="1 steps")))
@@ -169,6 +181,9 @@ def test_bad_input_is_told_before_the_supernet_is_trained(
         search_subnets(task, CONFIG, strategy="ppo")  # type: ignore[arg-type]  # the point
     with pytest.raises(SearchError, match="executor makes an executor"):
         search_subnets(task, CONFIG, executor=2)  # type: ignore[arg-type]  # the point
+    timed = dataclasses.replace(CONFIG, macs=None, latency="0.5x", evaluations=2)
+    with pytest.raises(SearchError, match="timed one at a time"):
+        search_subnets(task, timed, target="onnxruntime", executor=Processes)
     local = dataclasses.replace(task, loss=lambda output, target: -output.gather(1, target[:, None]).mean())
     with pytest.raises(SearchError, match="must pickle"):
         search_subnets(local, CONFIG, executor=Processes)

@@ -243,6 +243,15 @@ def test_layers_of_16_bits_are_stored_in_16_and_compute_in_float(pattern_task: T
     assert artifact.size_bytes < 0.75 * whole.size_bytes
 
 
+def test_16_bits_of_weights_and_of_what_is_read_lose_next_to_nothing(pattern_task: Task) -> None:
+    scheme = Scheme(BitWidths(16, 16))
+    model = quantize_model(pattern_task.model, pattern_task, Quantize(target="onnxruntime"), reduced=False, scheme=scheme)
+    (x,) = pattern_task.example_inputs
+    assert relative(pattern_task.model, model, x) < 1e-4
+    with pytest.raises(RecipeError, match="two-sided grids have at most 8 bits"):
+        Quantize(bits=MixedBits(average=12, choices=(8, 16)), activations=Activations(two_sided=True))
+
+
 def test_the_search_stays_where_only_noise_speaks_for_another_choice(pattern_task: Task) -> None:
     """A metric that says nothing: coin flips, drawn from the outputs themselves, so that each assignment gets others."""
 

@@ -55,6 +55,22 @@ class Gated(nn.Module):
         return torch.sigmoid(self.out(x * gate.expand_as(x)))
 
 
+class Scored(nn.Module):
+    """The end of a detector: boxes and probabilities side by side, the latter also multiplied with each other; most are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.box, self.score = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 4, 1), nn.Conv2d(16, 6, 1)
+        with torch.no_grad():
+            self.score.weight.mul_(8)
+            self.score.bias.fill_(-5.0)  # type: ignore[union-attr]  # it has one
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x))
+        shares = torch.sigmoid(self.score(x))
+        return torch.cat([self.box(x), shares, shares[:, :1] * shares[:, 1:]], 1)
+
+
 class PaddedShortcut(nn.Module):
     """A block of the CIFAR ResNet: the shortcut is a strided slice, zero-padded on channels."""
 

@@ -1,16 +1,18 @@
 """Where quantizers stand, by key: one per tensor that enters or leaves an int8 operator, behind what is fused."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from paredown.core.steps import Quantize
+from paredown.core.steps import Activations, Quantize
+from paredown.core.target import Runtime
 from paredown.graph.trace import trace
 from paredown.quantization.nodes import name_of
 from paredown.quantization.placement import RULES, Placement, place
 from paredown.quantization.static import prepare
 from tests.conftest import SmallResNet
-from tests.quantization.models import Attention, Gated, PaddedShortcut
+from tests.quantization.models import Attention, Gated, PaddedShortcut, Scored
 
 
 def placed(model: nn.Module, x: Tensor, target: str | None = None, protect: tuple[str, ...] = ()) -> Placement:
@@ -57,9 +59,23 @@ def test_gates_and_products_are_integers_where_the_runtime_has_kernels_for_them(
     own = {"act@0:sigmoid", "act@0:mul", "act@1:sigmoid", "@0:sigmoid"}  # other products are what a convolution reads
     assert own == {key for key in found["onnxruntime"] if key.endswith((":sigmoid", ":mul"))}
     assert {"stem@0:output", "up@0:input", "out@0:input"} <= set(found["onnxruntime"])
-    fused = {"stem@0:output", "down@0:output", "up@0:output", "out@0:input"}  # with the silu or the sigmoid behind them
-    assert fused <= set(found["openvino"]) and "up@0:input" not in found["openvino"]
-    assert not [key for key in found["openvino"] if key.endswith((":sigmoid", ":mul"))]
+    fused = {"stem@0:silu", "down@0:silu", "up@0:sigmoid"}  # each behind what is fused into the convolution
+    read = {"stem@0:input", "down@0:input", "out@0:input", "out@0:output"}
+    assert fused | read == {key for key in found["openvino"] if not key.endswith((":weight", ":bias"))}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_probabilities_on_their_way_out_are_on_no_grid(target: Runtime) -> None:
+    found = list(prepare(Scored().eval(), IMAGE, Quantize(target=target), reduced=True).quantizers)
+    assert "score@0:output" in found and "score@0:sigmoid" not in found
+    assert {"@0:sigmoid"} >= {key for key in found if key.endswith(":sigmoid")}  # the one of the silu
+    assert not {"@1:mul", "@2:mul"} & set(found)
+
+
+def test_what_has_two_scales_gets_no_more_of_them() -> None:
+    step = Quantize(target="onnxruntime", activations=Activations(two_sided=True))
+    found = prepare(Gated().eval(), IMAGE, step, reduced=True).quantizers
+    assert not [key for key in found if key.endswith((":sigmoid", ":mul"))]
 
 
 class TwoConvolutions(nn.Module):

@@ -80,7 +80,7 @@ class Sized(Protocol):
     """
 
     @property
-    def capacity(self) -> Capacity | None: ...
+    def size_of(self) -> Capacity | None: ...
 
 
 @dataclass(frozen=True)

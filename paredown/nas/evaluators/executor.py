@@ -54,7 +54,10 @@ class Serial:
 @contextlib.contextmanager
 def working(make: Callable[[Any], Executor], evaluator: Evaluator) -> Iterator[Executor]:
     """What is made of the evaluator, its processes ended afterwards. Raises SearchError where that is no executor."""
-    executor = make(evaluator) if callable(make) else None
+    try:
+        executor = make(evaluator)
+    except TypeError:  # no function, or not of an evaluator
+        executor = None
     if executor is None or not all(hasattr(executor, name) for name in ("run", "capacity", "evaluator")):
         raise SearchError(
             "executor makes an executor of an evaluator", got=repr(make), remedy="write functools.partial(Processes, workers=2)"

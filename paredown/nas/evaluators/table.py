@@ -28,7 +28,7 @@ class Table:
     """columns[fidelity][metric] and seconds[fidelity]: (space.size,), NaN where the benchmark has no value.
     test: metrics for the report alone, never shown to a strategy.
     deviations[fidelity][metric]: (space.size,), the standard deviation of a metric as an estimate, where that is known.
-    capacity: as `Sized` says.
+    size_of: as `Sized` says.
 
     Raises SearchError where a column has another length than the space.
     """
@@ -40,7 +40,7 @@ class Table:
     title: str = "table"
     source: Source = "table"
     deviations: Mapping[float, Mapping[str, Column]] = field(default_factory=dict)
-    capacity: Capacity | None = None
+    size_of: Capacity | None = None
 
     def __post_init__(self) -> None:
         everything = [
@@ -123,7 +123,7 @@ def cell201_table(
         {fidelity: sorted_(column) for fidelity, column in seconds.items()},
         {name: sorted_(column) for name, column in test.items()},
         title,
-        capacity=cell201.parameters,
+        size_of=cell201.parameters,
     )
 
 
