@@ -104,7 +104,8 @@ def forget_training(folder: Path) -> None:
 
 def _key(models: Sequence[nn.Module], teacher: Given, task: Task, config: Distill, seed: int) -> str:
     """Of all that a training depends on but the batches, and the code behind the loss's name."""
-    how = teacher.combine if isinstance(teacher, Panel) else "" if own_average(teacher) is None else repr(own_average(teacher))
+    average = own_average(teacher)
+    how = teacher.combine if isinstance(teacher, Panel) else "" if average is None else repr(average)
     functions = [getattr(each, "__qualname__", type(each).__qualname__) for each in (task.loss, task.train_step)]
     return " ".join([*map(model_digest, models), how, *functions, repr(task.protect), repr(config), str(seed)])
 

@@ -21,7 +21,7 @@ from paredown.nas.evaluators.store import Store, run_stored
 from paredown.nas.expected import expected
 from paredown.nas.outcome import Found, Point, SearchResult, as_found, judged
 from paredown.nas.pareto import front
-from paredown.nas.problem import ACCURACY, Limit, Objective, Problem, Result, SearchEffort
+from paredown.nas.problem import ACCURACY, Limit, Objective, Problem, Proposal, Result, SearchEffort
 from paredown.nas.scores import scores
 from paredown.nas.space import Space
 from paredown.nas.strategies.memory import Memory
@@ -99,8 +99,7 @@ def run(
         room = executor.capacity if by_seconds else min(executor.capacity, int(problem.effort.amount - spent + 0.999))
         proposals = strategy.ask(room)
         idle = 0 if proposals else idle + 1
-        jobs = [Job(p.architecture, problem.space.values(p.architecture), p.fidelity, problem.seed) for p in proposals]
-        results = run_stored(executor, jobs, store)
+        results = evaluated(problem, proposals, executor, store)
         for result in results:
             if not result.failed:
                 problem.require_metrics(result.metrics)
@@ -113,6 +112,12 @@ def run(
         history += inside
         progress("search", min(1.0, spent / problem.effort.amount))
     return history
+
+
+def evaluated(problem: Problem, proposals: Sequence[Proposal], executor: Executor, store: Store | None) -> list[Result]:
+    """Results in the order of the proposals; what the store holds is taken from there."""
+    jobs = [Job(p.architecture, problem.space.values(p.architecture), p.fidelity, problem.seed) for p in proposals]
+    return run_stored(executor, jobs, store)
 
 
 def conclude(problem: Problem, strategy: str, evaluator: Evaluator, history: Sequence[Result]) -> SearchResult:

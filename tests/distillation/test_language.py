@@ -162,7 +162,7 @@ def test_inputs_that_do_not_fit_are_errors(soft: Any, error: type[Exception], ma
 
 
 def test_the_students_own_average_cannot_write() -> None:
-    with pytest.raises(RecipeError, match=r'"ema"; write soft=TokenLevel'):
+    with pytest.raises(RecipeError, match="its own moving average; write soft=TokenLevel"):
         paredown.distill(task_of(model()), Distill(hard_weight=0, soft=SequenceLevel()), teacher="ema")
 
 
