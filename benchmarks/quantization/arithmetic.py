@@ -18,6 +18,7 @@ from benchmarks.quantization.convnets import limited
 from benchmarks.quantization.parts import Parts, Rows
 from benchmarks.record import row
 from examples.cifar10_resnet20 import task as cifar_task
+from paredown.core.precision import WeightRange
 from paredown.core.target import Target
 from paredown.deploy.onnx import export_onnx
 from paredown.measure.quality import drop, quality
@@ -46,10 +47,9 @@ def _both(task: paredown.Task, target: Target) -> Rows:
         return rows
 
 
-def _exported(task: paredown.Task, target: Target, folder: pathlib.Path, kept: str) -> pathlib.Path:
+def _exported(task: paredown.Task, target: Target, folder: pathlib.Path, kept: WeightRange) -> pathlib.Path:
     """Unchecked: that the file of full signed bytes computes something else is what is shown here."""
-    weights = paredown.Weights(range="full" if kept == "full" else "reduced")
-    model = paredown.quantize(task, paredown.Quantize(weights=weights), target=target)
+    model = paredown.quantize(task, paredown.Quantize(weights=paredown.Weights(range=kept)), target=target)
     export_onnx(model, task.inputs, folder / f"{kept}.onnx", target=target)
     return folder / f"{kept}.onnx"
 

@@ -14,8 +14,6 @@ from paredown.nas.symmetry import EDGES, OPERATORS, CellSymmetry
 
 NAMES = tuple(f"op_{start}{end}" for start, end in EDGES)
 _STRING = re.compile(r"\|(\w+)~0\|\+\|(\w+)~0\|(\w+)~1\|\+\|(\w+)~0\|(\w+)~1\|(\w+)~2\|")
-
-
 _STEM_AND_REST = 73_306  # parameters of the network without its cells' operators, 10 classes
 _OPERATOR = (0, 0, 28_000, 243_040, 0)  # of each of OPERATORS, over the network's 15 cells
 

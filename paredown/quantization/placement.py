@@ -26,8 +26,6 @@ class Rules:
     stored: those of them that need a quantized output to be; without it they run in float.
     joins: operators of two tensors, computed in int8 where both come quantized.
     lookups: operators of one tensor, likewise: a table of 256 numbers.
-    gates: operators that give shares of 1, of which the model's results may be made: these, and products, are on a grid only on
-    the way to another layer, where they scale what it reads; small probabilities would all become 0.
     fused: activations that disappear into the operator before them.
     moves: operators that pass a quantized tensor on with its scale.
     restated: moves that the runtime takes only between two quantizers; the tensor's own is put behind them again.
@@ -43,9 +41,11 @@ class Rules:
     restated: frozenset[str]
     sums: bool = False
     lookups: frozenset[str] = frozenset()
-    gates: frozenset[str] = frozenset(["sigmoid"])
 
 
+# Shares of 1, of which the model's results may be made: these, and products, are on a grid only on the way to another layer,
+# where they scale what it reads; small probabilities would all become 0.
+_GATES = frozenset(["sigmoid"])
 _CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
 TRANSPOSED = frozenset(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
 RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
@@ -318,7 +318,7 @@ def _fused(state: _State, node: fx.Node) -> fx.Node:
     users = list(node.users)
     if len(users) != 1 or name_of(users[0]) not in state.rules.fused:
         return node
-    return node if name_of(users[0]) in state.rules.gates and not _scales(state, users[0]) else users[0]
+    return node if name_of(users[0]) in _GATES and not _scales(state, users[0]) else users[0]
 
 
 def _is_result(state: _State, node: fx.Node) -> bool:

@@ -24,6 +24,16 @@ def test_a_layer_in_float_between_integer_ones_stays_in_float(pattern_task: Task
         assert floating.get("Conv", 0) + floating.get("FusedConv", 0) == floats, (protect, floating)
 
 
+def in_int8(kind: type[nn.Module], runtime: str, folder: pathlib.Path) -> tuple[nn.Module, Tensor, nn.Module, str]:
+    """A model of images, images, and the model in int8 with its file, which export compares."""
+    torch.manual_seed(0)
+    model, x = kind().eval(), torch.randn(32, 3, 8, 8)
+    batches = [(x, torch.zeros(32, 8, 8, dtype=torch.int64))]
+    task = Task(model, (x[:2],), batches, batches, metric=lambda output, _: output.mean((1, 2, 3)))
+    quantized = paredown.quantize(task, Quantize(), target=runtime)
+    return model, x, quantized, paredown.export(quantized, task, target=runtime, path=folder / "m.onnx").path
+
+
 EXECUTED = {
     "onnxruntime": ({"QLinearConv": 4, "QLinearMul": 3, "QLinearSigmoid": 3}, {"ReduceMean": 1, "Sigmoid": 1}),
     "openvino": ({"Convolution": 4, "Eltwise": 1, "Reduce": 1}, {"Eltwise": 1}),  # each activation is part of its convolution
@@ -33,13 +43,8 @@ EXECUTED = {
 @pytest.mark.parametrize("runtime", EXECUTED)
 def test_gates_and_silus_compute_in_integers(runtime: str, tmp_path: pathlib.Path) -> None:
     """The last sigmoid, which is the result, stays in float."""
-    torch.manual_seed(0)
-    model, x = Gated().eval(), torch.randn(32, 3, 8, 8)
-    batches = [(x, torch.zeros(32, 8, 8, dtype=torch.int64))]
-    task = Task(model, (x[:2],), batches, batches, metric=lambda output, _: output.mean((1, 2, 3)))
-    quantized = paredown.quantize(task, Quantize(), target=runtime)
-    artifact = paredown.export(quantized, task, target=runtime, path=tmp_path / "m.onnx")  # raises where the file differs
-    found = executed_operators(artifact.path, runtime)
+    model, x, quantized, path = in_int8(Gated, runtime, tmp_path)
+    found = executed_operators(path, runtime)
     assert (found.int8, found.floating) == EXECUTED[runtime]
     with torch.no_grad():
         assert float((quantized(x) - model(x)).norm() / model(x).norm()) < 0.01
@@ -47,13 +52,8 @@ def test_gates_and_silus_compute_in_integers(runtime: str, tmp_path: pathlib.Pat
 
 @pytest.mark.parametrize("runtime", EXECUTED)
 def test_probabilities_that_are_results_stay_as_fine_as_they_are(runtime: str, tmp_path: pathlib.Path) -> None:
-    torch.manual_seed(0)
-    model, x = Scored().eval(), torch.randn(32, 3, 8, 8)
-    batches = [(x, torch.zeros(32, 8, 8, dtype=torch.int64))]
-    task = Task(model, (x[:2],), batches, batches, metric=lambda output, _: output.mean((1, 2, 3)))
-    quantized = paredown.quantize(task, Quantize(), target=runtime)
-    artifact = paredown.export(quantized, task, target=runtime, path=tmp_path / "m.onnx")
-    found = torch.as_tensor(paredown.load(artifact.path, runtime)(x.numpy()))
+    model, x, _, path = in_int8(Scored, runtime, tmp_path)
+    found = torch.as_tensor(paredown.load(path, runtime)(x.numpy()))
     with torch.no_grad():
         wanted = model(x)[:, 4:10]
     assert float((found[:, 4:10] == 0).float().mean()) == 0

@@ -163,7 +163,8 @@ def test_subnets_are_evaluated_in_other_processes(task: paredown.Task, tmp_path:
     config = dataclasses.replace(config, recover=paredown.Distill(training=dataclasses.replace(SHORT, effort="1 steps")))
     here = search_subnets(task, config, strategy=Random, out=tmp_path / "run")
     (tmp_path / "run" / "search.jsonl").unlink()
-    there = search_subnets(task, config, strategy=Random, out=tmp_path / "run", executor=functools.partial(Processes, workers=2))
+    there = search_subnets(task, config, strategy=Random, out=tmp_path / "run", executor=Counted)
+    assert Counted.asked == 4
     assert [r.architecture for r in there.search.history] == [r.architecture for r in here.search.history]
     for one, other in zip(here.search.history, there.search.history, strict=True):
         assert one.metrics == pytest.approx(other.metrics, abs=1e-6)
