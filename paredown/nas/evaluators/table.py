@@ -145,10 +145,8 @@ def from_nats_bench(api: NatsBench, dataset: str, *, epochs: Sequence[int] = (12
     """The official table as a Table. dataset: "cifar10", "cifar100" or "ImageNet16-120".
 
     Metrics: accuracy in percent (validation, mean over the trials), params, macs; test_accuracy apart. Seconds are those of
-    training
-    and of one validation, as `simulate_train_eval` counts them. For CIFAR-10 the half data set serves the search and the full
-    one the test, as in
-    the official replay.
+    training and of one validation, as `simulate_train_eval` counts them. For CIFAR-10 the half data set serves the search and
+    the full one the test, as in the official replay.
     """
     searched = "cifar10-valid" if dataset == "cifar10" else dataset
     count, full = len(api), max(epochs)
