@@ -142,15 +142,17 @@ class Activations:
     power_of_two: scales are powers of two.
 
     bits: 8, 4, 3 or 2; by layer where MixedBits(activations=) says so.
-    observer, of the range that calibration finds: "minmax"; "percentile", which clips what lies beyond `percentile` on either
-    side; "moving_average", of the extremes of batches; "mse", the range with the smallest squared error; "kl", the one with
-    the nearest distribution.
+    observer, of the range that calibration finds: "mse", the range with the smallest squared error, which keeps the few large
+    numbers that a transformer lives by; "minmax"; "percentile", which clips what lies beyond `percentile` on either side;
+    "moving_average", of the extremes of batches; "kl", the range with the nearest distribution. Tensors of more than 8 bits
+    keep their extremes.
+    percentile, of "percentile" alone: 99.99 where it isn't given.
     """
 
     __pydantic_config__: ClassVar = _FORBID
     bits: int = 8
-    observer: Observer = "percentile"
-    percentile: float = 99.99
+    observer: Observer = "mse"
+    percentile: float | None = None
     two_sided: bool = False
     power_of_two: bool = False
 
@@ -158,11 +160,19 @@ class Activations:
         for name in ("two_sided", "power_of_two"):
             instance(name, getattr(self, name), bool)
         choice("observer", self.observer, Observer)
-        number("percentile", self.percentile)
         if type(self.bits) is not int or self.bits not in _WIDTHS:
             raise RecipeError("bits of activations must be 8, 4, 3 or 2", got=self.bits, remedy="8 loses the least")
+        if self.percentile is None:
+            return
+        number("percentile", self.percentile)
         if not 50 < self.percentile <= 100:
             raise RecipeError("percentile must be in (50, 100]", got=self.percentile, remedy="99.99 is the usual choice")
+        if self.observer != "percentile":
+            raise RecipeError(
+                "percentile belongs to the observer of that name",
+                got=f"observer={self.observer!r} and percentile={self.percentile}",
+                remedy='write observer="percentile", or leave percentile out',
+            )
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,11 @@ def _kept(noise: LayerNoise) -> str:
 
 def _for_activations(noise: LayerNoise, config: Quantize) -> str:
     """A range that lets go of outliers."""
-    if config.activations.observer != "percentile":
+    given = config.activations
+    if given.observer != "percentile":
         return 'activations=Activations(observer="percentile")'
-    return "activations=Activations(percentile=99.9)" if config.activations.percentile > 99.9 else _kept(noise)
+    further = given.percentile is None or given.percentile > 99.9
+    return 'activations=Activations(observer="percentile", percentile=99.9)' if further else _kept(noise)
 
 
 def _for_weights(config: Quantize) -> str:

@@ -34,7 +34,7 @@ class Histogram:
         exponent = max(_exponent(low, high), self.exponent)
         first = math.floor(math.ldexp(low, -exponent))
         size = math.floor(math.ldexp(high, -exponent)) - first + 1
-        counts = torch.bincount(_bins(x.detach(), exponent) - first, minlength=size).cpu()
+        counts = torch.bincount(_bins(x.detach(), exponent, first), minlength=size).cpu()
         shift = min(exponent - self.exponent, 62)  # shifting an int64 further is not defined; every bin is 0 or -1 by then
         old = ((torch.arange(len(self.counts)) + self.first) >> shift) - first
         return Histogram(minimum, maximum, exponent, first, counts.index_add(0, old, self.counts))
@@ -73,6 +73,9 @@ def _exponent(low: float, high: float) -> int:
     return exponent
 
 
-def _bins(x: Tensor, exponent: int) -> Tensor:
-    """(n,) int64: floor(x / 2 ** exponent); exact, as the width is a power of two."""
-    return torch.floor(x.double().flatten() * 2.0**-exponent).long()
+def _bins(x: Tensor, exponent: int, first: int) -> Tensor:
+    """(n,) int16, 0 to BINS - 1: floor(x / 2 ** exponent) - first; exact, as the width is a power of two, and as no quotient of
+    float32 can be too small for float32 where that is 1 or less.
+    """
+    wide = x.double() if exponent > 0 or x.dtype == torch.float64 else x.float()
+    return (wide.flatten() * 2.0**-exponent).floor_().sub_(first).to(torch.int16)

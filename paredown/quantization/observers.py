@@ -21,6 +21,7 @@ from paredown.core.steps import Quantize
 from paredown.quantization.grid import ACTIVATIONS, Grid, scale_and_zero_point, two_sided_scales
 from paredown.quantization.histogram import Histogram
 
+_PERCENTILE = 99.99  # the usual choice
 _COARSE = 2048  # bins of the entropy method, as in its source
 _FACTORS = 40  # candidates per pass of the mean-square search
 
@@ -39,7 +40,7 @@ def observer_of(config: Quantize, grid: Grid = ACTIVATIONS) -> Observer:
     """An observer that has seen nothing, as the config names it. grid: what the tensor will be rounded to."""
     name = config.activations.observer
     if name == "percentile":
-        return Percentile(config.activations.percentile / 100)
+        return Percentile((config.activations.percentile or _PERCENTILE) / 100)
     others: dict[str, Observer] = {
         "minmax": MinMax(), "moving_average": MovingAverage(), "mse": MeanSquare(grid), "kl": Entropy(grid)
     }  # fmt: skip

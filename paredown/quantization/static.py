@@ -24,7 +24,7 @@ from paredown.quantization.grid import Grid, power_above
 from paredown.quantization.insert import insert_dropouts_, insert_dynamic_, insert_quantizers_
 from paredown.quantization.model import ABOUT, FakeQuantizer, QuantizedModel
 from paredown.quantization.nodes import argument, constant, get, quantizer_key
-from paredown.quantization.observers import MeanSquare, MinMax, Observer, observer_of
+from paredown.quantization.observers import MinMax, Observer, observer_of
 from paredown.quantization.placement import Placement, edges, key_before, place, rules_of
 from paredown.quantization.refine import refine_
 from paredown.quantization.scheme import Scheme, scheme_of
@@ -134,8 +134,7 @@ def _check_placement(placement: Placement, config: Quantize) -> None:
 def calibrate_(quantized: QuantizedModel, task: Task, progress: Progress = silent) -> None:
     """Sets all scales: activations from the training batches, then weights. Where no activation is on a grid nothing is read.
 
-    The config's observer sees activations of 8 bits; narrower ones get the range with the smallest squared error, wider ones, of
-    which no step is missed, all of it.
+    The config's observer sees activations of 8 bits and fewer; wider ones, of which no step is missed, get all of their range.
     """
     config = quantized.config
     observers = {key: _observer(quantized, key) for key in quantized.quantizers if not key.endswith((":weight", ":bias"))}
@@ -158,9 +157,7 @@ def calibrate_(quantized: QuantizedModel, task: Task, progress: Progress = silen
 
 def _observer(quantized: QuantizedModel, key: str) -> Observer:
     grid = quantized.quantizer(key).grid
-    if grid.bits > 8:
-        return MinMax()
-    return observer_of(quantized.config, grid) if grid.bits == 8 else MeanSquare(grid)
+    return MinMax() if grid.bits > 8 else observer_of(quantized.config, grid)
 
 
 @contextmanager

@@ -150,8 +150,7 @@ activations = st.builds(
     Activations,
     bits=st.sampled_from([4, 8]),
     observer=st.sampled_from(["minmax", "percentile", "moving_average", "mse", "kl"]),
-    percentile=st.floats(51, 100),
-)
+) | st.builds(Activations, observer=st.just("percentile"), percentile=st.floats(51, 100))
 quantizes: st.SearchStrategy[Quantize] = st.one_of(
     st.builds(
         Quantize,

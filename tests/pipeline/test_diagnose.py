@@ -37,7 +37,7 @@ def test_low_bits_are_told_with_their_remedy(pattern_task: Task) -> None:
 
 @pytest.mark.slow
 def test_clipping_is_counted(pattern_task: Task) -> None:
-    config = Quantize(samples=64, activations=Activations(percentile=80))
+    config = Quantize(samples=64, activations=Activations(observer="percentile", percentile=80))
     rows = diagnose(pattern_task, config, Target(threads=1)).layers
     assert rows[0].clipped > 0.1 and "observer" in rows[0].remedy
 
@@ -73,7 +73,16 @@ def test_noise_is_told_apart_by_its_part(pattern_task: Task) -> None:
         (12, 30, 0, 0, Quantize(bits=3, refine=("adaround",)), "bits=8"),
         (30, 5, 0.01, 0, Quantize(), 'activations=Activations(observer="minmax")'),
         (30, 12, 0, 0, Quantize(activations=Activations(observer="minmax")), 'activations=Activations(observer="percentile")'),
-        (30, 12, 0, 0, Quantize(), "activations=Activations(percentile=99.9)"),
+        (30, 12, 0, 0, Quantize(), 'activations=Activations(observer="percentile")'),
+        (
+            30,
+            12,
+            0,
+            0,
+            Quantize(activations=Activations(observer="percentile")),
+            'activations=Activations(observer="percentile", percentile=99.9)',
+        ),
+        (30, 12, 0, 0, Quantize(activations=Activations(observer="percentile", percentile=99.9)), 'protect=("a.b",)'),
         (3, 3, 0, 0, Quantize(), 'protect=("a.b",)'),
         (12, 99, 0, 0, Quantize(kind="weight_only", bits=4, weights=Weights(group=128)), "weights=Weights(group=32)"),
         (12, 99, 0, 0, Quantize(kind="weight_only", bits=4), 'weights=Weights(method="gptq")'),

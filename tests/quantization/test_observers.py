@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from paredown.core.steps import Activations, Quantize
 from paredown.quantization.grid import ACTIVATIONS, Grid, dequantize, linear_grid, quantize, scale_and_zero_point
-from paredown.quantization.histogram import BINS
+from paredown.quantization.histogram import BINS, Histogram
 from paredown.quantization.observers import (
     Entropy,
     MeanSquare,
@@ -91,9 +91,10 @@ def test_nothing_seen_gives_an_empty_range() -> None:
 
 def test_the_config_names_the_observer() -> None:
     assert observer_of(Quantize(activations=Activations(observer="minmax"))) == MinMax()
-    percentile = observer_of(Quantize(activations=Activations(percentile=99.9)))
-    assert isinstance(percentile, Percentile)
-    assert percentile.p == pytest.approx(0.999)
+    assert isinstance(observer_of(Quantize()), MeanSquare)
+    for written, p in ((None, 0.9999), (99.9, 0.999)):
+        percentile = observer_of(Quantize(activations=Activations(observer="percentile", percentile=written)))
+        assert isinstance(percentile, Percentile) and percentile.p == pytest.approx(p)
 
 
 def error(x: torch.Tensor, ends: tuple[float, float], grid: Grid) -> float:
@@ -164,3 +165,20 @@ def test_4000_batches_need_no_more_memory_than_40(observer: Observer) -> None:
         held[index] = len(observer.histogram.counts) if hasattr(observer, "histogram") else 0
     assert max(held.values()) <= BINS
     assert all(np.isfinite(observer.range()))
+
+
+def test_few_large_numbers_stay_in_the_mean_square_range() -> None:
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    x[::20_000] = 60.0  # 5 of them, as a transformer's hidden states have
+    assert after(MeanSquare(ACTIVATIONS), *x.split(999)).range()[1] > 55
+    assert after(Percentile(0.9999), *x.split(999)).range()[1] < 10
+
+
+@pytest.mark.parametrize("exponent", [-90, -3, 0, 3, 90])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_bins_are_exact_whatever_the_scale(exponent: int, dtype: torch.dtype) -> None:
+    x = (torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 2.0**exponent).to(dtype)
+    x[:3] = torch.tensor([1e-42, -1e-42, 0.0])
+    found = Histogram().seen(x)
+    k = torch.floor(x.double() * 2.0**-found.exponent).long() - found.first
+    assert torch.equal(found.counts, torch.bincount(k, minlength=len(found.counts)))

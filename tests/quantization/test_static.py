@@ -161,12 +161,10 @@ def test_an_outlier_is_clipped_by_the_percentile_alone() -> None:
     model, batches = make_small_resnet(), data()
     batches[0][0][0, 0, 0, 0] = 1000.0
     scales = [
-        quantize_model(
-            model, task_of(model, batches), Quantize(activations=Activations(observer=observer, percentile=99.9)), reduced=True
-        )
+        quantize_model(model, task_of(model, batches), Quantize(activations=activations), reduced=True)
         .quantizer("stem/0@0:input")
         .scale.item()
-        for observer in ("minmax", "percentile")
+        for activations in (Activations(observer="minmax"), Activations(observer="percentile", percentile=99.9))
     ]
     assert scales[0] > 100 * scales[1]
 
