@@ -93,8 +93,8 @@ def rules_of(config: Quantize) -> Rules:
             return CONVERTED
         case "static" | "weight_only":
             rules = RULES[config.target]
-            floats = config.weights.two_sided or config.activations.two_sided  # computed in float anyway
-            return replace(rules, joins=PORTABLE.joins, lookups=frozenset()) if floats else rules
+            floats = config.kind == "weight_only" or config.weights.two_sided or config.activations.two_sided
+            return replace(rules, joins=PORTABLE.joins, lookups=frozenset()) if floats else rules  # computed in float anyway
         case _:
             assert_never(config.kind)
 

@@ -88,6 +88,13 @@ class TwoConvolutions(nn.Module):
         return out
 
 
+def test_weights_alone_leave_the_silus_whole() -> None:
+    graph = prepare(
+        Gated().eval(), (torch.randn(2, 3, 8, 8),), Quantize(kind="weight_only", target="onnxruntime"), reduced=False
+    ).graph
+    assert [name_of(node) for node in graph.nodes].count("silu") == 2
+
+
 def test_of_two_convolutions_openvino_leaves_the_later_unrounded() -> None:
     assert keys(placed(TwoConvolutions(), IMAGE)) == ["a@0:input", "a@0:output", "b@0:output", "c@0:input"]
     assert keys(placed(TwoConvolutions(), IMAGE, "openvino")) == ["a@0:input", "a@0:output", "c@0:input"]
