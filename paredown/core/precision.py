@@ -183,7 +183,8 @@ class Quantize:
     bits: of the weights: 8, 4, 3 or 2, or MixedBits; below 8 the first and the last layer keep 8, as is usual. Weights below
     8 bits are packed in the file and unpacked to 8 bits when it is loaded: they gain bytes, not time.
     "dynamic": int8 weights of linear, LSTM and GRU layers; linear layers round what they read by its own range as it comes,
-    which samples of one batch share: one at a time loses less. Reads no data. Recurrent layers are stored in int8 and computed in float, convolutions stay as they are.
+    which samples of one batch share: one at a time loses less. Reads no data. Recurrent layers are stored in int8 and
+    computed in float, convolutions stay as they are.
     "weight_only": weights stored in `bits`, 8 or 4, packed, while the model computes in float, for models that are mostly linear
     layers and embeddings. It gains bytes, not time. `paredown.load` runs such a file as it was measured; ONNX Runtime left to
     itself rounds what these layers read to 8 bits (session option "session.qdq_matmulnbits_accuracy_level": "1" is float).
