@@ -127,7 +127,7 @@ def trained(case: Case, scheme: Scheme, seed: int) -> dict[str, Any]:
     """What the student of a scheme and seed scores, on each half of the test images."""
     student, task = scheme.start(seed), case.task(seed)
     if scheme.config is not None:
-        teacher = Cached(task.model, _outputs(seed))
+        teacher = task.model if scheme.config.features else Cached(task.model, _outputs(seed))  # hidden layers aren't kept
         place = case.file(scheme, seed).with_suffix("")
         student = paredown.distill(task, scheme.config, model=student, teacher=teacher, seed=seed, resume=place)
     return {split: scored(task, student, split) for split in ("validation", "test")}
