@@ -99,7 +99,8 @@ class Weights:
     without VNNI; "auto" asks the machine.
     method, of "weight_only": "nearest", "hqq" (neither reads data), "gptq", "awq" (both read training samples).
     group, of "weight_only": numbers of a row that share a scale: 32, 64 or 128.
-    embeddings: tables too, of "weight_only", "dynamic" and "palette"; a table that a quantized head reads as well always is.
+    embeddings: tables too, by rows in 8 bits, of "weight_only" and "palette" in the step's; a table that a quantized head reads
+    as well always is.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -294,6 +295,6 @@ _READ_BY = {
     "activations": ("static",), "scales": ("static",), "refine": ("static",), "weights.symmetric": ("static",),
     "weights.two_sided": ("static",), "weights.power_of_two": ("static",),
     "weights.range": ("static", "dynamic"), "weights.group": ("weight_only",), "weights.method": ("weight_only",),
-    "weights.embeddings": ("weight_only", "dynamic", "palette"),
+    "weights.embeddings": ("static", "weight_only", "dynamic", "palette"),
 }  # fmt: skip
 _DEFAULTS = types.SimpleNamespace(bits=8, weights=Weights(), activations=Activations(), scales="fixed", refine=())

@@ -51,7 +51,7 @@ from paredown.pipeline.diagnose import INTEGER_KINDS, diagnosed
 from paredown.pipeline.evaluate import candidate_of, compare_latency, export_checked, score_file, scratch_folder, with_final
 from paredown.pipeline.front import choose, pareto
 from paredown.pipeline.gate import Verdict, allowed, binding, judge, reached, violations
-from paredown.pipeline.plan import Outcome, Planner
+from paredown.pipeline.plan import Outcome, Planner, int8_steps
 from paredown.pipeline.screen import Screen
 from paredown.pipeline.store import Existing, Store, Stored, identity
 from paredown.pipeline.widths import widths
@@ -213,7 +213,9 @@ def _require_certifiable(budget: Budget, baseline: Candidate, scores: Scores) ->
 def _plan(run: _Run, training: Training) -> tuple[Barrier, ...]:
     """Proposals until the budget is met or the planner has no more to try. -> what kept it from trying more."""
     screen = Screen(run.task, run.baseline, run.target, run.store, run.seed, run.progress)
-    planner = Planner(allowed(run.budget, run.baseline), training, screen, recovery=recovering(run.task))
+    limits = allowed(run.budget, run.baseline)
+    int8 = int8_steps(limits, tables=any(isinstance(each, nn.Embedding) for each in run.task.model.modules()))
+    planner = Planner(limits, training, screen, recovery=recovering(run.task), int8=int8)
     try:
         _propose(run, planner, training)
     except NotTrainableError as error:  # all that is left needs gradients: to rank channels, or to recover

@@ -15,7 +15,7 @@ from typing import Literal
 
 from paredown.core.budget import Axis
 from paredown.core.recipe import Recipe
-from paredown.core.steps import Distill, Prune, Quantize, Step, Training
+from paredown.core.steps import Distill, Prune, Quantize, Step, Training, Weights
 
 _MARGIN = 0.96  # aim a little below a limit: its interval must fit too, on another measurement
 _LATENCY_MARGIN = 0.93  # likewise, where the latency itself is the goal: its interval reaches some 4 % to either side
@@ -27,6 +27,12 @@ _NEARER = 0.97  # nor is a cut whose file would be no nearer to the limits than 
 Goal = Literal["macs", "latency"]  # what a cut keeps a fraction of
 Ratios = dict[Axis, float]
 Costs = Callable[[Recipe, Collection[Axis]], Ratios | None]
+
+
+def int8_steps(limits: Ratios, *, tables: bool) -> tuple[Quantize, ...]:
+    """Static, and what takes its place; tables: whether the model looks up any, which count where its size does."""
+    weights = Weights(embeddings=tables and "size" in limits)
+    return Quantize(weights=weights), Quantize(kind="dynamic", weights=weights)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Planner:
     costs: Costs
     rounds: int = 5
     recovery: Distill = field(default_factory=Distill)
-    int8: tuple[Quantize, ...] = (Quantize(), Quantize(kind="dynamic"))
+    int8: tuple[Quantize, ...] = int8_steps({}, tables=False)
     told: list[tuple[Goal, float, Outcome]] = field(default_factory=list)  # goal and kept fraction asked, outcome
     _goal: Goal = "macs"
     _asked: float = 1.0

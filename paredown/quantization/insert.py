@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Sch
     for site in placement.weights:
         weight, widths = constant(module, site.node), scheme.of(path_of(site.key))
         assert weight is not None  # the placement takes constant weights only
-        quantizers[site.key] = _of_weight(weight, widths, config, reduced=reduced).to(weight.device)
+        table = all(name_of(reader) == "embedding" for reader in site.readers)
+        quantizers[site.key] = _of_weight(weight, widths, config, reduced=reduced, table=table).to(weight.device)
         device = weight.device
     for site in placement.biases:
         bias = constant(module, site.node)
@@ -38,13 +40,19 @@ def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Sch
         _call_(module.graph, f"quantizers.{site.key}", site)
 
 
-def _of_weight(weight: Tensor, widths: BitWidths, config: Quantize, *, reduced: bool) -> nn.Module:
-    """On an integer grid one scale per output channel, or per group."""
+def _of_weight(weight: Tensor, widths: BitWidths, config: Quantize, *, reduced: bool, table: bool) -> nn.Module:
+    """On an integer grid one scale per output channel, or per group. table: rows are looked up, so no sum of them saturates; and
+    one with zero points would be computed anew in every call.
+    """
     if config.kind in ("fp16", "bf16"):
         return HalfFloat(5 if config.kind == "fp16" else 8)
     if config.kind == "palette":
         return Codebook(widths.weight_bits)
-    grid, rows = weight_grid(widths, config.weights, reduced=reduced), weight.shape[0]
+    if table:
+        grid = weight_grid(replace(widths, symmetric=True), reduced=False)
+    else:
+        grid = weight_grid(widths, config.weights, reduced=reduced)
+    rows = weight.shape[0]
     if not widths.group:
         return FakeQuantizer(grid, (rows,), axis=0)
     row = weight[0].numel()

@@ -82,7 +82,9 @@ class Scheme:
 
 
 def scheme_of(config: Quantize, edges: Collection[str] = ()) -> Scheme:
-    """The bits that a step asks for; those that are chosen by layer begin at 8. edges: layers that keep 8 whatever it asks."""
+    """The bits that a step asks for; those that are chosen by layer begin at 8. edges: layers and tables that keep 8 whatever it
+    asks.
+    """
     if config.kind in ("fp16", "bf16"):
         return Scheme(BitWidths(16, FLOAT), embeddings=True)
     bits = 8 if isinstance(config.bits, MixedBits) else config.bits
@@ -92,7 +94,7 @@ def scheme_of(config: Quantize, edges: Collection[str] = ()) -> Scheme:
         return Scheme(BitWidths(bits, FLOAT), embeddings=config.weights.embeddings)
     widths = BitWidths(bits, config.activations.bits, symmetric=config.weights.symmetric)
     edge = replace(widths, weight_bits=8, activation_bits=8)
-    return Scheme(widths, dict.fromkeys(edges, edge) if widths != edge else {})
+    return Scheme(widths, dict.fromkeys(edges, edge) if widths != edge else {}, embeddings=config.weights.embeddings)
 
 
 def weight_grid(widths: BitWidths, config: Weights | None = None, *, reduced: bool) -> Grid:

@@ -10,7 +10,7 @@ from paredown.core.budget import Axis
 from paredown.core.effort import Effort
 from paredown.core.recipe import Recipe
 from paredown.core.steps import Distill, Prune, Quantize, Training
-from paredown.pipeline.plan import Costs, Outcome, Planner, Ratios
+from paredown.pipeline.plan import Costs, Outcome, Planner, Ratios, int8_steps
 
 EFFORT = Training(effort=Effort(3, "epochs"))
 
@@ -53,6 +53,12 @@ def play(limits: dict[Axis, float], world: World, rounds: int = 4) -> tuple[list
         asked.append(kept)
         planner.tell(outcome)
     return asked, outcome
+
+
+def test_tables_are_stored_in_8_bits_where_a_size_is_asked_and_there_are_any() -> None:
+    asked: list[tuple[Ratios, bool]] = [({"size": 0.3, "latency": 0.6}, True), ({"size": 0.3}, False), ({"latency": 0.6}, True)]
+    found = [{step.weights.embeddings for step in int8_steps(limits, tables=tables)} for limits, tables in asked]
+    assert found == [{True}, {False}, {False}]
 
 
 def test_recoveries_train_as_they_are_told_after_int8_at_a_tenth_of_the_rate() -> None:

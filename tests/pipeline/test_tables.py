@@ -1,0 +1,70 @@
+"""Embedding tables in 8 bits, beside layers that compute in integers: the file is small, agrees, and loads them once."""
+
+import dataclasses
+import pathlib
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import paredown
+from paredown import Activations, MixedBits, Quantize, Task, Weights
+from paredown.deploy.capabilities import executed_operators
+from tests.quantization.models import relative
+
+
+class Words(nn.Module):
+    """Words looked up, averaged, and told apart; most of its numbers are the table's. (batch, words) -> (batch, 5)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.hidden, self.head = nn.Embedding(500, 32), nn.Linear(32, 32), nn.Linear(32, 5)
+
+    def forward(self, words: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.hidden(self.table(words).mean(1))))
+        return out
+
+
+@pytest.fixture(scope="module")
+def words() -> Task:
+    torch.manual_seed(0)
+    model, x = Words().eval(), torch.randint(0, 500, (64, 7))
+    batches = [(x, model(x).argmax(1))]
+    return Task(model, (x[:2],), batches, batches)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Quantize(),
+        Quantize(bits=4),
+        Quantize(bits=MixedBits(average=6, evaluations=1)),
+        Quantize(weights=Weights(symmetric=False)),
+        Quantize(weights=Weights(two_sided=True)),
+        Quantize(activations=Activations(two_sided=True), refine=("adaround",)),
+    ],
+    ids=["static", "4 bits", "mixed", "asymmetric", "two-sided", "refined"],
+)
+def test_a_static_step_stores_tables_in_8_bits_on_request(words: Task, step: Quantize, tmp_path: pathlib.Path) -> None:
+    asked = dataclasses.replace(step, target="onnxruntime", weights=dataclasses.replace(step.weights, embeddings=True))
+    model = paredown.quantize(words, asked)
+    grid = model.quantizer("table@0:weight").grid
+    assert (grid.low, grid.high, grid.two_sided) == (-127, 127, False)
+    artifact = paredown.export(model, words, path=tmp_path / "m.onnx")  # which compares the file with the model
+    stored = {t.name: t.data_type for t in onnx.load(artifact.path).graph.initializer if list(t.dims) == [500, 32]}
+    assert list(stored.values()) == [onnx.TensorProto.INT8]
+    assert executed_operators(artifact.path).floating.get("Cast", 0) == 0, "the table is unpacked when the file is loaded"
+    assert relative(words.model, model, words.train[0][0]) < 0.4
+
+
+def test_tables_stay_in_float_where_nothing_is_asked(words: Task) -> None:
+    assert "table@0:weight" not in paredown.quantize(words, Quantize()).quantizers
+    kept = Quantize(weights=Weights(embeddings=True), protect=("table",))
+    assert "table@0:weight" not in paredown.quantize(words, kept).quantizers
+
+
+def test_a_planned_run_stores_them_for_a_size(words: Task, tmp_path: pathlib.Path) -> None:
+    report = paredown.compress(words, paredown.Budget(max_drop=0.5, size="0.4x"), out=tmp_path, effort="1 step")
+    (step,) = report.stages[-1].recipe.steps
+    assert isinstance(step, Quantize) and step.weights.embeddings and report.met
