@@ -88,6 +88,6 @@ def test_make_targets_named_in_documents_exist(name: str) -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for name in (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/distillation.md"):
+    for name in (*READMES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/distillation.md", "docs/search.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):
             assert (ROOT / name).parent.joinpath(link).exists(), (name, link)

@@ -99,8 +99,8 @@ class Weights:
     without VNNI; "auto" asks the machine.
     method, of "weight_only": "nearest", "hqq" (neither reads data), "gptq", "awq" (both read training samples).
     group, of "weight_only": numbers of a row that share a scale: 32, 64 or 128.
-    embeddings: tables too, by rows in 8 bits, of "weight_only" and "palette" in the step's; a table that a quantized head reads
-    as well always is.
+    embeddings: tables too: of "static" and "dynamic" by rows in 8 bits, of "weight_only" and "palette" in the step's `bits`. A
+    table that a quantized head reads as well always is.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -141,7 +141,6 @@ class Activations:
     two_sided: what is above 0 and what is below with scales of their own; what reads them then computes in float.
 
     power_of_two: scales are powers of two.
-
     bits: 8, 4, 3 or 2; by layer where MixedBits(activations=) says so.
     observer, of the range that calibration finds: "mse", the range with the smallest squared error, which keeps the few large
     numbers that a transformer lives by; "minmax"; "percentile", which clips what lies beyond `percentile` on either side;

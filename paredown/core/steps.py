@@ -185,7 +185,7 @@ def _of(module: str, by_name: dict[str, float], otherwise: float) -> float:
 class Prune:
     """Structured pruning: whole channels are removed, the model keeps its class and really gets smaller.
 
-    Exactly one of the first four says how much:
+    Exactly one of ratio, macs, latency and threshold says how much:
     ratio: fraction of the MACs to remove, in (0, 1). macs: what may remain, "0.5x" or "20 M".
     latency: what may remain, measured in the target's runtime, "0.6x" (of the float model) or "3 ms", of files of the `precision`
     that the model will have in the end: "int8" where it is quantized afterwards. threshold: remove what is less important, in the
@@ -323,7 +323,8 @@ class Distill:
 
         loss = (1 - hard_weight) soft + hard_weight hard + sum of weight * feature loss
 
-    temperature: of "soft_labels", "standardized", "dkd", "multi_label"; their losses are scaled by its square (Hinton 2015).
+    temperature: of "soft_labels", "standardized", "dkd", "multi_label", TokenLevel(); their losses are scaled by its square
+    (Hinton 2015).
     hard_weight: weight of the task's own loss, 0 (labels never read) to 1 (no soft loss; without features no teacher is asked).
     reconstruct: before anything else, and without labels, the parts of a student learn what the same parts of the teacher give.
     True: each layer of a student that was cut from the teacher is solved by least squares, in seconds; worth most where there

@@ -25,7 +25,6 @@ INTEGER_KINDS = ("static", "dynamic", "weight_only")
 _SAMPLES = 64  # of training data, in torch
 _RUN_SAMPLES = 8  # of these in the runtime, whose values are all held
 _FINE_DB, _HOPELESS_DB = 20.0, 6.0  # an error of 1 % of the signal's power; of a quarter of it
-_MUCH = 1e-3  # of what is read, clipped
 _MOST_DB = 150.0  # what stands for no noise at all
 
 
@@ -103,24 +102,13 @@ def remedy(noise: LayerNoise, saturated: int, config: Quantize, *, reduced: bool
     if noise.both >= _FINE_DB:
         return "" if db >= _FINE_DB else kept
     coarse = noise.activations < noise.weights
-    if coarse and noise.clipped > _MUCH:
-        return 'activations=Activations(observer="minmax")'
-    if noise.both < _HOPELESS_DB:
-        return kept
-    return _for_activations(noise, config) if coarse else _for_weights(config) or kept
+    if coarse and config.activations.observer != "mse":  # which clips too much, or too little
+        return 'activations=Activations(observer="mse")'
+    return kept if coarse or noise.both < _HOPELESS_DB else _for_weights(config) or kept
 
 
 def _kept(noise: LayerNoise) -> str:
     return f'protect=("{noise.path}",)'
-
-
-def _for_activations(noise: LayerNoise, config: Quantize) -> str:
-    """A range that lets go of outliers."""
-    given = config.activations
-    if given.observer != "percentile":
-        return 'activations=Activations(observer="percentile")'
-    further = given.percentile is None or given.percentile > 99.9
-    return 'activations=Activations(observer="percentile", percentile=99.9)' if further else _kept(noise)
 
 
 def _for_weights(config: Quantize) -> str:

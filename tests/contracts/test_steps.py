@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import paredown
-from paredown import Activations, Distill, MixedBits, Prune, Quantize, Recipe, Task, Training, Weights
+from paredown import Activations, Distill, MixedBits, Prune, Quantize, Recipe, Sparsify, Task, Training, Weights
 from paredown.core.effort import Effort
 from paredown.core.knowledge import AttentionTransfer, Blocks, Hint
 from paredown.core.recipe import step_name
@@ -23,8 +23,9 @@ STEPS: list[Step] = [
     Distill(training=Training(effort=Effort(2, "steps"))),
     Distill(training=Training(effort=Effort(2, "steps")), features=(Hint(), AttentionTransfer()), balance=True),
     Distill(training=Training(effort=Effort(2, "steps")), reconstruct=Blocks(training=Training(effort=Effort(2, "steps")))),
+    Sparsify(ratio=0.5),
     Quantize(samples=128),
-    Quantize(samples=128, weights=Weights(symmetric=False), activations=Activations(observer="mse"), refine=("equalization",)),
+    Quantize(samples=128, weights=Weights(symmetric=False), activations=Activations(observer="minmax"), refine=("equalization",)),
     Quantize(kind="weight_only", bits=4),
     Quantize(kind="dynamic"),
     Quantize(kind="palette", bits=4),
