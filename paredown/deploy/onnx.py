@@ -59,8 +59,11 @@ def export_onnx(
     target: recorded in the file's metadata, where `load` finds it.
     Raises TraceError or ExportError where the model can't be written, OutputError where the path can't.
     """
-    target = Target.of(target)
-    built = build(model, inputs, dynamic)
+    return write_onnx(build(model, inputs, dynamic), path, Target.of(target))
+
+
+def write_onnx(built: "Built", path: str | pathlib.Path, target: Target) -> Artifact:
+    """What was built already, likewise."""
     _describe_(built.model, target, built.precision)
     data = _serialized(built.model)
     destination = pathlib.Path(path)

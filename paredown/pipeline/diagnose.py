@@ -13,7 +13,7 @@ from paredown.core.report import NoisyLayer, Operators
 from paredown.core.steps import MixedBits, Quantize, Weights
 from paredown.core.target import Target
 from paredown.deploy.capabilities import executed_operators
-from paredown.deploy.onnx import build, export_onnx
+from paredown.deploy.onnx import Built, build, write_onnx
 from paredown.deploy.per_layer import LayerRun, layer_runs
 from paredown.pipeline.steps import quantize
 from paredown.quantization.model import QuantizedModel
@@ -47,9 +47,9 @@ def diagnose(task: Task, config: Quantize, target: Target | str, *, progress: Pr
         raise RecipeError("layers are looked at on integer grids", got=f"kind={config.kind!r}", remedy='write kind="static"')
     where = Target.of(target)
     model = quantize(task, config, target=where, progress=progress)
-    layers = diagnosed(task, model, where, progress=progress)
+    layers, built = _diagnosed(task, model, where, _SAMPLES, progress)
     with tempfile.TemporaryDirectory(prefix="paredown-") as folder:  # unchecked: what is wrong with it stands in the layers
-        artifact = export_onnx(model, task.inputs, Path(folder) / "model.onnx", target=where, dynamic=task.dynamic)
+        artifact = write_onnx(built, Path(folder) / "model.onnx", where)
         return Diagnosis(layers, executed_operators(artifact.path, where))
 
 
@@ -57,15 +57,23 @@ def diagnosed(
     task: Task, model: QuantizedModel, where: Target, *, samples: int = _SAMPLES, progress: Progress = silent
 ) -> tuple[NoisyLayer, ...]:
     """The layers of a model that is quantized (and perhaps trained) already. samples: of training data, in torch."""
+    return _diagnosed(task, model, where, samples, progress)[0]
+
+
+def _diagnosed(
+    task: Task, model: QuantizedModel, where: Target, samples: int, progress: Progress
+) -> tuple[tuple[NoisyLayer, ...], Built]:
+    """Likewise, and the ONNX model that was looked at."""
     config = model.config
     batches = held_batches(model, task, samples)
     progress("layer by layer", 0.0)
     noises = layer_noise(model, batches)
     few = held_batches(model, task, _RUN_SAMPLES)[0]
-    runs = _matched(noises, layer_runs(build(model, few, task.dynamic), few, where))
+    built = build(model, few, task.dynamic)
+    runs = _matched(noises, layer_runs(built, few, where))
     progress("layer by layer", 1.0)
     rows = (_row(noise, run, config, reduced=model.reduced) for noise, run in zip(noises, runs, strict=True))
-    return tuple(sorted(rows, key=lambda row: row.simulated_db))
+    return tuple(sorted(rows, key=lambda row: row.simulated_db)), built
 
 
 def _matched(noises: Sequence[LayerNoise], runs: Sequence[LayerRun]) -> list[LayerRun | None]:
