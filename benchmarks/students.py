@@ -75,7 +75,8 @@ def example_case(images: int = _IMAGES, effort: str = _EFFORT, teacher_effort: s
         return example_task(images, teacher_effort)
 
     schemes = tuple(Scheme(name, fresh(example.resnet18), config) for name, config in example.schemes(effort).items())
-    return Case("ResNet-50 -> ResNet-18, reduced widths", "teacher_student.csv", task, schemes)
+    teacher = Scheme("the teacher", lambda seed: task(seed).model)
+    return Case("ResNet-50 -> ResNet-18, reduced widths", "teacher_student.csv", task, (*schemes, teacher))
 
 
 @functools.cache
