@@ -100,7 +100,8 @@ class Weights:
     method, of "weight_only": "nearest", "hqq" (neither reads data), "gptq", "awq" (both read training samples).
     group, of "weight_only": numbers of a row that share a scale: 32, 64 or 128.
     embeddings: tables too: of "static" and "dynamic" by rows in 8 bits, of "weight_only" and "palette" in the step's `bits`. A
-    table that a quantized head reads as well always is.
+    table that a quantized head reads as well always is, as the head is; one that anything else reads, or that has a max_norm,
+    is unpacked in every call. What is indexed without an embedding operator, and nn.EmbeddingBag, stays in float.
     """
 
     __pydantic_config__: ClassVar = _FORBID

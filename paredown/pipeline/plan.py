@@ -87,13 +87,23 @@ class Planner:
 
     def tell(self, outcome: Outcome) -> None:
         """What the last proposal came to."""
-        if not self.told and outcome.possible and all(outcome.ratios[axis] >= 1 for axis in self.limits):
+        if not self.told and outcome.possible and (self._gains_nothing(outcome) or self._another_is_smaller(outcome)):
             self.int8 = self.int8[1:]
             if self.int8:  # which comes first now
                 return
         self.told.append((self._goal, self._asked, outcome))
         if not outcome.possible or (not outcome.drop_met and self._asked < 1):
             self._failed.add((self._goal, self._asked))
+
+    def _gains_nothing(self, outcome: Outcome) -> bool:
+        return all(outcome.ratios[axis] >= 1 for axis in self.limits)
+
+    def _another_is_smaller(self, outcome: Outcome) -> bool:
+        """Whether the size is missed, and what comes next stores more than tables: the recurrent layers, that is."""
+        if len(self.int8) < 2 or not self.int8[0].weights.embeddings or self._cheap(outcome.ratios, axes={"size"}):
+            return False
+        found = self.costs(Recipe((self.int8[1],)), {"size"})
+        return found is not None and found["size"] < _NEARER * outcome.ratios["size"]
 
     def tell_unquantizable(self) -> None:
         """The model has nothing that runs in such int8: in another, perhaps; else what is left is pruning."""

@@ -12,7 +12,7 @@ import pydantic
 
 from paredown.core.artifact import Candidate
 from paredown.core.budget import Axis
-from paredown.core.errors import NothingToPruneError
+from paredown.core.errors import NothingToPruneError, NothingToQuantizeError
 from paredown.core.progress import Progress
 from paredown.core.recipe import Recipe
 from paredown.core.target import Target
@@ -61,7 +61,7 @@ class Screen:
     def _measured(self, recipe: Recipe, axes: Collection[Axis]) -> Ratios | None:
         try:
             model = apply(self.task, recipe, target=self.target, seed=self.seed)
-        except NothingToPruneError:
+        except (NothingToPruneError, NothingToQuantizeError):
             return None
         with scratch_folder(self.store.folder(recipe)) as scratch:
             before, file = self.baseline.artifact, scratch / "model.onnx"

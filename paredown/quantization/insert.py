@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, fx, nn
 from paredown.core.steps import Quantize
 from paredown.graph import dynamic_quantize as _operator  # noqa: F401 (importing it registers the operator)
 from paredown.graph.trace import module_path, path_of
-from paredown.quantization.grid import BIASES
+from paredown.quantization.grid import BIASES, WEIGHTS
 from paredown.quantization.model import Codebook, FakeQuantizer, HalfFloat
 from paredown.quantization.nodes import argument, constant, name_of, value_of
 from paredown.quantization.placement import Placement, Site
@@ -22,8 +21,8 @@ _SMALLEST_BLOCK = 32
 
 def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Scheme, config: Quantize, *, reduced: bool) -> None:
     """Adds `module.quantizers`, and a call of one at every site. reduced: 8-bit weights on [-63, 63]."""
-    quantizers = nn.ModuleDict()
-    for site in placement.weights:
+    quantizers, weights = nn.ModuleDict(), _apart(placement.weights)
+    for site in weights:
         weight, widths = constant(module, site.node), scheme.of(path_of(site.key))
         assert weight is not None  # the placement takes constant weights only
         table = all(name_of(reader) == "embedding" for reader in site.readers)
@@ -36,22 +35,28 @@ def insert_quantizers_(module: fx.GraphModule, placement: Placement, scheme: Sch
     for site in placement.activations:
         quantizers[site.key] = FakeQuantizer(activation_grid(site.bits, config.activations)).to(device)
     module.add_module("quantizers", quantizers)
-    for site in (*placement.weights, *placement.biases, *placement.activations, *placement.restated):
+    for site in (*weights, *placement.biases, *placement.activations, *placement.restated):
         _call_(module.graph, f"quantizers.{site.key}", site)
 
 
+def _apart(sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    """Without those whose readers all read the same weight from an earlier one: a tied table, and one looked up twice."""
+    kept: list[Site] = []
+    for site in sites:
+        if not any(each.node is site.node and {*site.readers} <= {*each.readers} for each in kept):
+            kept.append(site)
+    return tuple(kept)
+
+
 def _of_weight(weight: Tensor, widths: BitWidths, config: Quantize, *, reduced: bool, table: bool) -> nn.Module:
-    """On an integer grid one scale per output channel, or per group. table: rows are looked up, so no sum of them saturates; and
-    one with zero points would be computed anew in every call.
+    """On an integer grid one scale per output channel, or per group. table: that is looked up alone. Beside integer layers it is
+    in 8 bits: no sum of its rows saturates, and with zero points it would be computed anew in every call.
     """
     if config.kind in ("fp16", "bf16"):
         return HalfFloat(5 if config.kind == "fp16" else 8)
     if config.kind == "palette":
         return Codebook(widths.weight_bits)
-    if table:
-        grid = weight_grid(replace(widths, symmetric=True), reduced=False)
-    else:
-        grid = weight_grid(widths, config.weights, reduced=reduced)
+    grid = WEIGHTS if table and config.kind == "static" else weight_grid(widths, config.weights, reduced=reduced)
     rows = weight.shape[0]
     if not widths.group:
         return FakeQuantizer(grid, (rows,), axis=0)

@@ -380,12 +380,11 @@ def _call_names(graph: fx.Graph, rules: Rules) -> dict[fx.Node, str]:
 
 
 def edges(module: fx.GraphModule, rules: Rules, protect: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The paths of the first and the last layer with a weight, unless that would be all of them, and of tables to look up."""
+    """The paths of the first and the last layer with a weight; () where that would be all of them."""
     state = _State(module, rules, Scheme(), {})
     weighted = [module_path(n) for n in module.graph.nodes if _has_weight(state, n)]
     paths = list(dict.fromkeys(p for p in weighted if p and not any(_inside(p, name) for name in protect)))
-    tables = dict.fromkeys(p for n in module.graph.nodes if name_of(n) == "embedding" and (p := module_path(n)))
-    return (*((paths[0], paths[-1]) if len(paths) > 2 else ()), *tables)
+    return (paths[0], paths[-1]) if len(paths) > 2 else ()
 
 
 def _is_protected(node: fx.Node, protect: tuple[str, ...]) -> bool:

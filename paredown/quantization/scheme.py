@@ -82,9 +82,7 @@ class Scheme:
 
 
 def scheme_of(config: Quantize, edges: Collection[str] = ()) -> Scheme:
-    """The bits that a step asks for; those that are chosen by layer begin at 8. edges: layers and tables that keep 8 whatever it
-    asks.
-    """
+    """The bits that a step asks for; those that are chosen by layer begin at 8. edges: layers that keep 8 whatever it asks."""
     if config.kind in ("fp16", "bf16"):
         return Scheme(BitWidths(16, FLOAT), embeddings=True)
     bits = 8 if isinstance(config.bits, MixedBits) else config.bits

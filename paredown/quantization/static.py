@@ -192,6 +192,7 @@ def set_weight_scales_(quantized: QuantizedModel) -> None:
     """Weights from the extremes of each channel, or fitted by least squares below 8 bits; biases in steps of s_x * s_w."""
     for key, weight in stored_weights(quantized):
         quantizer = quantized.quantizer(key)
+        check_finite(weight, f"weights at {key}")
         grid, find = quantizer.grid, extreme_scales if quantizer.grid.bits >= 7 else fitted_scales
         if grid.two_sided:  # what is above 0, and what is below, each as on a grid of its own
             above, zero_point = find(weight.detach().clamp(min=0), Grid(0, grid.high, True, grid.power_of_two))

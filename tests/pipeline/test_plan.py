@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from paredown.core.budget import Axis
 from paredown.core.effort import Effort
 from paredown.core.recipe import Recipe
-from paredown.core.steps import Distill, Prune, Quantize, Training
+from paredown.core.steps import Distill, Prune, Quantize, Training, Weights
 from paredown.pipeline.plan import Costs, Outcome, Planner, Ratios, int8_steps
 
 EFFORT = Training(effort=Effort(3, "epochs"))
@@ -59,6 +59,19 @@ def test_tables_are_stored_in_8_bits_where_a_size_is_asked_and_there_are_any() -
     asked: list[tuple[Ratios, bool]] = [({"size": 0.3, "latency": 0.6}, True), ({"size": 0.3}, False), ({"latency": 0.6}, True)]
     found = [{step.weights.embeddings for step in int8_steps(limits, tables=tables)} for limits, tables in asked]
     assert found == [{True}, {False}, {False}]
+
+
+def test_dynamic_int8_comes_first_where_static_stores_tables_alone_and_misses_the_size() -> None:
+    def costs(recipe: Recipe, _: Collection[Axis]) -> Ratios:
+        (step,) = recipe.steps
+        assert isinstance(step, Quantize) and step.kind == "dynamic"
+        return {"size": 0.32}
+
+    planner = Planner({"size": 0.4}, EFFORT, costs, int8=int8_steps({"size": 0.4}, tables=True))
+    planner.ask()
+    planner.tell(Outcome({"size": 0.55}, drop_met=True))
+    second = planner.ask()
+    assert second is not None and second.steps == (Quantize(kind="dynamic", weights=Weights(embeddings=True)),)
 
 
 def test_recoveries_train_as_they_are_told_after_int8_at_a_tenth_of_the_rate() -> None:

@@ -6,11 +6,15 @@ import pathlib
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import paredown
-from paredown import Activations, MixedBits, Quantize, Task, Weights
+from paredown import Activations, Distill, MixedBits, Quantize, Recipe, Task, Training, Weights
+from paredown.core.errors import NotFiniteError
+from paredown.core.precision import Scales
 from paredown.deploy.capabilities import executed_operators
+from paredown.quantization.model import QuantizedModel
 from tests.quantization.models import relative
 
 
@@ -56,6 +60,59 @@ def test_a_static_step_stores_tables_in_8_bits_on_request(words: Task, step: Qua
     assert list(stored.values()) == [onnx.TensorProto.INT8]
     assert executed_operators(artifact.path).floating.get("Cast", 0) == 0, "the table is unpacked when the file is loaded"
     assert relative(words.model, model, words.train[0][0]) < 0.4
+
+
+class Tied(Words):
+    """The table is looked up twice, and is the head."""
+
+    def forward(self, words: Tensor) -> Tensor:
+        hidden = torch.relu(self.hidden(self.table(words).mean(1) + self.table(words.flip(1)[:, :2]).mean(1)))
+        return hidden @ self.table.weight.T
+
+
+@pytest.mark.parametrize("scales", ["fixed", "lsq"])
+def test_a_tied_table_that_is_looked_up_twice_has_one_quantizer_and_trains(scales: Scales) -> None:
+    torch.manual_seed(0)
+    x = torch.randint(0, 500, (16, 7))
+    task = Task(Tied().eval(), (x[:2],), [(x, x[:, 0])], [(x, x[:, 0])])
+    step = Quantize(weights=Weights(embeddings=True), scales=scales)
+    model = paredown.apply(task, Recipe((step, Distill(training=Training(effort="2 steps")))))
+    assert isinstance(model, QuantizedModel)
+    assert all(bool(scale.isfinite().all()) for name, scale in model.state_dict().items() if name.endswith("scale"))
+    assert len([key for key in model.quantizers if key.endswith(":weight")]) == 2, "of the hidden layer, and of the table"
+
+
+def test_layers_beside_a_table_in_the_same_module_keep_the_bits_of_the_step() -> None:
+    model = paredown.quantize(_task(nn.Sequential(Looked(), nn.Linear(32, 32), nn.Linear(32, 5))), Quantize(bits=4))
+    assert [model.quantizer(f"0/{name}@0:weight").grid.bits > 4 for name in ("first", "second")] == [True, False]
+
+
+class Looked(nn.Module):
+    """A table of its own, read by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(500, 32))
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, words: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.relu(self.first(F.embedding(words, self.table).mean(1))))
+        return out
+
+
+def _task(model: nn.Module) -> Task:
+    x = torch.randint(0, 499, (16, 7))
+    return Task(model.eval(), (x[:2],), [(x, x[:, 0] % 5)], [(x, x[:, 0] % 5)])
+
+
+def test_a_table_of_the_root_is_in_8_bits_and_one_that_is_not_finite_is_refused() -> None:
+    step = Quantize(bits=4, weights=Weights(embeddings=True))
+    assert paredown.quantize(_task(Looked()), step).quantizer("@0:weight").grid.bits == 8
+    broken = Looked()
+    with torch.no_grad():
+        broken.table[499, 3] = torch.nan
+    with pytest.raises(NotFiniteError, match="weights at @0:weight"):
+        paredown.quantize(_task(broken), step)
 
 
 def test_tables_stay_in_float_where_nothing_is_asked(words: Task) -> None:
