@@ -1,7 +1,7 @@
 """From a budget to recipes: the planner proposes one, is told what its file measured, and proposes the next.
 
 It never sees a model, only ratios to the baseline. The mildest means comes first: int8 alone, which needs no training; where
-static int8 gains nothing, as in recurrent models, dynamic int8.
+static int8 gains nothing, as in recurrent models, or their tables alone, dynamic int8.
 Where that misses the size, channels are pruned before it: the fewest that make the file small enough, which `costs` tells of a
 cut that isn't trained yet. Where such a file is still too slow, the goal of the cut is the latency of the int8 file itself.
 So only the drop has to be found out by training. Where it is too large, the same is tried with a short distillation after int8,
@@ -55,7 +55,8 @@ class Planner:
 
     costs: of the file that an untrained recipe gives, the ratios on these axes at least; None where it can't be carried out.
     recovery: what each recovery distills; how it trains, `training` says.
-    int8: what proposals end with (the first), and what takes its place where that gains nothing or can run nothing of the model.
+    int8: what proposals end with (the first), and what takes its place where that gains nothing, can run nothing of the model, or
+    misses a size by storing its tables alone.
     """
 
     limits: Ratios
@@ -99,7 +100,7 @@ class Planner:
         return all(outcome.ratios[axis] >= 1 for axis in self.limits)
 
     def _another_is_smaller(self, outcome: Outcome) -> bool:
-        """Whether the size is missed, and what comes next stores more than tables: the recurrent layers, that is."""
+        """Whether the size is missed, and what comes next stores more than static int8 and tables: recurrent layers, that is."""
         if len(self.int8) < 2 or not self.int8[0].weights.embeddings or self._cheap(outcome.ratios, axes={"size"}):
             return False
         found = self.costs(Recipe((self.int8[1],)), {"size"})

@@ -192,7 +192,6 @@ def set_weight_scales_(quantized: QuantizedModel) -> None:
     """Weights from the extremes of each channel, or fitted by least squares below 8 bits; biases in steps of s_x * s_w."""
     for key, weight in stored_weights(quantized):
         quantizer = quantized.quantizer(key)
-        check_finite(weight, f"weights at {key}")
         grid, find = quantizer.grid, extreme_scales if quantizer.grid.bits >= 7 else fitted_scales
         if grid.two_sided:  # what is above 0, and what is below, each as on a grid of its own
             above, zero_point = find(weight.detach().clamp(min=0), Grid(0, grid.high, True, grid.power_of_two))
@@ -204,11 +203,12 @@ def set_weight_scales_(quantized: QuantizedModel) -> None:
 
 
 def stored_weights(quantized: QuantizedModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights that stand behind a quantizer, each with its key; a tied one under each of its keys."""
+    """The weights that stand behind a quantizer, each with its key. Raises NotFiniteError where one holds NaN or infinity."""
     for node in quantized.graph.nodes:
         if node.op == "call_module" and str(node.target).endswith(":weight"):
             weight = constant(quantized, node.args[0])
             assert weight is not None  # the placement takes constant weights only
+            check_finite(weight, f"weights at {quantizer_key(node)}")
             yield quantizer_key(node), weight
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 import onnx
 import pytest
@@ -30,12 +31,38 @@ class Words(nn.Module):
         return out
 
 
-@pytest.fixture(scope="module")
-def words() -> Task:
+class Tied(Words):
+    """The table is looked up twice, and is the head."""
+
+    def forward(self, words: Tensor) -> Tensor:
+        hidden = torch.relu(self.hidden(self.table(words).mean(1) + self.table(words.flip(1)[:, :2]).mean(1)))
+        return hidden @ self.table.weight.T
+
+
+class Looked(nn.Module):
+    """A table of its own, read by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(500, 32))
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, words: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.relu(self.first(F.embedding(words, self.table).mean(1))))
+        return out
+
+
+def task_of(make: Callable[[], nn.Module]) -> Task:
+    """Right is what the model says. The last row of the table is looked up by none."""
     torch.manual_seed(0)
-    model, x = Words().eval(), torch.randint(0, 500, (64, 7))
+    model, x = make().eval(), torch.randint(0, 499, (64, 7))
     batches = [(x, model(x).argmax(1))]
     return Task(model, (x[:2],), batches, batches)
+
+
+@pytest.fixture(scope="module")
+def words() -> Task:
+    return task_of(Words)
 
 
 @pytest.mark.parametrize(
@@ -62,57 +89,30 @@ def test_a_static_step_stores_tables_in_8_bits_on_request(words: Task, step: Qua
     assert relative(words.model, model, words.train[0][0]) < 0.4
 
 
-class Tied(Words):
-    """The table is looked up twice, and is the head."""
-
-    def forward(self, words: Tensor) -> Tensor:
-        hidden = torch.relu(self.hidden(self.table(words).mean(1) + self.table(words.flip(1)[:, :2]).mean(1)))
-        return hidden @ self.table.weight.T
-
-
 @pytest.mark.parametrize("scales", ["fixed", "lsq"])
 def test_a_tied_table_that_is_looked_up_twice_has_one_quantizer_and_trains(scales: Scales) -> None:
-    torch.manual_seed(0)
-    x = torch.randint(0, 500, (16, 7))
-    task = Task(Tied().eval(), (x[:2],), [(x, x[:, 0])], [(x, x[:, 0])])
     step = Quantize(weights=Weights(embeddings=True), scales=scales)
-    model = paredown.apply(task, Recipe((step, Distill(training=Training(effort="2 steps")))))
+    model = paredown.apply(task_of(Tied), Recipe((step, Distill(training=Training(effort="2 steps")))))
     assert isinstance(model, QuantizedModel)
     assert all(bool(scale.isfinite().all()) for name, scale in model.state_dict().items() if name.endswith("scale"))
     assert len([key for key in model.quantizers if key.endswith(":weight")]) == 2, "of the hidden layer, and of the table"
 
 
 def test_layers_beside_a_table_in_the_same_module_keep_the_bits_of_the_step() -> None:
-    model = paredown.quantize(_task(nn.Sequential(Looked(), nn.Linear(32, 32), nn.Linear(32, 5))), Quantize(bits=4))
+    task = task_of(lambda: nn.Sequential(Looked(), nn.Linear(32, 32), nn.Linear(32, 5)))
+    model = paredown.quantize(task, Quantize(bits=4))
     assert [model.quantizer(f"0/{name}@0:weight").grid.bits > 4 for name in ("first", "second")] == [True, False]
-
-
-class Looked(nn.Module):
-    """A table of its own, read by a function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(500, 32))
-        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
-
-    def forward(self, words: Tensor) -> Tensor:
-        out: Tensor = self.second(torch.relu(self.first(F.embedding(words, self.table).mean(1))))
-        return out
-
-
-def _task(model: nn.Module) -> Task:
-    x = torch.randint(0, 499, (16, 7))
-    return Task(model.eval(), (x[:2],), [(x, x[:, 0] % 5)], [(x, x[:, 0] % 5)])
 
 
 def test_a_table_of_the_root_is_in_8_bits_and_one_that_is_not_finite_is_refused() -> None:
     step = Quantize(bits=4, weights=Weights(embeddings=True))
-    assert paredown.quantize(_task(Looked()), step).quantizer("@0:weight").grid.bits == 8
-    broken = Looked()
+    task = task_of(Looked)
+    assert paredown.quantize(task, step).quantizer("@0:weight").grid.bits == 8
     with torch.no_grad():
-        broken.table[499, 3] = torch.nan
-    with pytest.raises(NotFiniteError, match="weights at @0:weight"):
-        paredown.quantize(_task(broken), step)
+        task.model.table[499, 3] = torch.nan  # type: ignore[operator,index]  # a parameter
+    for each in (step, Quantize(kind="palette", weights=step.weights), Quantize(kind="bf16")):
+        with pytest.raises(NotFiniteError, match="weights at @0:weight"):
+            paredown.quantize(task, each)
 
 
 def test_tables_stay_in_float_where_nothing_is_asked(words: Task) -> None:
