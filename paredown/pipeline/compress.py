@@ -57,6 +57,7 @@ from paredown.pipeline.store import Existing, Store, Stored, identity
 from paredown.pipeline.widths import widths
 from paredown.quantization.bits import layer_bits
 from paredown.quantization.model import QuantizedModel
+from paredown.quantization.weight_only import looks_up
 from paredown.render.html import render_html
 from paredown.task.task import Task, require_task
 from paredown.train.batchnorm import require_two_samples
@@ -214,7 +215,7 @@ def _plan(run: _Run, training: Training) -> tuple[Barrier, ...]:
     """Proposals until the budget is met or the planner has no more to try. -> what kept it from trying more."""
     screen = Screen(run.task, run.baseline, run.target, run.store, run.seed, run.progress)
     limits = allowed(run.budget, run.baseline)
-    int8 = int8_steps(limits, tables=any(isinstance(each, nn.Embedding) for each in run.task.model.modules()))
+    int8 = int8_steps(limits, tables=looks_up(run.task.model, run.task.inputs))
     planner = Planner(limits, training, screen, recovery=recovering(run.task), int8=int8)
     try:
         _propose(run, planner, training)

@@ -165,14 +165,15 @@ def best_range(values: Tensor, weights: Tensor, grid: Grid, passes: int = 3) -> 
 def entropy_threshold(counts: Tensor, levels: int) -> int:
     """counts (n,) of |x| in n equal bins -> how many of them to keep: everything beyond is clipped into the last.
 
-    levels: of the rounded distribution, over the kept bins. All of them where there are no more than that.
+    levels: of the rounded distribution, over the kept bins. All of them where there are no more than that. At least a sixteenth
+    is kept, as TensorRT's search from 128 to 2,048 bins does: two levels fit two bins exactly, whatever is clipped.
     """
     p = counts.double()
     if len(p) > 1:
         p[0] = torch.minimum(p[0], p[1])  # zeros are exact on any grid; the many behind a relu would outweigh all else
     beyond = p.flip(0).cumsum(0).flip(0)
     filled = int(torch.nonzero(p).max()) + 1 if bool(p.any()) else 1
-    candidates = range(min(levels, filled), filled + 1, max(1, (filled - levels) // 256))
+    candidates = range(max(min(levels, filled), filled // 16), filled + 1, max(1, (filled - levels) // 256))
     divergences = [_divergence(p[:kept], float(beyond[kept]) if kept < len(p) else 0.0, levels) for kept in candidates]
     best = min(range(len(divergences)), key=divergences.__getitem__)
     return candidates[best] if divergences[best] < divergences[-1] else filled

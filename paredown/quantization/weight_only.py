@@ -3,8 +3,11 @@
 Round to nearest, or GPTQ (`gptq.py`), AWQ (`awq.py`), HQQ (`hqq.py`). A row of a weight has one scale for `group` numbers.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paredown.core.progress import Progress, silent
 from paredown.core.steps import Quantize
@@ -14,6 +17,7 @@ from paredown.quantization.hqq import hqq_
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.refine import held_batches
 from paredown.quantization.static import prepare_for, set_weight_scales_
+from paredown.task.batches import Inputs, call, evaluating, unfused
 from paredown.task.task import Task
 
 
@@ -36,3 +40,23 @@ def quantize_weights(model: nn.Module, task: Task, config: Quantize, *, progress
         hqq_(quantized)
     progress("rounding", 1.0)
     return quantized
+
+
+def looks_up(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the model reads tables by the embedding operator, in nn.Embedding or written out. It runs once, unharmed."""
+    lookups = _Lookups()
+    with evaluating(model), unfused(), torch.no_grad(), lookups:
+        call(model, inputs)
+    return lookups.found
+
+
+class _Lookups(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+    """found: whether the embedding operator has run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.found = False
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.found |= func is torch.ops.aten.embedding.default
+        return func(*args, **(kwargs or {}))

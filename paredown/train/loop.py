@@ -107,6 +107,7 @@ def _run_(
         value = _loss(loss, parallel, laid_out(batch, layout))
         last = _finite(float(value.detach()), step, last, training)
         accelerator.backward(value)
+        _densify_gradients_(weights)
         masks.mask_gradients_()
         if training.clip is not None:
             accelerator.clip_grad_norm_(weights, training.clip)
@@ -154,10 +155,7 @@ def _optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
         {"params": [w for w in weights if w.dim() > 1], "weight_decay": training.weight_decay},
         {"params": [w for w in weights if w.dim() <= 1], "weight_decay": 0.0},
     ]
-    sparse = any(getattr(module, "sparse", False) for module in model.modules())  # torch's fused steps don't take such gradients
-    fused = not sparse and all(
-        w.is_floating_point() and w.device.type in ("cpu", "cuda") for w in weights
-    )  # half of foreach's time
+    fused = all(w.is_floating_point() and w.device.type in ("cpu", "cuda") for w in weights)  # half of foreach's time
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
     return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=fused)
@@ -217,6 +215,13 @@ def _loss(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
             remedy="take its mean over the batch; don't detach it, and don't compute it under no_grad",
         )  # fmt: skip
     return value
+
+
+def _densify_gradients_(weights: list[nn.Parameter]) -> None:
+    """Those of nn.Embedding(sparse=True): neither AdamW nor SGD with weight decay or Nesterov's momentum takes them sparse."""
+    for weight in weights:
+        if weight.grad is not None and weight.grad.is_sparse:
+            weight.grad = weight.grad.to_dense()
 
 
 def _finite(value: float, step: int, last: float, training: Training) -> float:

@@ -121,7 +121,8 @@ def test_tables_stay_in_float_where_nothing_is_asked(words: Task) -> None:
     assert "table@0:weight" not in paredown.quantize(words, kept).quantizers
 
 
-def test_a_planned_run_stores_them_for_a_size(words: Task, tmp_path: pathlib.Path) -> None:
-    report = paredown.compress(words, paredown.Budget(max_drop=0.5, size="0.4x"), out=tmp_path, effort="1 step")
+@pytest.mark.parametrize("make", [Words, Looked])
+def test_a_planned_run_stores_them_for_a_size(make: Callable[[], nn.Module], tmp_path: pathlib.Path) -> None:
+    report = paredown.compress(task_of(make), paredown.Budget(max_drop=0.5, size="0.4x"), out=tmp_path, effort="1 step")
     (step,) = report.stages[-1].recipe.steps
     assert isinstance(step, Quantize) and step.weights.embeddings and report.met

@@ -143,6 +143,13 @@ def test_the_entropy_threshold_ignores_how_many_zeros_a_relu_leaves() -> None:
     assert 400 < entropy_threshold(counts, 16) < 1000
 
 
+@pytest.mark.parametrize("levels", [2, 4])
+def test_few_levels_keep_a_sixteenth_of_a_long_tail(levels: int) -> None:
+    long = torch.randn(50_000, generator=torch.Generator().manual_seed(0)).mul(1.5).exp()
+    counts = torch.histc(long, 2048, 0, float(long.max()))
+    assert 128 <= entropy_threshold(counts, levels) < 256
+
+
 def test_no_range_is_narrower_than_what_a_coarse_grid_can_hold() -> None:
     assert entropy_threshold(torch.ones(10), 128) == 10
     assert after(Entropy(ACTIVATIONS), torch.full((9,), 3.0)).range()[1] == 3.0

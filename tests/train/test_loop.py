@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -299,9 +300,10 @@ def test_an_error_is_the_users_own_where_a_buffer_was_made_meanwhile() -> None:
         fit_(Remembering(), [(torch.ones(4, 2), None)], loss, SHORT)
 
 
-def test_sparse_embeddings_train() -> None:
+@pytest.mark.parametrize(("optimizer", "clip"), [("sgd", None), ("sgd", 1.0), ("adamw", None)])
+def test_sparse_embeddings_train(optimizer: Literal["sgd", "adamw"], clip: float | None) -> None:
     table = nn.Embedding(10, 4, sparse=True)
     before = table.weight.detach().clone()
-    training = Training(effort=Effort(2, "steps"), clip=None, weight_decay=0)
+    training = Training(effort=Effort(2, "steps"), optimizer=optimizer, clip=clip, weight_decay=0)
     fit_(table, [(torch.tensor([1, 2]), None)], lambda model, batch: model(batch[0]).square().mean(), training)
     assert not torch.equal(table.weight[1], before[1]) and torch.equal(table.weight[3], before[3])
