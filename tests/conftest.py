@@ -26,6 +26,18 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def translations_listed_once() -> Iterator[None]:
+    """torch's exporter lists its translations in every export, for which onnxscript parses the source of each, 0.6 s in all
+    (torch 2.14, onnxscript 0.7): a quarter of the export of a small net, of which the tests make hundreds.
+    """
+    from torch.onnx._internal.exporter._registration import onnxscript_apis
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def rounds_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is timed in the process of the test, three pairs a round, both files loaded once: starts and loads take longer
