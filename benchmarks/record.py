@@ -21,6 +21,14 @@ def row(name: str, measurement: Measurement, **extra: Any) -> dict[str, Any]:
     return {"case": name, **{k: v for k, v in dataclasses.asdict(measurement).items() if v is not None}, **extra}
 
 
+def read(file: str) -> list[dict[str, Any]]:
+    """The rows of RESULTS/file as text, none of them where there is no such file."""
+    if not (RESULTS / file).exists():
+        return []
+    with (RESULTS / file).open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def write(file: str, rows: list[dict[str, Any]], target: Target | None = None, *, other_machines: bool = False) -> pathlib.Path:
     """RESULTS/file, its columns the union of the rows', with date and environment appended to each row that has none.
 
@@ -34,9 +42,8 @@ def write(file: str, rows: list[dict[str, Any]], target: Target | None = None, *
     where = "; ".join(f"{key}={value}" for key, value in environment(target or Target()).items())
     stamp["environment"] = where
     full = [{**each, **stamp, **each} for each in rows]  # a row of an earlier run keeps its own
-    if other_machines and (RESULTS / file).exists():
-        with (RESULTS / file).open(newline="") as stream:
-            full = [each for each in csv.DictReader(stream) if _processor(each) != _processor(stamp)] + full
+    if other_machines:
+        full = [each for each in read(file) if _processor(each) != _processor(stamp)] + full
     columns = list(dict.fromkeys(key for each in full for key in each))
     RESULTS.mkdir(exist_ok=True)
     path, unfinished = RESULTS / file, RESULTS / f".{file}"

@@ -9,6 +9,7 @@ Batch size, rate, layers solved first and hints were chosen by trainings of 90 s
 """
 
 import dataclasses
+import hashlib
 import pathlib
 import sys
 from typing import Any
@@ -51,9 +52,10 @@ def cut(task: paredown.Task) -> nn.Module:
 
 def recovered(task: paredown.Task, start: nn.Module, seed: int) -> nn.Module:
     """The student of a seed; kept, so that a killed benchmark goes on where it stopped."""
-    folder = FOLDER / f"student-{seed}"
+    digest = hashlib.sha256(f"{CONFIG!r} {_TRAIN} {_BATCH}".encode()).hexdigest()[:12]
+    folder = FOLDER / f"student-{digest}-{seed}"
     if not folder.exists():
-        student = paredown.distill(task, CONFIG, model=start, seed=seed, resume=FOLDER / f"training-{seed}")
+        student = paredown.distill(task, CONFIG, model=start, seed=seed, resume=FOLDER / f"training-{digest}-{seed}")
         paredown.save_checkpoint(student, folder)
     return paredown.load_checkpoint(folder, task.model)
 

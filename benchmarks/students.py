@@ -3,6 +3,7 @@
     python -m benchmarks.students example      examples/teacher_student.py: ResNet-50-shaped teacher, ResNet-18-shaped student
     python -m benchmarks.students resnet20     the published ResNet-56 teaches ResNet-20, from scratch and from published weights
     python -m benchmarks.students              both, one seed after the other; a killed run goes on where it stopped
+    python -m benchmarks.students resnet20 1   one seed; the others stay as the table has them
     python -m benchmarks.students smoke        two steps of each scheme; nothing is written
 
 Nothing is chosen here: efforts and learning rates were fixed beforehand, so both halves of the test images are read. The
@@ -17,7 +18,7 @@ import hashlib
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torch import nn
 import paredown
 from benchmarks.cifar import SEEDS
 from benchmarks.kept import FOLDER, mean_of, once, scored, scores_of
-from benchmarks.record import row, write
+from benchmarks.record import read, row, write
 from examples.cifar10_resnet20 import data
 from examples.cifar10_resnet20 import task as cifar_task
 from paredown import Cached, Distill, Training
@@ -145,8 +146,8 @@ def done(case: Case, scheme: Scheme, seed: int) -> Scores | None:
     return None if kept is None else scores_of(paredown.top1, kept["validation"], kept["test"])
 
 
-def run(case: Case) -> None:
-    for seed in SEEDS:
+def run(case: Case, seeds: Sequence[int] = SEEDS) -> None:
+    for seed in seeds:
         for scheme in case.schemes:
             once(case.file(scheme, seed), functools.partial(trained, case, scheme, seed))
             print(write(case.table, table(case)))
@@ -154,28 +155,44 @@ def run(case: Case) -> None:
 
 
 def table(case: Case) -> list[dict[str, Any]]:
-    """Top-1 of each student that is done; what it gains on the one that it is held against, seed by seed; and the mean gains."""
-    rows: list[dict[str, Any]] = []
-    by_name = {scheme.name: scheme for scheme in case.schemes}
+    """Top-1 of each student that is done; what it gains on the one that it is held against, seed by seed; and the mean gains.
+
+    Rows of seeds that weren't trained here stay as the table has them: seeds of hours may take their turns.
+    """
+    rows, before = [], read(case.table)
     for scheme in case.schemes:
-        effort = "none" if scheme.config is None else str(scheme.config.training.effort)
-        fields, gains = {"teacher_student": case.name, "effort": effort}, []
-        for seed in SEEDS:
-            if (own := done(case, scheme, seed)) is None:
-                continue
-            rows.append(row(scheme.name, quality(own), seed=seed, **fields))
-            rival = _HELD_AGAINST.get(scheme.name)
-            other = None if rival is None else done(case, by_name[rival], seed)
-            if other is not None:
-                lost = drop(other, own)  # one-sided bounds, each at 95 %
-                gain = dataclasses.replace(lost, metric="gain", value=-lost.value, low=-lost.upper, high=-lost.lower)
-                gains.append(gain.value)
-                rows.append(row(f"{scheme.name} against {rival}", gain, seed=seed, **fields))
+        fields = {"teacher_student": case.name, "effort": "none" if scheme.config is None else str(scheme.config.training.effort)}
+        found = [
+            each for seed in SEEDS for each in _measured(case, scheme, seed, fields) or _earlier(before, scheme, seed, fields)
+        ]
+        rows += found
+        gains = [float(each["value"]) for each in found if each["metric"] == "gain"]
         if len(gains) == len(SEEDS):
             mean = mean_of("mean gain", gains)
             extra = {"seed": "mean", "seeds_better": sum(gain > 0 for gain in gains), **fields}
             rows.append(row(f"{scheme.name} against {_HELD_AGAINST[scheme.name]}", mean, **extra))
     return rows
+
+
+def _measured(case: Case, scheme: Scheme, seed: int, fields: dict[str, str]) -> list[dict[str, Any]]:
+    """Of a student that is done here, its row and that of its gain; [] of one that isn't."""
+    if (own := done(case, scheme, seed)) is None:
+        return []
+    rival = next((each for each in case.schemes if each.name == _HELD_AGAINST.get(scheme.name)), None)
+    other = None if rival is None else done(case, rival, seed)
+    rows = [row(scheme.name, quality(own), seed=seed, **fields)]
+    if rival is not None and other is not None:
+        lost = drop(other, own)  # one-sided bounds, each at 95 %
+        gain = dataclasses.replace(lost, metric="gain", value=-lost.value, low=-lost.upper, high=-lost.lower)
+        rows.append(row(f"{scheme.name} against {rival.name}", gain, seed=seed, **fields))
+    return rows
+
+
+def _earlier(before: list[dict[str, Any]], scheme: Scheme, seed: int, fields: dict[str, str]) -> list[dict[str, Any]]:
+    """The same rows, as an earlier run wrote them."""
+    wanted = {**fields, "seed": str(seed)}
+    mine = [each for each in before if each["case"].partition(" against ")[0] == scheme.name]
+    return [each for each in mine if all(each[key] == value for key, value in wanted.items())]
 
 
 def smoke() -> None:
@@ -192,10 +209,9 @@ def main(words: list[str]) -> None:
     match words:
         case ["smoke"]:
             smoke()
-        case ["example"]:
-            run(example_case())
-        case ["resnet20"]:
-            run(resnet20_case())
+        case ["example" | "resnet20" as name, *seeds] if set(map(str, SEEDS)).issuperset(seeds):
+            case = example_case() if name == "example" else resnet20_case()
+            run(case, tuple(map(int, seeds)) or SEEDS)
         case []:
             run(example_case())
             run(resnet20_case())

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 
 from benchmarks.quantization import arithmetic, convnets, language, lowbit, memory, zoo
-from benchmarks.quantization.parts import Parts, done, forget
+from benchmarks.quantization.parts import Parts, done, forget, grow
 from benchmarks.record import write
 
 CASES: dict[str, tuple[Callable[[int | None], Parts], str]] = {
@@ -38,7 +38,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="of each split (of the zoo: models); the result is shown, not written")
     parser.epilog = f"cases:\n{known}"
     options = parser.parse_args()
-    rows = done(options.case, CASES[options.case][0](options.samples), kept=options.samples is None)
+    parts = CASES[options.case][0](options.samples)
+    if options.case == "zoo" and options.samples is None:
+        print(grow(options.case, parts))
+        return
+    rows = done(options.case, parts, kept=options.samples is None)
     if options.samples is None:
         print(write(f"quantization_{options.case}.csv", rows, other_machines=True))
         forget(options.case)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import paredown
+from benchmarks.record import RESULTS, read, write
 from paredown.core.target import Target
 from paredown.deploy.capabilities import environment
 
@@ -30,9 +31,22 @@ def done(case: str, parts: Parts, *, kept: bool) -> Rows:
             if kept:
                 _keep(case, name, found)
         rows += found
-        for each in found:
-            print("  ".join(f"{key}={value}" for key, value in each.items() if key not in _STAMP), flush=True)
+        _show(found)
     return rows
+
+
+def grow(case: str, parts: Parts) -> pathlib.Path:
+    """The table of a case of hours whose rows hold on any machine: one row a part, whose name is the row's case. What the table
+    has isn't measured again, and it is written after each part.
+    """
+    file = f"quantization_{case}.csv"
+    rows = read(file)
+    for name, measure in parts.items():
+        if not any(each["case"] == name for each in rows):
+            rows += (found := [_stamped(each) for each in measure()])
+            _show(found)
+            write(file, rows)
+    return RESULTS / file
 
 
 def forget(case: str) -> None:
@@ -41,6 +55,11 @@ def forget(case: str) -> None:
 
 
 _STAMP = ("date", "paredown", "environment")
+
+
+def _show(rows: Rows) -> None:
+    for each in rows:
+        print("  ".join(f"{key}={value}" for key, value in each.items() if key not in _STAMP), flush=True)
 
 
 def _stamped(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Each of torchvision's classifiers in int8: exported and in parity with torch in both runtimes, or the reason why not."""
+"""Each of torchvision's classifiers in int8: exported and in parity with torch in both runtimes, or the reason why not.
+
+The rows hold on any machine, so the table grows over as many runs as it takes; without its file a run begins anew.
+"""
 
 import functools
 import multiprocessing
@@ -25,7 +28,7 @@ def torchvision(samples: int | None) -> Parts:
     names = [entry.name for entry in entries() if entry.source == "torchvision"]
     every = 1 if samples is None else max(len(names) // samples, 1)
     chosen = names[::every][: samples or len(names)]
-    return {f"{name} {runtime}": functools.partial(_row, name, runtime) for name in chosen for runtime in _RUNTIMES}
+    return {f"{runtime} {name}": functools.partial(_row, name, runtime) for name in chosen for runtime in _RUNTIMES}
 
 
 def _row(name: str, runtime: Runtime) -> Rows:
