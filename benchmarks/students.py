@@ -210,8 +210,8 @@ def main(words: list[str]) -> None:
         case ["smoke"]:
             smoke()
         case ["example" | "resnet20" as name, *seeds] if set(map(str, SEEDS)).issuperset(seeds):
-            case = example_case() if name == "example" else resnet20_case()
-            run(case, tuple(map(int, seeds)) or SEEDS)
+            chosen = example_case() if name == "example" else resnet20_case()
+            run(chosen, tuple(map(int, seeds)) or SEEDS)
         case []:
             run(example_case())
             run(resnet20_case())
