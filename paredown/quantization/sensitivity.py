@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from paredown.core.errors import NotTrainableError
 from paredown.measure.quality import score
 from paredown.quantization.costs import Table
 from paredown.quantization.layers import Layer, layers_of, unquantized
@@ -118,6 +119,8 @@ def hessian_traces(
 
     One derivative of u^T y gives J^T u of all layers at once. v^T H v with signs v in all layers would hold for each layer what
     the others' signs add to it: small traces drown in that, and may come out below 0.
+
+    Raises NotTrainableError where no gradient gets from the outputs to one of them.
     """
     weights, keys = [layer.weight(model) for layer in layers_of(model)], tensors_of(model) if read else ()
     generator = torch.Generator().manual_seed(seed)
@@ -129,10 +132,21 @@ def hessian_traces(
             over = [*weights, *(seen[key] for key in keys)]
             for _ in range(draws):
                 signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-                slopes = torch.autograd.grad(output @ signs, over, retain_graph=True)
-                sums += torch.stack([g.square().sum().double().cpu() for g in slopes]) / batch_size(inputs)
+                sums += torch.stack([g.square().sum().double().cpu() for g in _slopes(output @ signs, over)]) / batch_size(inputs)
     means = sums.numpy() / (draws * len(batches))
     return Traces(means[: len(weights)], means[len(weights) :])
+
+
+def _slopes(value: Tensor, over: Sequence[Tensor]) -> list[Tensor]:
+    found = torch.autograd.grad(value, over, retain_graph=True, allow_unused=True) if value.requires_grad else (None,) * len(over)
+    slopes = [slope for slope in found if slope is not None]
+    if len(slopes) < len(over):
+        raise NotTrainableError(
+            "the Hessian takes a gradient from the outputs to every weight, and to what layers read",
+            got=f"none for {len(over) - len(slopes)} of {len(over)}",
+            remedy='write sensitivity="noise", which takes none',
+        )
+    return slopes
 
 
 @contextmanager

@@ -1,33 +1,47 @@
 """What a cut would cost is what its trained file costs, is measured once, and is kept beside the stages."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import paredown
 from paredown import Budget, Distill, Prune, Quantize, Recipe, Target, Task, Training
+from paredown.core.artifact import Candidate
 from paredown.core.budget import Axis
 from paredown.core.effort import Effort
 from paredown.core.steps import Widths
 from paredown.pipeline import compress as main_job
 from paredown.pipeline.screen import Screen
 from paredown.pipeline.store import Store, identity
+from tests.conftest import SmallResNet, make_pattern_task
 
 TARGET = Target("onnxruntime", batch=16, threads=1)
 SIZE: tuple[Axis, ...] = ("size",)
 BUDGET = Budget(max_drop=0.05, size="0.9x")
 
 
-@pytest.fixture
-def screen(tmp_path: Path, pattern_task: Task) -> Callable[..., Screen]:
-    """A screen over a run whose baseline is measured."""
-    store = Store.open(tmp_path / "run", identity(pattern_task, BUDGET, TARGET, 0), "refuse")
-    run = main_job._Run(pattern_task, BUDGET, TARGET, 0, lambda label, fraction: None, store)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, trained_small_resnet: SmallResNet) -> tuple[Task, Candidate, Path]:
+    """A run that has measured its baseline: task, baseline and folder, which a test copies before it writes there."""
+    task, folder = make_pattern_task(trained_small_resnet), tmp_path_factory.mktemp("measured") / "run"
+    store = Store.open(folder, identity(task, BUDGET, TARGET, 0), "refuse")
+    run = main_job._Run(task, BUDGET, TARGET, 0, lambda label, fraction: None, store)
     run.measure_baseline()
+    return task, run.baseline, folder
+
+
+@pytest.fixture
+def screen(tmp_path: Path, measured: tuple[Task, Candidate, Path]) -> Callable[..., Screen]:
+    """A screen over a run whose baseline is measured."""
+    task, baseline, folder = measured
+    shutil.copytree(folder, tmp_path / "run")
+    store = Store.open(tmp_path / "run", identity(task, BUDGET, TARGET, 0), "resume")
 
     def make() -> Screen:
-        return Screen(pattern_task, run.baseline, TARGET, store, 0, lambda label, fraction: None)
+        return Screen(task, baseline, TARGET, store, 0, lambda label, fraction: None)
 
     return make
 
@@ -41,11 +55,12 @@ def test_bytes_of_the_untrained_file_are_those_of_the_trained_one(
 ) -> None:
     cut, quantized = prune(0.4).steps
     trained = Recipe((cut, Distill(training=Training(effort=Effort(2, "steps"))), quantized))
-    run = main_job.compress(pattern_task, BUDGET, target=TARGET, out=tmp_path / "trained", recipe=trained)
-    final = run.stages[-1].candidate
-    costs = screen()(prune(0.4), SIZE)
+    model = paredown.apply(pattern_task, trained, target=TARGET)
+    final = paredown.export(model, pattern_task, target=TARGET, path=tmp_path / "trained.onnx")
+    made = screen()
+    costs = made(prune(0.4), SIZE)
     assert costs is not None and set(costs) == {"size"}
-    assert costs["size"] == pytest.approx(final.size_ratio, rel=0.01)
+    assert costs["size"] == pytest.approx(final.size_bytes / made.baseline.artifact.size_bytes, rel=0.01)
 
 
 def test_a_latency_is_measured_only_where_it_is_asked(screen: Callable[..., Screen]) -> None:

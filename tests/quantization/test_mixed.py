@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from paredown.core.errors import BudgetError
+from paredown.core.errors import BudgetError, NotTrainableError
 from paredown.core.steps import MixedBits, Quantize
 from paredown.measure.latency_table import LatencyTable
 from paredown.quantization.assign import quantize_mixed, reading_at
@@ -329,3 +329,34 @@ def test_the_trace_of_one_layer_holds_nothing_of_the_others(published: Task, cal
     once = hessian_traces(quantized, calibration[:1], draws=4).weights
     often = hessian_traces(quantized, calibration[:1], draws=40, seed=1).weights
     assert (once > 0.5 * often).all() and (once < 2 * often).all()
+
+
+class Rounded(nn.Module):
+    """No gradient gets behind the rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(x).round().detach())
+        return out
+
+
+class Argmax(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x))).argmax(1, keepdim=True).float()
+
+
+@pytest.mark.parametrize(("model", "without"), [(Rounded(), 1), (Argmax(), 2)])
+def test_the_hessian_of_a_model_without_gradients_is_refused(model: nn.Module, without: int) -> None:
+    x = torch.randn(8, 3)
+    batches = [(x, torch.zeros(8, 1))]
+    task = Task(model, (x[:4],), batches, batches, metric=lambda o, t: (o - t).mean(1), loss=lambda o, t: (o - t).mean())
+    quantized = quantize_model(model, task, Quantize(), reduced=False)
+    with pytest.raises(NotTrainableError, match=f'none for {without} of 2; write sensitivity="noise"'):
+        hessian_traces(quantized, [x])
