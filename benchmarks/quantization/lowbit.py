@@ -57,9 +57,9 @@ def mixed(samples: int | None) -> Parts:
     uniform = {"4 bits everywhere": chosen(choices=(4, 8), evaluations=1)}
     ways: dict[str, Model] = {
         "4 bits everywhere but at the edges": lambda: paredown.quantize(task, paredown.Quantize(bits=4, target=_TARGET.runtime)),
-        "exact, by noise": chosen(evaluations=1),
-        "exact, by noise, verified": chosen(evaluations=verified),
+        "exact, by noise": chosen(evaluations=1, sensitivity="noise"),
         "exact, by the Hessian": chosen(evaluations=1, sensitivity="hessian"),
+        "exact, by the Hessian, verified": chosen(evaluations=verified, sensitivity="hessian"),
         "by the rule": chosen(method="rule"),
     }
     first, second = "0.4x bit operations, weights alone", "0.4x bit operations, weights and activations"

@@ -18,7 +18,7 @@ Refinement = Literal["smooth", "equalization", "adaround", "brecq", "bias_correc
 WeightMethod = Literal["nearest", "gptq", "awq", "hqq"]
 WeightRange = Literal["auto", "full", "reduced"]
 Scales = Literal["fixed", "lsq", "pact"]
-LayerSensitivity = Literal["noise", "metric", "hessian"]
+LayerSensitivity = Literal["auto", "noise", "metric", "hessian"]
 
 _FORBID = pydantic.ConfigDict(extra="forbid")
 _WIDTHS = (8, 4, 3, 2)
@@ -41,7 +41,9 @@ class MixedBits:
     `Activations(bits=)` says, for all layers.
     sensitivity: what a layer loses by its weights, and by what it reads, at each width by itself: "noise" (squared error of the
     output, on training data), "metric" (drop of the task's metric, on validation data), "hessian" (curvature of the output's
-    error times the squared error).
+    error times the squared error, on training data), "auto" (noise and Hessian: of what they lead to, that which the metric
+    prefers, or with one evaluation that whose outputs are nearer to the float model's; noise alone where no gradient gets to
+    some weight).
     evaluations: how many assignments are measured by the task's metric, on validation data, in a local search that starts at the
     chosen one and moves where another is significantly better; 1 takes it as it is.
     method: "exact"; "rule" is a baseline to beat: the layers with the most MACs get the most bits, the rest the fewest.
@@ -54,7 +56,7 @@ class MixedBits:
     bops: float | None = None
     choices: tuple[int, ...] = (2, 3, 4, 8)
     activations: tuple[int, ...] = ()
-    sensitivity: LayerSensitivity = "noise"
+    sensitivity: LayerSensitivity = "auto"
     evaluations: int = 20
     method: Literal["exact", "rule"] = "exact"
 

@@ -7,6 +7,8 @@ model is then quantized anew with the bits that were chosen: a layer in float mo
 
 import copy
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +17,8 @@ import torch
 from torch import nn
 
 from paredown.core.budget import parse_limit
-from paredown.core.errors import RecipeError
+from paredown.core.errors import NotTrainableError, RecipeError
+from paredown.core.precision import LayerSensitivity
 from paredown.core.progress import Progress, silent
 from paredown.core.report import BitsSensitivity, WidthLoss
 from paredown.core.steps import MixedBits, Quantize
@@ -41,6 +44,7 @@ from paredown.quantization.sensitivity import (
     hessian_table_of_tensors,
     hessian_traces,
     metric_table,
+    noise,
     noise_table,
     tensors_of,
 )
@@ -48,6 +52,7 @@ from paredown.quantization.static import calibrate_, quantize_model, set_bias_sc
 from paredown.task.batches import Inputs, call
 from paredown.task.task import Task
 
+_log = logging.getLogger(__name__)
 _SAMPLES = 64  # of training data, for sensitivities
 _ERROR = 0.05  # the chance that noise moves the local search at all
 WHOLE = ""  # in a table of latencies: all layers together
@@ -107,27 +112,65 @@ def choose_bits(
     levels = wanted.activations or (probe.config.activations.bits,)
     candidates = _candidates(probe, task, wanted.choices, levels)
     facts, choices = facts_of(probe, batches[0]), _choices(wanted.choices, levels)
-    weights, read = _losses(wanted, candidates, task, batches)
-    problem = Problem(
-        weights[:, [wanted.choices.index(c.weight_bits) for c in choices]],
-        _costs(facts, choices, latencies),
-        _limits(facts, wanted, latencies),
-        _sharing(probe, choices, levels, read) if wanted.activations else None,
-        _modules(facts),
-    )
-    if wanted.method == "rule":
-        found = rule_of_thumb(facts, problem, low=0, high=len(choices) - 1)
-    else:
-        found = choose(problem)
-        if wanted.evaluations > 1:
-            measure, better = (
-                _measuring(probe, candidates, choices, task, wanted.evaluations, progress),
-                _better(wanted.evaluations),
-            )
-            found = repair(found, problem, measure, better, evaluations=wanted.evaluations).assignment
+    costs, limits = _costs(facts, choices, latencies), _limits(facts, wanted, latencies)
+
+    def posed(kind: LayerSensitivity) -> _Posed:
+        weights, read = _losses(kind, wanted, candidates, task, batches)
+        sharing = _sharing(probe, choices, levels, read) if wanted.activations else None
+        own = weights[:, [wanted.choices.index(c.weight_bits) for c in choices]]
+        problem = Problem(own, costs, limits, sharing, _modules(facts))
+        by_rule = wanted.method == "rule"
+        found = rule_of_thumb(facts, problem, low=0, high=len(choices) - 1) if by_rule else choose(problem)
+        return _Posed(kind, (weights, read), problem, found)
+
+    measure = functools.cache(_measuring(probe, candidates, choices, task, wanted.evaluations, progress))
+    verified, sign = wanted.method == "exact" and wanted.evaluations > 1, -1 if task.scorer.higher_is_better else 1
+
+    def lost(found: Assignment) -> float:
+        return sign * measure(found).value if verified else _apart(probe, candidates, [choices[c] for c in found], batches)
+
+    first = _first(wanted, posed, lost)
+    found = first.found
+    if verified:
+        left = wanted.evaluations - max(measure.cache_info().currsize - 1, 0)
+        found = repair(found, first.problem, measure, _better(wanted.evaluations), evaluations=left).assignment
     progress("choosing bits", 1.0)
-    evidence = _evidence(probe, facts, wanted, (weights, read), latencies)
+    evidence = _evidence(probe, facts, wanted, first, latencies)
     return Chosen(tuple(choices[c] for c in found), facts, evidence)
+
+
+@dataclass(frozen=True)
+class _Posed:
+    """A kind of sensitivity, its tables (of weights, of what is read), the problem they pose, and what solves it."""
+
+    kind: LayerSensitivity
+    losses: tuple[Table, Table]
+    problem: Problem
+    found: Assignment
+
+
+def _first(wanted: MixedBits, posed: Callable[[LayerSensitivity], _Posed], lost: Callable[[Assignment], float]) -> _Posed:
+    """As asked. "auto": of what Hessian and noise lead to, that which loses less, all layers together: the noise of a layer on a
+    coarse grid is bounded, the Hessian's prediction isn't, and neither knows of the others.
+    """
+    if wanted.sensitivity != "auto":
+        return posed(wanted.sensitivity)
+    by_noise = posed("noise")
+    if wanted.method == "rule":  # which doesn't read it
+        return by_noise
+    try:
+        by_hessian = posed("hessian")
+    except NotTrainableError as error:
+        _log.info("the sensitivity of layers is the noise of the output: %s", error)
+        return by_noise
+    return min(by_hessian, by_noise, key=lambda each: lost(each.found))
+
+
+def _apart(probe: QuantizedModel, candidates: Candidates, widths: Sequence[BitWidths], batches: Sequence[Inputs]) -> float:
+    """How far the outputs are from the float model's."""
+    trial = copy.deepcopy(probe)
+    _take_(trial, candidates, widths)
+    return noise(trial, batches)
 
 
 def _choices(weights: Sequence[int], activations: Sequence[int]) -> tuple[BitWidths, ...]:
@@ -226,13 +269,15 @@ def reading_at(model: QuantizedModel, task: Task, bits: int) -> QuantizedModel:
     return copied
 
 
-def _losses(wanted: MixedBits, candidates: Candidates, task: Task, batches: Sequence[Inputs]) -> tuple[Table, Table]:
+def _losses(
+    kind: LayerSensitivity, wanted: MixedBits, candidates: Candidates, task: Task, batches: Sequence[Inputs]
+) -> tuple[Table, Table]:
     """Of weights (layers, choices) and of what is read (tensors, choices); nothing is lost in float, the last choice if it is
     one.
     """
     models, readers = list(candidates.weights.values()), list(candidates.activations.values())
     read, chosen = np.zeros((0, 0)), bool(wanted.activations)
-    match wanted.sensitivity:
+    match kind:
         case "noise":
             weights = noise_table(models, batches)
             read = noise_table(readers, batches, read=True) if chosen else read
@@ -274,7 +319,7 @@ def _take_(model: QuantizedModel, candidates: Candidates, widths: Sequence[BitWi
 
 
 def _evidence(
-    probe: QuantizedModel, facts: Sequence[Facts], wanted: MixedBits, losses: tuple[Table, Table], latencies: LatencyTable | None
+    probe: QuantizedModel, facts: Sequence[Facts], wanted: MixedBits, posed: _Posed, latencies: LatencyTable | None
 ) -> tuple[BitsSensitivity, ...]:
     """Per layer: what each width loses, and what the model takes more with the layer in float, where that was measured."""
     keys = tensors_of(probe)
@@ -285,10 +330,11 @@ def _evidence(
     def of(row: Sequence[float], bits: Sequence[int]) -> tuple[WidthLoss, ...]:
         return tuple(WidthLoss(width, float(loss)) for width, loss in zip(bits, row, strict=True))
 
-    read = [losses[1][keys.index(key_before(layer.node))] if len(losses[1]) else () for layer in layers_of(probe)]
+    weights, tensors = posed.losses
+    read = [tensors[keys.index(key_before(layer.node))] if len(tensors) else () for layer in layers_of(probe)]
     return tuple(
-        BitsSensitivity(wanted.sensitivity, of(own, wanted.choices), of(also, wanted.activations), more(f))
-        for f, own, also in zip(facts, losses[0], read, strict=True)
+        BitsSensitivity(posed.kind, of(own, wanted.choices), of(also, wanted.activations), more(f))
+        for f, own, also in zip(facts, weights, read, strict=True)
     )
 
 

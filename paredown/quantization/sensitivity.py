@@ -11,6 +11,7 @@ Weights: (layers, choices), of one model per choice, the same graph calibrated a
 tensor that several layers read stands once, under the key of its quantizer (`tensors_of`).
 """
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from paredown.quantization.costs import Table
 from paredown.quantization.layers import Layer, layers_of, unquantized
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.placement import key_before
-from paredown.task.batches import Inputs, batch_size, call, tensors
+from paredown.task.batches import Inputs, batch_size, call, rows_of, tensors
 from paredown.task.task import Task
+
+_AT_ONCE = 8  # samples
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,23 @@ def only(model: QuantizedModel, keys: Collection[str]) -> Iterator[None]:
         yield
 
 
+def noise(model: QuantizedModel, batches: Sequence[Inputs]) -> float:
+    """Relative squared error of the output of the model as it stands, summed over the batches."""
+    with torch.no_grad(), unquantized(model):
+        wanted = [_output(model, inputs) for inputs in batches]
+    return _distance(model, batches, wanted)
+
+
 def noise_table(models: Sequence[QuantizedModel], batches: Sequence[Inputs], *, read: bool = False) -> Table:
     """models: one per choice. Relative squared error of the output, summed over the batches. read: of what layers read."""
     with torch.no_grad(), unquantized(models[0]):
         wanted = [_output(models[0], inputs) for inputs in batches]
-    size = sum(float(y.square().sum()) for y in wanted)
 
-    def noise(model: QuantizedModel, keys: tuple[str, ...]) -> float:
-        with torch.no_grad(), only(model, keys):
-            errors = [(_output(model, inputs) - y).square().sum() for inputs, y in zip(batches, wanted, strict=True)]
-        return float(torch.stack(errors).sum()) / max(size, 1e-300)
+    def alone(model: QuantizedModel, keys: tuple[str, ...]) -> float:
+        with only(model, keys):
+            return _distance(model, batches, wanted)
 
-    return _table(models, noise, read=read)
+    return _table(models, alone, read=read)
 
 
 def metric_table(models: Sequence[QuantizedModel], task: Task, *, read: bool = False) -> Table:
@@ -124,17 +132,27 @@ def hessian_traces(
     """
     weights, keys = [layer.weight(model) for layer in layers_of(model)], tensors_of(model) if read else ()
     generator = torch.Generator().manual_seed(seed)
-    sums = torch.zeros(len(weights) + len(keys), dtype=torch.float64)
+    sums, samples = torch.zeros(len(weights) + len(keys), dtype=torch.float64), sum(map(batch_size, batches))
     with unquantized(model), torch.enable_grad(), _trainable(weights):
-        for inputs in batches:
+        for inputs in _few_at_a_time(batches):
             with _seeing(model, keys) as seen:
                 output = _output(model, inputs)
             over = [*weights, *(seen[key] for key in keys)]
             for _ in range(draws):
                 signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-                sums += torch.stack([g.square().sum().double().cpu() for g in _slopes(output @ signs, over)]) / batch_size(inputs)
-    means = sums.numpy() / (draws * len(batches))
+                sums += torch.stack([g.square().sum().double().cpu() for g in _slopes(output @ signs, over)])
+    means = sums.numpy() / (draws * samples)
     return Traces(means[: len(weights)], means[len(weights) :])
+
+
+def _few_at_a_time(batches: Sequence[Inputs]) -> Iterator[Inputs]:
+    """Parts of a batch, as even as they can be: what a gradient needs is kept of `_AT_ONCE` samples at most."""
+    for inputs in batches:
+        samples = batch_size(inputs)
+        parts = -(-samples // _AT_ONCE)
+        ends = [samples * part // parts for part in range(parts + 1)]
+        for start, end in itertools.pairwise(ends):
+            yield rows_of(inputs, samples, slice(start, end))
 
 
 def _slopes(value: Tensor, over: Sequence[Tensor]) -> list[Tensor]:
@@ -188,6 +206,13 @@ def _table(models: Sequence[QuantizedModel], value: Callable[[QuantizedModel, tu
     """(layers or tensors, choices)."""
     columns = [[value(model, keys) for keys in parts_of(model, read=read)] for model in models]
     return np.array(columns, dtype=np.float64).T
+
+
+def _distance(model: QuantizedModel, batches: Sequence[Inputs], wanted: Sequence[Tensor]) -> float:
+    """Of the model's outputs from those wanted, squared and relative to them."""
+    with torch.no_grad():
+        errors = [(_output(model, inputs) - y).square().sum() for inputs, y in zip(batches, wanted, strict=True)]
+    return float(torch.stack(errors).sum()) / max(sum(float(y.square().sum()) for y in wanted), 1e-300)
 
 
 def _output(model: nn.Module, inputs: Inputs) -> Tensor:

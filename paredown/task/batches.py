@@ -88,9 +88,13 @@ def batch_size(inputs: Inputs) -> int:
 
 def first_samples(inputs: Inputs, count: int) -> Inputs:
     """The first samples of a batch; what has no row for each sample stays whole."""
-    samples = batch_size(inputs)
-    few: Inputs = apply_tensors(inputs, lambda t: t[:count] if t.dim() and t.shape[0] == samples else t)
+    few: Inputs = rows_of(inputs, batch_size(inputs), slice(count))
     return few
+
+
+def rows_of(value: Any, samples: int, rows: slice) -> Any:
+    """Some samples of inputs or targets of so many; what has no row for each stays whole."""
+    return apply_tensors(value, lambda t: t[rows] if t.dim() and t.shape[0] == samples else t)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -1,18 +1,22 @@
 """Bits per layer: within the limit, better than the same bits everywhere, exported packed, kept by checkpoint and recipe."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import paredown
 from paredown import Activations, Distill, MixedBits, Quantize, Recipe, Task, Training
 from paredown.core.effort import Effort
 from paredown.core.errors import RecipeError
+from paredown.core.precision import LayerSensitivity
 from paredown.core.report import Report
 from paredown.deploy.capabilities import executed_operators
 from paredown.measure.latency_table import LatencyTable
+from paredown.measure.quality import score
 from paredown.pipeline import steps, timings
 from paredown.pipeline.timings import layer_latencies
 from paredown.quantization.assign import at_width, quantize_mixed
@@ -21,9 +25,22 @@ from paredown.quantization.costs import bops_table, facts_of
 from paredown.quantization.layers import layers_of
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.scheme import BitWidths, Scheme
+from paredown.quantization.sensitivity import noise
 from paredown.quantization.static import quantize_model
+from paredown.task.batches import call, first_samples
 from tests.conftest import SmallResNet
 from tests.quantization.models import relative
+
+
+class Labels(nn.Sequential):
+    """Numbers of classes, which no gradient gets through."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1, keepdim=True).float()
+
 
 STORED = {2: 2.0, 3: 3.2, 4: 4.0, 8: 8.0}
 
@@ -43,6 +60,34 @@ def test_the_average_is_kept_and_layers_differ(pattern_task: Task, sensitivity: 
     for layer in layers_of(model):
         expected = model.scheme.of(layer.path).weight_bits
         assert layer.quantizer(model).grid.bits == (7 if expected == 8 and model.reduced else expected)
+
+
+def test_of_noise_and_hessian_what_loses_less_is_taken(pattern_task: Task) -> None:
+    """By the metric where several choices may be measured by it, else by the outputs."""
+
+    def chosen(sensitivity: LayerSensitivity, evaluations: int) -> QuantizedModel:
+        return paredown.quantize(pattern_task, Quantize(bits=MixedBits(3.4, sensitivity=sensitivity, evaluations=evaluations)))
+
+    by_noise, by_hessian = chosen("noise", 1), chosen("hessian", 1)
+    assert by_noise.scheme != by_hessian.scheme
+    held = [first_samples(pattern_task.train[0][0], 64)]  # type: ignore[index]  # a list
+    nearer = min(by_noise, by_hessian, key=lambda model: noise(model, held))
+    values = [score(functools.partial(call, model), pattern_task, "validation").value for model in (by_noise, by_hessian)]
+    assert values[0] != values[1]
+    better = (by_noise, by_hessian)[values.index(max(values))]
+    for evaluations, expected in ((1, nearer), (2, better)):
+        found = chosen("auto", evaluations)
+        assert found.scheme == expected.scheme
+        assert [row.measure for row in found.evidence.values()] == [row.measure for row in expected.evidence.values()]
+
+
+def test_a_model_without_gradients_has_its_bits_chosen_by_noise() -> None:
+    torch.manual_seed(0)
+    model, x = Labels().eval(), torch.randn(32, 3)
+    batches = [(x, torch.zeros(32, 1))]
+    task = Task(model, (x[:4],), batches, batches, metric=lambda o, t: (o - t).mean(1), loss=lambda o, t: (o - t).mean())
+    quantized = paredown.quantize(task, Quantize(bits=MixedBits(5, evaluations=1)))
+    assert {row.measure for row in quantized.evidence.values()} == {"noise"}
 
 
 def test_room_for_a_few_more_bits_goes_where_it_helps(pattern_task: Task) -> None:
@@ -260,7 +305,10 @@ def test_the_search_stays_where_only_noise_speaks_for_another_choice(pattern_tas
 
     task = dataclasses.replace(pattern_task, metric=coin)
     found = [
-        [row.weight_bits for row in layer_bits(paredown.quantize(task, Quantize(bits=MixedBits(3.4, evaluations=n))))]
+        [
+            row.weight_bits
+            for row in layer_bits(paredown.quantize(task, Quantize(bits=MixedBits(3.4, sensitivity="noise", evaluations=n))))
+        ]
         for n in (1, 12)
     ]
     assert found[0] == found[1]

@@ -16,7 +16,7 @@ from paredown.core.errors import BatchError, NotFiniteError, TaskError
 from paredown.graph.groups import Group
 from paredown.pruning.importance.taylor import gate_gradient
 from paredown.pruning.importance.taylor_second import perturbation
-from paredown.task.batches import Batch, apply_tensors, batch_size, call, fitting, tensors
+from paredown.task.batches import Batch, batch_size, call, fitting, rows_of, tensors
 from paredown.task.task import Task
 
 Objective = Callable[[nn.Module, Batch], Tensor]
@@ -137,7 +137,7 @@ def pieces(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
             continue
         for start in range(0, samples, size):
             rows = slice(start, start + size)
-            yield _rows(inputs, samples, rows), _rows(target, samples, rows)
+            yield rows_of(inputs, samples, rows), rows_of(target, samples, rows)
 
 
 def in_pieces(task: Task, batches: Iterable[Batch], size: int) -> Iterable[Batch]:
@@ -172,7 +172,3 @@ def _projection(output: Tensor, generator: torch.Generator) -> Tensor:
 def _has_rows(target: Any, samples: int) -> bool:
     found = tensors(target)
     return target is None or (bool(found) and all(t.dim() > 0 and t.shape[0] == samples for t in found))
-
-
-def _rows(value: Any, samples: int, rows: slice) -> Any:
-    return apply_tensors(value, lambda t: t[rows] if t.dim() and t.shape[0] == samples else t)

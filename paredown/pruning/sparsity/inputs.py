@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from paredown.core.errors import NotFiniteError, RecipeError
 from paredown.pruning.sparsity.layers import Layer, Sparse
-from paredown.task.batches import Batch, apply_tensors, batch_size, call, each, evaluating, fitting, tensors
+from paredown.task.batches import Batch, batch_size, call, each, evaluating, fitting, rows_of, tensors
 from paredown.task.task import Task
 
 _VALUES_AT_ONCE = 1 << 22  # of rows that are laid out for one product
@@ -38,7 +38,7 @@ def samples(task: Task, count: int) -> Iterator[Batch]:
     for batch in each(task.train, "train", task.device):
         size, rest = batch_size(batch[0]), left
         left -= size
-        yield batch if left >= 0 else apply_tensors(batch, lambda t: t[:rest] if t.dim() and len(t) == size else t)  # noqa: B023 - used at once
+        yield batch if left >= 0 else rows_of(batch, size, slice(rest))
         if left <= 0:
             return
 
