@@ -38,9 +38,11 @@ def trained(samples: int | None) -> Parts:
     def student(seed: int) -> Model:  # kept under runs/bench
         return lambda: recovered(task, paredown.Recipe((step, recovery)), seed)
 
-    students = {f"4 bits, lsq, seed {seed}": student(seed) for seed in (0, 1, 2)}
     untrained = dataclasses.replace(step, scales="fixed")
-    return {"all": lambda: _rows(task, {"4 bits, not trained": lambda: paredown.quantize(task, untrained), **students})}
+    first = {"4 bits, not trained": lambda: paredown.quantize(task, untrained)}
+    students = {f"4 bits, lsq, seed {seed}": student(seed) for seed in (0, 1, 2)}
+    each = {name: functools.partial(_against, task, first, {name: made}) for name, made in students.items()}
+    return {"4 bits, not trained": lambda: _rows(task, first), **each}
 
 
 def mixed(samples: int | None) -> Parts:

@@ -36,8 +36,8 @@ def done(case: str, parts: Parts, *, kept: bool) -> Rows:
 
 
 def grow(case: str, parts: Parts) -> pathlib.Path:
-    """The table of a case of hours whose rows hold on any machine: one row a part, whose name is the row's case. What the table
-    has isn't measured again, and it is written after each part.
+    """The table of a case of hours whose rows hold on any machine; a part has a row whose case is its name. What the table has
+    isn't measured again, and it is written after each part.
     """
     file = f"quantization_{case}.csv"
     rows = read(file)

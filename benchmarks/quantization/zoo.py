@@ -1,6 +1,6 @@
 """Each of torchvision's classifiers in int8: exported and in parity with torch in both runtimes, or the reason why not.
 
-The rows hold on any machine, so the table grows over as many runs as it takes; without its file a run begins anew.
+The rows hold on any machine, so the table grows over as many runs as it takes.
 """
 
 import functools
