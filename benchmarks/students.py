@@ -157,14 +157,14 @@ def run(case: Case, seeds: Sequence[int] = SEEDS) -> None:
 def table(case: Case) -> list[dict[str, Any]]:
     """Top-1 of each student that is done; what it gains on the one that it is held against, seed by seed; and the mean gains.
 
-    Rows of seeds that weren't trained here stay as the table has them: seeds of hours may take their turns.
+    Rows of seeds that aren't all done here stay as the table has them: seeds of hours may take their turns.
     """
     rows, before = [], read(case.table)
+    whole = [seed for seed in SEEDS if all(done(case, scheme, seed) is not None for scheme in case.schemes)]
     for scheme in case.schemes:
         fields = {"teacher_student": case.name, "effort": "none" if scheme.config is None else str(scheme.config.training.effort)}
-        found = [
-            each for seed in SEEDS for each in _measured(case, scheme, seed, fields) or _earlier(before, scheme, seed, fields)
-        ]
+        earlier = {seed: [] if seed in whole else _earlier(before, scheme, seed, fields) for seed in SEEDS}
+        found = [each for seed in SEEDS for each in earlier[seed] or _measured(case, scheme, seed, fields)]
         rows += found
         gains = [float(each["value"]) for each in found if each["metric"] == "gain"]
         if len(gains) == len(SEEDS):

@@ -1,6 +1,7 @@
 """Tables of benchmarks that take hours, a part in each run: what was measured before stays, and isn't measured again."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def results(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.quantization.parts.RESULTS", tmp_path)
     monkeypatch.setattr(recovery, "FOLDER", tmp_path)
+    monkeypatch.setattr(students, "FOLDER", tmp_path)
 
 
 def test_a_killed_run_leaves_its_parts_and_the_next_goes_on() -> None:
@@ -45,16 +47,24 @@ def test_a_killed_run_leaves_its_parts_and_the_next_goes_on() -> None:
     assert [row["case"] for row in rows] == ["a", "b", "c"] and all(row["environment"] and row["date"] for row in rows)
 
 
-def test_other_times_stay_in_the_table_of_recovery() -> None:
-    old = [{"case": "plain 180 seconds", "seconds": seconds, "value": 0.1} for seconds in (180.0, 60.0)]
-    record.write("recovery.csv", old)
-    cell = recovery.Cell("plain", Effort(60, "seconds"), 0, 0.05)
-    drops = {split: dataclasses.asdict(Measurement("drop", 0.03)) for split in recovery.SPLITS}
-    cell.file.write_text(json.dumps({**drops, "macs_ratio": 0.35, "wall_seconds": 61.0}))
+def test_what_the_table_of_recovery_has_of_a_time_stays_until_all_of_it_is_done_again() -> None:
+    def done(scheme: str, seconds: int, seed: int, rate: float) -> None:
+        cell = recovery.Cell(scheme, Effort(seconds, "seconds"), seed, rate)
+        drops = {split: dataclasses.asdict(Measurement("drop", 0.03)) for split in recovery.SPLITS}
+        cell.file.write_text(json.dumps({**drops, "macs_ratio": 0.35, "wall_seconds": 61.0}))
+
+    record.write("recovery.csv", [{"case": "old", "seconds": seconds, "value": 0.1} for seconds in (180.0, 60.0)])
+    done("plain", 60, 0, 0.05)
+    done("plain", 600, 0, 0.05)
     recovery.written()
-    assert [(float(row["seconds"]), row["value"]) for row in record.read("recovery.csv")] == [
-        (180.0, "0.1"), (60.0, "0.03"), (60.0, "0.03"),
-    ]  # fmt: skip
+    found = [(float(row["seconds"]), row["value"]) for row in record.read("recovery.csv")]
+    assert found == [(180.0, "0.1"), (60.0, "0.1"), (600.0, "0.03"), (600.0, "0.03")]
+    for scheme in recovery.SCHEMES:
+        for seed, rate in itertools.product(recovery.SEEDS, recovery.rates(scheme)):
+            done(scheme, 60, seed, rate)
+    recovery.written()
+    cases = {row["case"] for row in record.read("recovery.csv") if float(row["seconds"]) == 60}
+    assert cases == {f"{scheme} 60 seconds" for scheme in recovery.SCHEMES}
 
 
 def test_other_seeds_stay_in_the_table_of_students_and_count_in_its_means() -> None:
@@ -75,3 +85,9 @@ def test_other_seeds_stay_in_the_table_of_students_and_count_in_its_means() -> N
     (mean,) = [row for row in rows if row["metric"] == "mean gain"]
     assert mean["value"] == pytest.approx(0.02) and mean["seeds_better"] == 3
     assert len(rows) == len(kept) + 1, "of another effort nothing is taken"
+    case.file(schemes[1], 0).parent.mkdir(parents=True)
+    scores = {"digest": "d", "values": [1.0, 0.0]}
+    case.file(schemes[1], 0).write_text(json.dumps({"validation": scores, "test": scores}))
+    assert students.table(case) == rows, "a seed is taken over when all its students are done"
+    case.file(schemes[0], 0).write_text(json.dumps({"validation": scores, "test": scores}))
+    assert [row["value"] for row in students.table(case) if row["metric"] == "gain"] == [0.0, "0.02", "0.03"]

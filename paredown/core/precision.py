@@ -42,8 +42,8 @@ class MixedBits:
     sensitivity: what a layer loses by its weights, and by what it reads, at each width by itself: "noise" (squared error of the
     output, on training data), "metric" (drop of the task's metric, on validation data), "hessian" (curvature of the output's
     error times the squared error, on training data), "auto" (noise and Hessian: of what they lead to, that which the metric
-    prefers, or with one evaluation that whose outputs are nearer to the float model's; noise alone where no gradient gets to
-    some weight).
+    prefers; at a tie, and with one evaluation, that whose outputs are nearer to the float model's; noise alone where no gradient
+    gets to some weight).
     evaluations: how many assignments are measured by the task's metric, on validation data, in a local search that starts at the
     chosen one and moves where another is significantly better; 1 takes it as it is.
     method: "exact"; "rule" is a baseline to beat: the layers with the most MACs get the most bits, the rest the fewest.

@@ -123,11 +123,12 @@ def choose_bits(
         found = rule_of_thumb(facts, problem, low=0, high=len(choices) - 1) if by_rule else choose(problem)
         return _Posed(kind, (weights, read), problem, found)
 
-    measure = functools.cache(_measuring(probe, candidates, choices, task, wanted.evaluations, progress))
     verified, sign = wanted.method == "exact" and wanted.evaluations > 1, -1 if task.scorer.higher_is_better else 1
+    measure = functools.cache(_measuring(probe, candidates, choices, task, wanted.evaluations, progress))
 
-    def lost(found: Assignment) -> float:
-        return sign * measure(found).value if verified else _apart(probe, candidates, [choices[c] for c in found], batches)
+    def lost(found: Assignment) -> tuple[float, float]:
+        by_metric = sign * measure(found).value if verified else 0.0
+        return by_metric, _apart(probe, candidates, [choices[c] for c in found], batches)
 
     first = _first(wanted, posed, lost)
     found = first.found
@@ -149,9 +150,11 @@ class _Posed:
     found: Assignment
 
 
-def _first(wanted: MixedBits, posed: Callable[[LayerSensitivity], _Posed], lost: Callable[[Assignment], float]) -> _Posed:
-    """As asked. "auto": of what Hessian and noise lead to, that which loses less, all layers together: the noise of a layer on a
-    coarse grid is bounded, the Hessian's prediction isn't, and neither knows of the others.
+def _first(
+    wanted: MixedBits, posed: Callable[[LayerSensitivity], _Posed], lost: Callable[[Assignment], tuple[float, float]]
+) -> _Posed:
+    """As asked. "auto": of what noise and Hessian lead to, that which loses less, all layers together: the noise of a layer on a
+    coarse grid is bounded, the Hessian's prediction isn't, and neither knows of the others. lost: the lesser pair loses less.
     """
     if wanted.sensitivity != "auto":
         return posed(wanted.sensitivity)
@@ -163,7 +166,7 @@ def _first(wanted: MixedBits, posed: Callable[[LayerSensitivity], _Posed], lost:
     except NotTrainableError as error:
         _log.info("the sensitivity of layers is the noise of the output: %s", error)
         return by_noise
-    return min(by_hessian, by_noise, key=lambda each: lost(each.found))
+    return by_noise if by_noise.found == by_hessian.found else min(by_noise, by_hessian, key=lambda each: lost(each.found))
 
 
 def _apart(probe: QuantizedModel, candidates: Candidates, widths: Sequence[BitWidths], batches: Sequence[Inputs]) -> float:
@@ -237,11 +240,13 @@ def _measuring(
     progress: Progress,
 ) -> Callable[[Assignment], Scores]:
     """The task's metric of an assignment on validation data; the probe itself stays as it is."""
-    trial, done = copy.deepcopy(probe), 0
+    made, done = list[QuantizedModel](), 0
 
     def measure(assignment: Assignment) -> Scores:
         nonlocal done
         done += 1
+        trial = made[0] if made else copy.deepcopy(probe)
+        made[:] = [trial]
         progress("choosing bits", min(0.99, done / evaluations))
         _take_(trial, candidates, [choices[c] for c in assignment])
         return score(lambda inputs: call(trial, inputs), task, "validation")

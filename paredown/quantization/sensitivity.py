@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from paredown.core.errors import NotTrainableError
+from paredown.core.errors import NotTrainableError, TaskError
 from paredown.measure.quality import score
 from paredown.quantization.costs import Table
 from paredown.quantization.layers import Layer, layers_of, unquantized
@@ -108,7 +108,7 @@ def hessian_table_of_tensors(models: Sequence[QuantizedModel], traces: Traces, b
     """models: one per choice; batches: those that the traces were taken of."""
     keys = tensors_of(models[0])
     sums, counts = np.zeros((len(keys), len(models))), np.zeros(len(keys))
-    for inputs in batches:
+    for inputs in _few_at_a_time(batches):
         with torch.no_grad(), unquantized(models[0]), _seeing(models[0], keys) as seen:
             call(models[0], inputs)
         for row, key in enumerate(keys):
@@ -123,24 +123,19 @@ def hessian_table_of_tensors(models: Sequence[QuantizedModel], traces: Traces, b
 def hessian_traces(
     model: QuantizedModel, batches: Sequence[Inputs], *, draws: int = 8, seed: int = 0, read: bool = False
 ) -> Traces:
-    """Over each layer's weights, and with `read` over what layers read, in the float model, averaged over draws and batches.
+    """Over each layer's weights, and with `read` over what layers read, in the float model, averaged over draws and samples.
 
     One derivative of u^T y gives J^T u of all layers at once. v^T H v with signs v in all layers would hold for each layer what
     the others' signs add to it: small traces drown in that, and may come out below 0.
 
-    Raises NotTrainableError where no gradient gets from the outputs to one of them.
+    Raises NotTrainableError where no gradient gets from the outputs to one of them, or one isn't finite.
     """
     weights, keys = [layer.weight(model) for layer in layers_of(model)], tensors_of(model) if read else ()
     generator = torch.Generator().manual_seed(seed)
     sums, samples = torch.zeros(len(weights) + len(keys), dtype=torch.float64), sum(map(batch_size, batches))
     with unquantized(model), torch.enable_grad(), _trainable(weights):
         for inputs in _few_at_a_time(batches):
-            with _seeing(model, keys) as seen:
-                output = _output(model, inputs)
-            over = [*weights, *(seen[key] for key in keys)]
-            for _ in range(draws):
-                signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
-                sums += torch.stack([g.square().sum().double().cpu() for g in _slopes(output @ signs, over)])
+            sums += _squared_slopes(model, inputs, weights, keys, draws, generator)
     means = sums.numpy() / (draws * samples)
     return Traces(means[: len(weights)], means[len(weights) :])
 
@@ -155,16 +150,48 @@ def _few_at_a_time(batches: Sequence[Inputs]) -> Iterator[Inputs]:
             yield rows_of(inputs, samples, slice(start, end))
 
 
+def _squared_slopes(
+    model: QuantizedModel,
+    inputs: Inputs,
+    weights: Sequence[Tensor],
+    keys: Collection[str],
+    draws: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """|J^T u|^2 summed over draws of u, float64: of each weight, then of each tensor that is read. No graph is left."""
+    with _seeing(model, keys) as seen:
+        output = _output(model, inputs)
+    over = [*weights, *(seen[key] for key in keys)]
+    sums = torch.zeros(len(over), dtype=torch.float64)
+    for _ in range(draws):
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+        sums += torch.stack([slope.square().sum().double().cpu() for slope in _slopes(output @ signs, over)])
+    if not bool(sums.isfinite().all()):
+        raise _without_gradients("NaN or infinity")
+    return sums
+
+
 def _slopes(value: Tensor, over: Sequence[Tensor]) -> list[Tensor]:
-    found = torch.autograd.grad(value, over, retain_graph=True, allow_unused=True) if value.requires_grad else (None,) * len(over)
+    if not value.requires_grad:
+        raise _without_gradients(f"none for {len(over)} of {len(over)}")
+    try:
+        found = torch.autograd.grad(value, over, retain_graph=True, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:  # an operator that has no derivative, or whose input was overwritten
+        raise _without_gradients(str(error).partition("\n")[0]) from error
     slopes = [slope for slope in found if slope is not None]
     if len(slopes) < len(over):
-        raise NotTrainableError(
-            "the Hessian takes a gradient from the outputs to every weight, and to what layers read",
-            got=f"none for {len(over) - len(slopes)} of {len(over)}",
-            remedy='write sensitivity="noise", which takes none',
-        )
+        raise _without_gradients(f"none for {len(over) - len(slopes)} of {len(over)}")
     return slopes
+
+
+def _without_gradients(got: str) -> NotTrainableError:
+    return NotTrainableError(
+        "the Hessian takes a gradient from the outputs to every weight, and to what layers read",
+        got=got,
+        remedy='write sensitivity="noise", which takes none',
+    )
 
 
 @contextmanager
@@ -216,5 +243,12 @@ def _distance(model: QuantizedModel, batches: Sequence[Inputs], wanted: Sequence
 
 
 def _output(model: nn.Module, inputs: Inputs) -> Tensor:
-    """All floating-point outputs as one vector."""
-    return torch.cat([t.double().flatten() for t in tensors(call(model, inputs)) if t.is_floating_point()])
+    """All floating-point outputs as one vector. Raises TaskError where there is none."""
+    outputs = tensors(call(model, inputs))
+    if not (floats := [t.double().flatten() for t in outputs if t.is_floating_point()]):
+        raise TaskError(
+            "what rounding does to the outputs is seen in floating-point ones",
+            got=", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in outputs})),
+            remedy='write sensitivity="metric"',
+        )
+    return torch.cat(floats)

@@ -43,7 +43,7 @@ def quantize_weights(model: nn.Module, task: Task, config: Quantize, *, progress
 
 
 def looks_up(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the model reads tables by the embedding operator, in nn.Embedding or written out. It runs once, unharmed."""
+    """Whether the model reads tables by the embedding operator, in nn.Embedding or written out. It runs once, for evaluation."""
     lookups = _Lookups()
     with evaluating(model), unfused(), torch.no_grad(), lookups:
         call(model, inputs)

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import paredown
-from paredown import Activations, Distill, MixedBits, Quantize, Recipe, Task, Training, Weights
+from paredown import Activations, Distill, MixedBits, Prune, Quantize, Recipe, Task, Training, Weights, Widths
 from paredown.core.errors import NotFiniteError
 from paredown.core.precision import Scales
+from paredown.core.steps import Criterion
 from paredown.deploy.capabilities import executed_operators
+from paredown.measure.cost import count_macs
 from paredown.quantization.model import QuantizedModel
 from tests.quantization.models import relative
 
@@ -37,6 +39,14 @@ class Tied(Words):
     def forward(self, words: Tensor) -> Tensor:
         hidden = torch.relu(self.hidden(self.table(words).mean(1) + self.table(words.flip(1)[:, :2]).mean(1)))
         return hidden @ self.table.weight.T
+
+
+class Sparse(Words):
+    """Gradients of the table are sparse tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(500, 32, sparse=True)
 
 
 class Looked(nn.Module):
@@ -126,3 +136,14 @@ def test_a_planned_run_stores_them_for_a_size(make: Callable[[], nn.Module], tmp
     report = paredown.compress(task_of(make), paredown.Budget(max_drop=0.5, size="0.4x"), out=tmp_path, effort="1 step")
     (step,) = report.stages[-1].recipe.steps
     assert isinstance(step, Quantize) and step.weights.embeddings and report.met
+
+
+@pytest.mark.parametrize("importance", ["taylor", "taylor_second", "fisher"])
+def test_a_table_with_sparse_gradients_is_ranked_and_cut(importance: Criterion) -> None:
+    task = task_of(Sparse)
+    pruned = paredown.prune(task, Prune(ratio=0.3, importance=importance, widths=Widths(round_to=1)))
+    assert count_macs(pruned, task.inputs) <= 0.7 * count_macs(task.model, task.inputs)
+    dense = Words().eval()
+    dense.load_state_dict(task.model.state_dict())
+    same = paredown.prune(dataclasses.replace(task, model=dense), Prune(ratio=0.3, importance=importance, widths=Widths(round_to=1)))
+    assert torch.equal(pruned(task.inputs[0]), same(task.inputs[0]))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from paredown.core.errors import BudgetError, NotTrainableError
+from paredown.core.errors import BudgetError
 from paredown.core.steps import MixedBits, Quantize
 from paredown.measure.latency_table import LatencyTable
 from paredown.quantization.assign import quantize_mixed, reading_at
@@ -40,9 +40,6 @@ from paredown.quantization.mixed import (
 from paredown.quantization.model import QuantizedModel
 from paredown.quantization.scheme import BitWidths, Scheme
 from paredown.quantization.sensitivity import (
-    hessian_table,
-    hessian_table_of_tensors,
-    hessian_traces,
     metric_table,
     noise_table,
     tensors_of,
@@ -288,75 +285,3 @@ def test_the_real_drop_of_single_layers_is_larger_in_2_bits(trained_small_resnet
     drops = metric_table(models, pattern_task)
     assert drops.shape == (len(layers_of(models[0])), 2)
     assert drops[:, 0].max() > 0.01 and np.abs(drops[:, 1]).max() < 0.01
-
-
-class Square(nn.Module):
-    """One linear layer; half its output's squared distance, a sample, has the Hessian x^T x / samples per output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc(x)
-        return out
-
-
-def test_the_trace_is_that_of_the_hessian() -> None:
-    torch.manual_seed(0)
-    model, x = Square(), torch.randn(64, 3)
-    batches = [(x, torch.zeros(64, 2))]
-    quantized = quantize_model(
-        model, Task(model, (x[:4],), batches, batches, metric=lambda o, t: (o - t).mean(1)), Quantize(), reduced=False
-    )
-
-    traces = hessian_traces(quantized, [x], draws=200, read=True)
-    (trace,), (read,) = traces.weights, traces.tensors
-    expected = x.square().sum() / 64 * 2
-    assert trace == pytest.approx(float(expected), rel=0.05)
-    assert read == pytest.approx(float(model.fc.weight.detach().square().sum()), rel=0.05)  # 64 rows, each its own
-    table = hessian_table([quantized], traces)
-    q, weight = quantized.quantizer("fc@0:weight"), quantized.get_parameter("fc.weight").detach()
-    assert table[0, 0] == pytest.approx(trace / 6 * float((q(weight) - weight).square().sum()), rel=1e-5)
-    over = hessian_table_of_tensors([quantized], traces, [x])
-    grid = quantized.quantizer("fc@0:input")
-    assert over[0, 0] == pytest.approx(read / x.numel() * float((grid(x) - x).square().sum()), rel=1e-5)
-
-
-def test_the_trace_of_one_layer_holds_nothing_of_the_others(published: Task, calibration: list[Tensor]) -> None:
-    """As signs in all layers at once would have it: one draw of few samples must be near what many give, in every layer."""
-    quantized = quantize_model(published.model, published, Quantize(samples=32), reduced=True)
-    once = hessian_traces(quantized, calibration[:1], draws=4).weights
-    often = hessian_traces(quantized, calibration[:1], draws=40, seed=1).weights
-    assert (once > 0.5 * often).all() and (once < 2 * often).all()
-
-
-class Rounded(nn.Module):
-    """No gradient gets behind the rounding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.second(self.first(x).round().detach())
-        return out
-
-
-class Argmax(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(torch.relu(self.first(x))).argmax(1, keepdim=True).float()
-
-
-@pytest.mark.parametrize(("model", "without"), [(Rounded(), 1), (Argmax(), 2)])
-def test_the_hessian_of_a_model_without_gradients_is_refused(model: nn.Module, without: int) -> None:
-    x = torch.randn(8, 3)
-    batches = [(x, torch.zeros(8, 1))]
-    task = Task(model, (x[:4],), batches, batches, metric=lambda o, t: (o - t).mean(1), loss=lambda o, t: (o - t).mean())
-    quantized = quantize_model(model, task, Quantize(), reduced=False)
-    with pytest.raises(NotTrainableError, match=f'none for {without} of 2; write sensitivity="noise"'):
-        hessian_traces(quantized, [x])

@@ -104,7 +104,7 @@ def curvatures(
             with fitting("the data", *batch):
                 value = objective(model, batch)
             found = torch.autograd.grad(value, list(parameters.values()), create_graph=True, allow_unused=True)
-            gradients = {name: g for name, g in zip(parameters, found, strict=True) if g is not None}
+            gradients = _dense(dict(zip(parameters, found, strict=True)))
             along = torch.stack([(gradients[name] * u).sum() for name, u in moved.items() if name in gradients]).sum()
             product = torch.autograd.grad(along, list(parameters.values()), allow_unused=True)
         turned = _checked(dict(zip(parameters, product, strict=True)))
@@ -154,8 +154,13 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.requires_grad_(True) for name, p in model.named_parameters() if p.is_floating_point()}
 
 
+def _dense(found: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Those that there are; of nn.Embedding(sparse=True) they come sparse."""
+    return {name: g.to_dense() if g.is_sparse else g for name, g in found.items() if g is not None}
+
+
 def _checked(found: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    gradients = {name: g for name, g in found.items() if g is not None}
+    gradients = _dense(found)
     if not all(bool(torch.isfinite(g).all()) for g in gradients.values()):
         raise NotFiniteError(
             "gradients must be finite", got="NaN or infinity", remedy="look for log(0) or sqrt(0) in the model or the loss"
