@@ -145,5 +145,7 @@ def test_a_table_with_sparse_gradients_is_ranked_and_cut(importance: Criterion) 
     assert count_macs(pruned, task.inputs) <= 0.7 * count_macs(task.model, task.inputs)
     dense = Words().eval()
     dense.load_state_dict(task.model.state_dict())
-    same = paredown.prune(dataclasses.replace(task, model=dense), Prune(ratio=0.3, importance=importance, widths=Widths(round_to=1)))
+    same = paredown.prune(
+        dataclasses.replace(task, model=dense), Prune(ratio=0.3, importance=importance, widths=Widths(round_to=1))
+    )
     assert torch.equal(pruned(task.inputs[0]), same(task.inputs[0]))
