@@ -1,6 +1,7 @@
 """stories260K with half the width in its MLPs (172 -> 86), recovered by distillation token by token, without labels.
 
     python -m benchmarks.stories_mlp          three seeds of 40 minutes, after the stories are told; goes on where it stopped
+    python -m benchmarks.stories_mlp 1        one seed; the others stay as the table has them
     python -m benchmarks.stories_mlp smoke    two steps on a few stories; nothing is written
 
 Stories that the model tells, another seed for each use, stand for text that it knows (see `benchmarks/stories.py`). Perplexity of
@@ -12,6 +13,7 @@ import dataclasses
 import hashlib
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 import paredown
 from benchmarks import stories
-from benchmarks.record import row, write
+from benchmarks.record import read, row, write
 from paredown import Distill, Hint, Prune, TokenLevel, Training, Widths
 from paredown.core.effort import Effort
 from paredown.core.measurement import Measurement
@@ -68,16 +70,18 @@ def perplexity(case: str, llama: nn.Module, tokens: Tensor, **extra: Any) -> dic
     return row(case, found, **extra)
 
 
-def main() -> None:
+def main(seeds: Sequence[int] = SEEDS) -> None:
     llama = stories.model()
     task = stories.task(llama, stories.told(llama, _TRAIN, 3), stories.told(llama, _HELD_OUT, 4), batch=_BATCH)
     held_out, start = stories.told(llama, _HELD_OUT, 6), cut(task)  # those of 5 were seen while the effort was chosen
     macs = round(count_macs(start, task.inputs) / count_macs(llama, task.inputs), 4)
     rows = [perplexity("original", llama, held_out, macs_ratio=1.0), perplexity("half the MLP width, untrained", start, held_out)]
-    for seed in SEEDS:
+    effort = str(CONFIG.training.effort)
+    others = [each for each in read("stories_mlp.csv") if each["seed"] not in ("", *map(str, seeds)) and each["effort"] == effort]
+    for seed in seeds:
         found = perplexity("half the MLP width, recovered", recovered(task, start, seed), held_out, seed=seed, macs_ratio=macs)
-        rows.append(found | {"of_original": round(found["value"] / rows[0]["value"], 4), "effort": str(CONFIG.training.effort)})
-        print(write("stories_mlp.csv", rows))
+        rows.append(found | {"of_original": round(found["value"] / rows[0]["value"], 4), "effort": effort})
+        print(write("stories_mlp.csv", rows + others))
 
 
 def smoke() -> None:
@@ -92,4 +96,4 @@ def smoke() -> None:
 
 
 if __name__ == "__main__":
-    smoke() if sys.argv[1:] == ["smoke"] else main()
+    smoke() if sys.argv[1:] == ["smoke"] else main([*map(int, sys.argv[1:])] or SEEDS)
