@@ -10,7 +10,9 @@ neighbour; few stand there. An operator that computes something else moves many:
 rounded once more those within its error of an edge. So an operator is explained by rounding while
     ||difference|| <= 1e-4 ||y||                      off the grids;
     ||difference|| <= s sqrt(max(6e-4 n r / s, 2))    on a grid of step s,   r = ||y|| / sqrt(n), n values:
-as if those had become their neighbours that stand within 3e-4 r of an edge, and two at least.
+as if those had become their neighbours that stand within 3e-4 r of an edge, and two at least. A quantizer alone is fed with the
+very numbers that torch rounds, and still a runtime may multiply by 1 / s where torch divides by s: within 1e-6 r, and two at
+least.
 """
 
 import pathlib
@@ -41,6 +43,7 @@ _FUSED = ("Relu", "Clip", "Add", "Mul", "Sigmoid", "HardSigmoid", "HardSwish", "
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FAKES = (torch.ops.paredown.fake_quantize.default, torch.ops.paredown.fake_quantize_two_sided.default)
 _LAST_BITS, _NEAR, _FEWEST = 1e-4, 3e-4, 2
+_NEAR_ALONE = 1e-6  # some units in the last place of a float32
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,13 @@ def first_divergence(
 
 def by_rounding(graph: "Graph", value: str, stretch: Stretch) -> float:
     """How far a stretch may be from torch, as relative L2, where nothing but rounding differs."""
-    want, step = graph.reference[value].astype(np.float64), largest_step(graph, stretch)
+    want, step, near = graph.reference[value].astype(np.float64), largest_step(graph, stretch), _NEAR
+    if not step > 0:
+        step, near = _step_alone(graph, stretch), _NEAR_ALONE
     size = float(np.linalg.norm(want))
     if not size > 0 or not step > 0:
         return _LAST_BITS
-    neighbours = max(2 * _NEAR * size * float(np.sqrt(want.size)) / step, _FEWEST)
+    neighbours = max(2 * near * size * float(np.sqrt(want.size)) / step, _FEWEST)
     return max(step * float(np.sqrt(neighbours)) / size, _LAST_BITS)
 
 
@@ -125,6 +130,15 @@ def largest_step(graph: "Graph", stretch: Stretch) -> float:
     inner = [graph.nodes[i] for i in nodes if graph.nodes[i].op_type == _Q and graph.nodes[i].input[0] not in feeds]
     steps = [float(to_array(graph.stored[node.input[1]]).max()) for node in inner if node.input[1] in graph.stored]
     return max(steps, default=0.0)
+
+
+def _step_alone(graph: "Graph", stretch: Stretch) -> float:
+    """Of a stretch that is a quantizer and nothing else but moves; 0 of any other."""
+    nodes = [graph.nodes[i] for i in stretch[0]]
+    if not {node.op_type for node in nodes} <= {_Q, _DQ, *MOVES}:
+        return 0.0
+    scales = [node.input[1] for node in nodes if node.op_type == _Q and node.input[1] in graph.stored]
+    return max((float(to_array(graph.stored[name]).max()) for name in scales), default=0.0)
 
 
 def reference_values(twin: Built, inputs: Inputs, skipped: Collection[object] = ()) -> dict[str, Array]:
