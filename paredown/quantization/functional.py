@@ -2,7 +2,8 @@
 `relu(x)`; `silu(x)` as a product, x sigmoid(x); a gate that is expanded for a product as it is, since products broadcast.
 
 Whatever read x after the operator reads its result. Where x shares its memory with another tensor (it is a view, has
-views, or is an input) the operator stays as it is, and no quantizer is put at x.
+views, or is an input) the operator stays as it is, and no quantizer is put at x. But for dropouts: traced in evaluation mode they
+change nothing, and the modules that they become write elsewhere (`insert.py`).
 """
 
 import operator
@@ -17,6 +18,7 @@ _VIEWS = frozenset(
      "expand_as", "narrow", "chunk", "split", "split_with_sizes", "unbind", "view_as", "detach", "alias", "diagonal", "unfold",
      "movedim", "swapaxes", "contiguous", "to", "dropout", "feature_dropout", "dropout_", "feature_dropout_", "numpy_T", "mT"]
 )  # fmt: skip
+_DROPOUTS = ("dropout_", "feature_dropout_")
 
 
 def is_inplace(node: fx.Node) -> bool:
@@ -33,7 +35,7 @@ def functionalize_(graph: fx.Graph) -> int:
             continue
         counterpart = _counterpart(node)
         x = node.args[0]
-        if counterpart is None or not isinstance(x, fx.Node) or _aliased(x):
+        if counterpart is None or not isinstance(x, fx.Node) or (_aliased(x) and name_of(node) not in _DROPOUTS):
             continue
         later = set(_after(node))
         node.target = counterpart
