@@ -107,6 +107,7 @@ def beside_peers(task: paredown.Task, target: Target) -> Rows:
         for number, (peer, write) in enumerate(peers(target.runtime).items()):
             try:
                 write(task, whole, folder / f"peer{number}.onnx")
+                scored(task, folder / f"peer{number}.onnx", target)  # one that doesn't run is out
                 files[peer] = folder / f"peer{number}.onnx"
             except Exception as error:
                 failed.append({"case": f"{target.runtime} {peer}", "metric": "failed", "reason": f"{error!r}"[:300]})
