@@ -30,6 +30,7 @@ class Rules:
     moves: operators that pass a quantized tensor on with its scale.
     restated: moves that the runtime takes only between two quantizers; the tensor's own is put behind them again.
     sums: a join is fused into a stored operator that it alone reads, and takes that operand unrounded.
+    averages: what alone reads an operator leaves its output in float.
     Where "sigmoid" is among the lookups, a silu is two operators, a sigmoid and a product.
     """
 
@@ -41,11 +42,12 @@ class Rules:
     restated: frozenset[str]
     sums: bool = False
     lookups: frozenset[str] = frozenset()
+    averages: frozenset[str] = frozenset()
 
 
 # Shares of 1, of which the model's results may be made: these, and products, are on a grid only on the way to another layer,
 # where they scale what it reads; small probabilities would all become 0.
-_GATES = frozenset(["sigmoid"])
+_GATES, _AVERAGES = frozenset(["sigmoid"]), frozenset(["avg_pool1d", "avg_pool2d", "avg_pool3d"])
 _CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
 TRANSPOSED = frozenset(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"])
 RECURRENT = frozenset(["lstm", "gru", "rnn_tanh", "rnn_relu"])
@@ -65,11 +67,11 @@ PORTABLE = Rules(
 # ONNX Runtime 1.32: a convolution without a quantized output runs in float; Add and Mul (QLinearAdd, QLinearMul) want three
 # quantizers, Sigmoid two. Concat and pools of means have integer kernels too, which gained nothing in DenseNet and GoogLeNet.
 # OpenVINO 2026.4: conv + quantizer + add + relu + quantizer is one operator, which skips the rounding of the first; a silu, a
-# sigmoid or a hardswish behind a convolution is part of it, in float, and rounded once.
+# sigmoid or a hardswish behind a convolution is part of it, in float, and rounded once. Its integer average pool is wrong (VNNI).
 RULES: dict[str | None, Rules] = {
     None: PORTABLE,
     "onnxruntime": replace(PORTABLE, joins=PORTABLE.joins | {"mul"}, lookups=frozenset(["sigmoid"])),
-    "openvino": replace(PORTABLE, sums=True, fused=PORTABLE.fused | {"silu", "sigmoid", "hardswish"}),
+    "openvino": replace(PORTABLE, sums=True, fused=PORTABLE.fused | {"silu", "sigmoid", "hardswish"}, averages=_AVERAGES),
 }
 # Linear layers, on what the runtime rounds as it comes; no tensor between two operators stays in integers.
 DYNAMIC = Rules(
@@ -249,7 +251,8 @@ def _take(state: _State, node: fx.Node, operands: tuple[fx.Node, ...], *, stored
         if origin not in state.anchors:
             state.anchors[origin] = _key(state, origin, node)
     after = _fused(state, node)
-    if stored and after not in state.unrounded and not _is_result(state, after):
+    averaged = bool(after.users) and all(name_of(user) in state.rules.averages for user in after.users)
+    if stored and not averaged and after not in state.unrounded and not _is_result(state, after):
         state.anchors.setdefault(after, _key(state, after, node))
 
 
