@@ -103,15 +103,15 @@ def beside_peers(task: paredown.Task, target: Target) -> Rows:
         whole = exported(task.model, task, target, folder / "fp32.onnx")
         quantized = paredown.quantize(task, paredown.Quantize(target=target.runtime))
         files = {"paredown": exported(quantized, task, target, folder / "ours.onnx")}
-        failed: Rows = []
+        scores, failed = _scores(task, target, {"fp32": whole, **files}), Rows()
         for number, (peer, write) in enumerate(peers(target.runtime).items()):
             try:
-                write(task, whole, folder / f"peer{number}.onnx")
-                scored(task, folder / f"peer{number}.onnx", target)  # one that doesn't run is out
-                files[peer] = folder / f"peer{number}.onnx"
+                file = folder / f"peer{number}.onnx"
+                write(task, whole, file)
+                scores[peer] = scored(task, file, target)  # one that doesn't run is out
+                files[peer] = file
             except Exception as error:
                 failed.append({"case": f"{target.runtime} {peer}", "metric": "failed", "reason": f"{error!r}"[:300]})
-        scores = _scores(task, target, {"fp32": whole, **files})
         rows = _rows(target, whole, files, scores, task)
         for peer in [name for name in files if name != "paredown"]:
             case, ours = f"{target.runtime} paredown against {peer}", files["paredown"]

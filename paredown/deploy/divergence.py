@@ -128,8 +128,7 @@ def largest_step(graph: "Graph", stretch: Stretch) -> float:
     """Of the quantizers within a stretch; those of what it is fed with round the same in torch. 0: there are none."""
     nodes, feeds = stretch
     inner = [graph.nodes[i] for i in nodes if graph.nodes[i].op_type == _Q and graph.nodes[i].input[0] not in feeds]
-    steps = [float(to_array(graph.stored[node.input[1]]).max()) for node in inner if node.input[1] in graph.stored]
-    return max(steps, default=0.0)
+    return _largest_scale(graph, inner)
 
 
 def _step_alone(graph: "Graph", stretch: Stretch) -> float:
@@ -137,8 +136,12 @@ def _step_alone(graph: "Graph", stretch: Stretch) -> float:
     nodes = [graph.nodes[i] for i in stretch[0]]
     if not {node.op_type for node in nodes} <= {_Q, _DQ, *MOVES}:
         return 0.0
-    scales = [node.input[1] for node in nodes if node.op_type == _Q and node.input[1] in graph.stored]
-    return max((float(to_array(graph.stored[name]).max()) for name in scales), default=0.0)
+    return _largest_scale(graph, [node for node in nodes if node.op_type == _Q])
+
+
+def _largest_scale(graph: "Graph", quantizers: list[NodeProto]) -> float:
+    steps = [float(to_array(graph.stored[node.input[1]]).max()) for node in quantizers if node.input[1] in graph.stored]
+    return max(steps, default=0.0)
 
 
 def reference_values(twin: Built, inputs: Inputs, skipped: Collection[object] = ()) -> dict[str, Array]:

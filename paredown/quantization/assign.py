@@ -124,11 +124,16 @@ def choose_bits(
         return _Posed(kind, (weights, read), problem, found)
 
     verified, sign = wanted.method == "exact" and wanted.evaluations > 1, -1 if task.scorer.higher_is_better else 1
-    measure = functools.cache(_measuring(probe, candidates, choices, task, wanted.evaluations, progress))
+    copied = functools.cache(functools.partial(copy.deepcopy, probe))  # made where one is tried, and then the same for all
+
+    def tried(found: Assignment) -> QuantizedModel:
+        _take_(copied(), candidates, [choices[c] for c in found])
+        return copied()
+
+    measure = functools.cache(_measuring(tried, task, wanted.evaluations, progress))
 
     def lost(found: Assignment) -> tuple[float, float]:
-        by_metric = sign * measure(found).value if verified else 0.0
-        return by_metric, _apart(probe, candidates, [choices[c] for c in found], batches)
+        return sign * measure(found).value if verified else 0.0, noise(tried(found), batches)
 
     first = _first(wanted, posed, lost)
     found = first.found
@@ -167,13 +172,6 @@ def _first(
         _log.info("the sensitivity of layers is the noise of the output: %s", error)
         return by_noise
     return by_noise if by_noise.found == by_hessian.found else min(by_noise, by_hessian, key=lambda each: lost(each.found))
-
-
-def _apart(probe: QuantizedModel, candidates: Candidates, widths: Sequence[BitWidths], batches: Sequence[Inputs]) -> float:
-    """How far the outputs are from the float model's."""
-    trial = copy.deepcopy(probe)
-    _take_(trial, candidates, widths)
-    return noise(trial, batches)
 
 
 def _choices(weights: Sequence[int], activations: Sequence[int]) -> tuple[BitWidths, ...]:
@@ -232,23 +230,16 @@ def _better(evaluations: int) -> Callable[[Scores, Scores], bool]:
 
 
 def _measuring(
-    probe: QuantizedModel,
-    candidates: Candidates,
-    choices: Sequence[BitWidths],
-    task: Task,
-    evaluations: int,
-    progress: Progress,
+    tried: Callable[[Assignment], QuantizedModel], task: Task, evaluations: int, progress: Progress
 ) -> Callable[[Assignment], Scores]:
-    """The task's metric of an assignment on validation data; the probe itself stays as it is."""
-    made, done = list[QuantizedModel](), 0
+    """The task's metric of an assignment on validation data. tried: the model with its bits."""
+    done = 0
 
     def measure(assignment: Assignment) -> Scores:
         nonlocal done
         done += 1
-        trial = made[0] if made else copy.deepcopy(probe)
-        made[:] = [trial]
         progress("choosing bits", min(0.99, done / evaluations))
-        _take_(trial, candidates, [choices[c] for c in assignment])
+        trial = tried(assignment)
         return score(lambda inputs: call(trial, inputs), task, "validation")
 
     return measure

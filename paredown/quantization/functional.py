@@ -18,7 +18,7 @@ _VIEWS = frozenset(
      "expand_as", "narrow", "chunk", "split", "split_with_sizes", "unbind", "view_as", "detach", "alias", "diagonal", "unfold",
      "movedim", "swapaxes", "contiguous", "to", "dropout", "feature_dropout", "dropout_", "feature_dropout_", "numpy_T", "mT"]
 )  # fmt: skip
-_DROPOUTS = ("dropout_", "feature_dropout_")
+DROPOUTS = ("dropout", "feature_dropout")
 
 
 def is_inplace(node: fx.Node) -> bool:
@@ -35,7 +35,7 @@ def functionalize_(graph: fx.Graph) -> int:
             continue
         counterpart = _counterpart(node)
         x = node.args[0]
-        if counterpart is None or not isinstance(x, fx.Node) or (_aliased(x) and name_of(node) not in _DROPOUTS):
+        if counterpart is None or not isinstance(x, fx.Node) or (_aliased(x) and name_of(node).removesuffix("_") not in DROPOUTS):
             continue
         later = set(_after(node))
         node.target = counterpart

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from paredown.core.steps import Quantize
 from paredown.graph import dynamic_quantize as _operator  # noqa: F401 (importing it registers the operator)
 from paredown.graph.trace import module_path, path_of
+from paredown.quantization.functional import DROPOUTS
 from paredown.quantization.grid import BIASES, WEIGHTS
 from paredown.quantization.model import Codebook, FakeQuantizer, HalfFloat
 from paredown.quantization.nodes import argument, constant, name_of, value_of
@@ -94,7 +95,7 @@ def insert_dropouts_(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         name = name_of(node).removesuffix("_")
         value = value_of(node)
-        if name not in ("dropout", "feature_dropout") or value is None:
+        if name not in DROPOUTS or value is None:
             continue
         path = module_path(node).replace(".", "/")
         key = f"{path}@{seen[path]}"

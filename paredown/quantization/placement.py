@@ -30,7 +30,7 @@ class Rules:
     moves: operators that pass a quantized tensor on with its scale.
     restated: moves that the runtime takes only between two quantizers; the tensor's own is put behind them again.
     sums: a join is fused into a stored operator that it alone reads, and takes that operand unrounded.
-    averages: what alone reads an operator leaves its output in float.
+    averages: where nothing else reads a stored operator, its output stays in float.
     Where "sigmoid" is among the lookups, a silu is two operators, a sigmoid and a product.
     """
 

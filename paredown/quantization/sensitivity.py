@@ -178,7 +178,7 @@ def _slopes(value: Tensor, over: Sequence[Tensor]) -> list[Tensor]:
         found = torch.autograd.grad(value, over, retain_graph=True, allow_unused=True)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, NotImplementedError) as error:  # an operator that has no derivative, or whose input was overwritten
+    except RuntimeError as error:  # an operator that has no derivative, or whose input was overwritten
         raise _without_gradients(str(error).partition("\n")[0]) from error
     slopes = [slope for slope in found if slope is not None]
     if len(slopes) < len(over):

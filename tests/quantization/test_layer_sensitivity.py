@@ -15,6 +15,12 @@ from paredown.quantization.static import quantize_model
 from paredown.task.task import Task
 
 
+def task_of(model: nn.Module, x: Tensor, outputs: int) -> Task:
+    """Data that say nothing: sensitivities of the output read the inputs alone."""
+    batches = [(x, torch.zeros(len(x), outputs))]
+    return Task(model, (x[:4],), batches, batches, metric=lambda o, t: (o - t).mean(1), loss=lambda o, t: (o - t).float().mean())
+
+
 class Square(nn.Module):
     """One linear layer; half its output's squared distance, a sample, has the Hessian x^T x / samples per output."""
 
@@ -30,11 +36,7 @@ class Square(nn.Module):
 def test_the_trace_is_that_of_the_hessian() -> None:
     torch.manual_seed(0)
     model, x = Square(), torch.randn(64, 3)
-    batches = [(x, torch.zeros(64, 2))]
-    quantized = quantize_model(
-        model, Task(model, (x[:4],), batches, batches, metric=lambda o, t: (o - t).mean(1)), Quantize(), reduced=False
-    )
-
+    quantized = quantize_model(model, task_of(model, x, 2), Quantize(), reduced=False)
     traces = hessian_traces(quantized, [x], draws=200, read=True)
     (trace,), (read,) = traces.weights, traces.tensors
     expected = x.square().sum() / 64 * 2
@@ -107,8 +109,7 @@ class Stepped(Rounded):
 )
 def test_the_hessian_of_a_model_without_gradients_is_refused_and_bits_go_by_noise(model: nn.Module, got: str) -> None:
     x = torch.randn(8, 3)
-    batches = [(x, torch.zeros(8, 1))]
-    task = Task(model, (x[:4],), batches, batches, metric=lambda o, t: (o - t).mean(1), loss=lambda o, t: (o - t).mean())
+    task = task_of(model, x, 1)
     quantized = quantize_model(model, task, Quantize(), reduced=False)
     with pytest.raises(NotTrainableError, match=f'{got}; write sensitivity="noise"'):
         hessian_traces(quantized, [x])
@@ -148,8 +149,7 @@ def test_outputs_that_are_no_floats_are_refused_with_the_way_out() -> None:
             return super().forward(x).long()
 
     x = torch.randn(8, 3)
-    batches = [(x, torch.zeros(8, 1))]
-    task = Task(Classes(), (x[:4],), batches, batches, metric=lambda o, t: (o - t).mean(1), loss=lambda o, t: (o - t).mean())
+    task = task_of(Classes(), x, 1)
     quantized = quantize_model(task.model, task, Quantize(), reduced=False)
     with pytest.raises(TaskError, match='got int64; write sensitivity="metric"'):
         choose_bits(quantized, task, MixedBits(5, evaluations=1))
